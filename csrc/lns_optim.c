@@ -1,0 +1,54 @@
+#include "lns_optim.h"
+
+#include <math.h>
+
+#include "lns_port.h"
+
+LNS_CLONES void lns_gradient_step_f32(float *out, const float *x, const float *gradient, double step, size_t count)
+{
+    float rate = (float)step;
+    for (size_t j = 0; j < count; j++) out[j] = x[j] - rate * gradient[j];
+}
+
+void lns_sgd_f32(float *x, float *velocity, const float *gradient, double rate, double momentum, size_t count)
+{
+    if (!velocity) {
+        lns_gradient_step_f32(x, x, gradient, rate, count);
+        return;
+    }
+    for (size_t j = 0; j < count; j++) velocity[j] = (float)momentum * velocity[j] + gradient[j];
+    lns_gradient_step_f32(x, x, velocity, rate, count);
+}
+
+LNS_CLONES void lns_adam_f32(float *restrict x, float *restrict first, float *restrict second,
+                             const float *restrict gradient, double rate, double beta1, double beta2, double epsilon,
+                             size_t iteration, size_t count)
+{
+    double correction1 = 1 - pow(beta1, (double)iteration), correction2 = 1 - pow(beta2, (double)iteration);
+    float decay1 = (float)beta1, new1 = (float)(1 - beta1), decay2 = (float)beta2, new2 = (float)(1 - beta2);
+    float step = (float)(rate / correction1), root = (float)sqrt(correction2), tiny = (float)epsilon;
+    for (size_t j = 0; j < count; j++) {
+        first[j] = decay1 * first[j] + new1 * gradient[j];
+        second[j] = decay2 * second[j] + new2 * gradient[j] * gradient[j];
+        x[j] -= step * first[j] / (sqrtf(second[j]) / root + tiny);
+    }
+}
+
+void lns_movement_f32(double *slope, double *square, const float *to, const float *from, const float *gradient,
+                      size_t count)
+{
+    double inner = 0, norm = 0;
+    for (size_t j = 0; j < count; j++) {
+        double move = (double)to[j] - (double)from[j];
+        inner += move * (double)gradient[j];
+        norm += move * move;
+    }
+    *slope = inner;
+    *square = norm;
+}
+
+double lns_cosine(double rate, double floor, size_t at, size_t total)
+{
+    const double pi = 3.14159265358979323846;
+    return floor + (rate - floor) * (1 + cos(pi * (double)at / (double)total)) / 2;
+}

@@ -1,0 +1,34 @@
+/* Everything that differs between compilers and builds; no other file has an #ifdef. */
+#ifndef LNS_PORT_H
+#define LNS_PORT_H
+
+#ifdef _OPENMP
+#include <omp.h>
+static inline int lns_thread(void) { return omp_get_thread_num(); }
+enum { LNS_HAS_OPENMP = 1 };
+#else
+static inline int lns_thread(void) { return 0; }
+enum { LNS_HAS_OPENMP = 0 };
+#endif
+
+/* LNS_CLONES: the compiler emits AVX2 and AVX-512 copies of a plain loop, chosen when the library is loaded.
+ * The choice runs before a sanitizer is ready, so sanitizer builds do without, as do platforms that lack it. */
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__) \
+    && !defined(__SANITIZE_ADDRESS__)
+#define LNS_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define LNS_CLONES
+#endif
+
+/* A parallel loop over independent iterations; serial, and threads unused, where there is no OpenMP. */
+#ifdef _OPENMP
+#define LNS_PRAGMA(text) _Pragma(#text)
+#define LNS_PARALLEL_FOR(threads) LNS_PRAGMA(omp parallel for schedule(static) num_threads(threads) if ((threads) > 1))
+/* A sum may be split over SIMD lanes; without leave a compiler keeps a float sum in its order, one term at a time. */
+#define LNS_SIMD_SUM(...) LNS_PRAGMA(omp simd reduction(+ : __VA_ARGS__))
+#else
+#define LNS_SIMD_SUM(...)
+#define LNS_PARALLEL_FOR(threads) (void)(threads);
+#endif
+
+#endif

@@ -1,0 +1,15 @@
+"""Activation steering, learned end to end: sparse affine maps from two small unpaired sets of inputs (LinEAS)."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from . import ot, penalties
+from .fit import fit
+from .sites import Site, find_sites
+from .steering import Handle, Steering
+
+try:
+    __version__ = version("lineas")
+except PackageNotFoundError:  # imported from a source tree that was never installed
+    __version__ = "0+unknown"
+
+__all__ = ["Handle", "Site", "Steering", "find_sites", "fit", "ot", "penalties"]

@@ -1,0 +1,186 @@
+"""Whatever the user has, as batches of tensors with a mask."""
+
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Batch", "as_batches"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass takes: model(*args, **kwargs). Every tensor has the samples in dimension 0."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+    size: int
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(batch, tokens), not zero where a token counts."""
+        return self.kwargs.get("attention_mask")
+
+    def to(self, device: torch.device) -> "Batch":
+        def move(value):
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        return Batch(tuple(map(move, self.args)), {k: move(v) for k, v in self.kwargs.items()}, self.size)
+
+    def rows(self, start: int, stop: int) -> "Batch":
+        def cut(value):
+            return value[start:stop] if isinstance(value, Tensor) and value.ndim else value
+
+        size = min(stop, self.size) - start
+        return Batch(tuple(map(cut, self.args)), {k: cut(v) for k, v in self.kwargs.items()}, size)
+
+
+def as_batches(
+    inputs: Any, name: str, model: nn.Module, tokenizer: Any = None, batch_size: int | None = None,
+    max_length: int | None = None,
+) -> list[Batch]:  # fmt: skip
+    """Turn strings, chats, tensors, dicts of tensors, a Dataset or a DataLoader into batches on the CPU or where they are.
+
+    Parameters
+    ----------
+    inputs : see the public docstring of `lineas.fit`
+    name : str
+        What to call these inputs in messages: "src" or "tgt".
+    batch_size : int, optional
+        Samples of a batch; all in one if not given. A DataLoader keeps its own batches.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On inputs of another kind, fewer than two samples, tensors that disagree in length, a row that is all padding.
+    """
+    batches = list(_raw_batches(inputs, name, model, tokenizer, batch_size, max_length))
+    count = sum(batch.size for batch in batches)
+    if count < 2:
+        raise ValueError(f"{name}: expected at least 2 samples, got {count}; one sample has no distribution")
+    for batch in batches:
+        _check_mask(batch, name)
+    return batches
+
+
+def _raw_batches(inputs, name, model, tokenizer, batch_size, max_length) -> Iterator[Batch]:
+    if isinstance(inputs, str):
+        raise TypeError(f"{name}: expected a list of strings, got one string")
+    if isinstance(inputs, (Tensor, Mapping)):
+        batch = _tensor_batch(inputs, name)
+        for start in range(0, batch.size, batch_size or max(batch.size, 1)):
+            yield batch.rows(start, start + (batch_size or batch.size))
+    elif _is_texts(inputs):
+        yield from _text_batches(list(inputs), name, model, tokenizer, batch_size, max_length)
+    elif isinstance(inputs, torch.utils.data.DataLoader):
+        for item in inputs:
+            if _is_texts(item):
+                yield from _text_batches(list(item), name, model, tokenizer, None, max_length)
+            else:
+                yield _tensor_batch(item, name)
+    elif hasattr(inputs, "__getitem__") and isinstance(inputs, Sized):
+        if len(inputs) == 0:
+            return
+        loader = torch.utils.data.DataLoader(inputs, batch_size=batch_size or len(inputs))  # type: ignore[arg-type]
+        yield from _raw_batches(loader, name, model, tokenizer, batch_size, max_length)
+    else:
+        raise TypeError(
+            f"{name}: expected strings, chats, a tensor, a dict of tensors, a Dataset or a DataLoader; "
+            f"got {type(inputs).__name__}"
+        )
+
+
+def _is_texts(inputs: Any) -> bool:
+    return isinstance(inputs, (list, tuple)) and bool(inputs) and all(isinstance(x, str) or _is_chat(x) for x in inputs)
+
+
+def _is_chat(item: Any) -> bool:
+    return isinstance(item, Sequence) and bool(item) and all(isinstance(x, Mapping) and "role" in x for x in item)
+
+
+def _tensor_batch(item: Any, name: str) -> Batch:
+    if isinstance(item, Tensor):
+        args: tuple = (item,)
+        kwargs: dict[str, Any] = {}
+    elif isinstance(item, Mapping):
+        args, kwargs = (), dict(item)
+    elif isinstance(item, (list, tuple)):
+        args, kwargs = tuple(item), {}
+    else:
+        raise TypeError(f"{name}: expected batches of tensors or dicts of tensors, got {type(item).__name__}")
+    named = [*((f"[{k}]", v) for k, v in enumerate(args)), *kwargs.items()]
+    lengths = {key: value.shape[0] for key, value in named if isinstance(value, Tensor) and value.ndim}
+    if not lengths:
+        raise TypeError(f"{name}: expected tensors with samples in dimension 0, got {item!r:.100}")
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{name}: expected tensors of one length in dimension 0, got {lengths}")
+    return Batch(args, kwargs, next(iter(lengths.values())))
+
+
+def _check_mask(batch: Batch, name: str) -> None:
+    mask = batch.mask
+    if mask is None:
+        return
+    if mask.ndim != 2:
+        raise ValueError(f"{name}: expected attention_mask (batch, tokens), got {tuple(mask.shape)}")
+    ids = batch.kwargs.get("input_ids")
+    if isinstance(ids, Tensor) and ids.shape != mask.shape:
+        raise ValueError(
+            f"{name}: expected attention_mask in the shape of input_ids, got {tuple(mask.shape)} and {tuple(ids.shape)}"
+        )
+    empty = (mask != 0).sum(1) == 0
+    if empty.any():
+        raise ValueError(f"{name}: sample {int(empty.nonzero()[0])} of a batch is all padding; it has no response")
+
+
+def find_tokenizer(model: nn.Module, name: str) -> Any:
+    """The tokenizer of the model's own name, as transformers would load it."""
+    path = getattr(model, "name_or_path", "") or getattr(getattr(model, "config", None), "_name_or_path", "")
+    advice = f"{name}: strings need a tokenizer; pass tokenizer="
+    if not path:
+        raise ValueError(f"{advice} (this {type(model).__name__} has no name to look one up by)")
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ValueError(f"{advice}, or install transformers to look it up") from error
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{advice} (there is none to load at {path!r})") from error
+
+
+def _text_batches(texts, name, model, tokenizer, batch_size, max_length) -> Iterator[Batch]:
+    tokenizer = tokenizer if tokenizer is not None else find_tokenizer(model, name)
+    if max_length is None:
+        limit = getattr(tokenizer, "model_max_length", None)
+        max_length = limit if isinstance(limit, int) and limit < 10**9 else None  # beyond that it means "not known"
+    rows = [_tokens(text, tokenizer, max_length) for text in texts]
+    for k, row in enumerate(rows):
+        if not len(row["input_ids"]):
+            raise ValueError(f"{name}: text {k} has no tokens: {texts[k]!r:.60}")
+    for start in range(0, len(rows), batch_size or len(rows)):
+        yield _pad(rows[start : start + (batch_size or len(rows))], tokenizer)
+
+
+def _tokens(text: Any, tokenizer: Any, max_length: int | None) -> dict[str, list[int]]:
+    options = {"truncation": True, "max_length": max_length} if max_length else {}
+    if isinstance(text, str):
+        encoded = tokenizer(text, **options)
+    else:
+        encoded = tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, **options)
+    return {key: list(encoded[key]) for key in ("input_ids", "token_type_ids") if key in encoded}
+
+
+def _pad(rows: list[dict[str, list[int]]], tokenizer: Any) -> Batch:
+    """Pad on the right, where no position depends on it. Padding never counts, so any id serves for a missing pad token."""
+    lengths = [len(row["input_ids"]) for row in rows]
+    longest = max(lengths)
+    fill = {"input_ids": getattr(tokenizer, "pad_token_id", None) or 0}
+    kwargs: dict[str, Any] = {
+        key: torch.tensor([row[key] + [fill.get(key, 0)] * (longest - len(row[key])) for row in rows])
+        for key in rows[0]
+    }
+    kwargs["attention_mask"] = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+    return Batch((), kwargs, len(rows))

@@ -1,0 +1,339 @@
+"""fit: from two sets of inputs to a Steering."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from . import ops, optim
+from .data import Batch, as_batches
+from .penalties import SparseGroupLasso
+from .responses import POOLINGS, Layout, NonFiniteError, Runner, probe
+from .sites import Site, device_of, find_sites, frozen
+from .steering import Steering
+
+__all__ = ["fit"]
+
+METHODS, RECIPES, LOSSES, POSITIONS = ("lineas",), ("fast", "published"), ("auto", "wasserstein"), ("all",)
+FAST_EVALUATIONS = 50  # the most the fast recipe may use unless told; it usually stops by itself after ten to twenty
+
+
+def fit(
+    model: nn.Module,
+    src: Any,
+    tgt: Any,
+    *,
+    tokenizer: Any = None,
+    sites: str | Sequence[str | Site] | None = None,
+    loss_sites: str | Sequence[str | Site] | None = None,
+    method: str = "lineas",
+    recipe: str = "fast",
+    loss: str = "auto",
+    penalty: SparseGroupLasso | None = None,
+    optimizer: str | None = None,
+    learning_rate: float | None = None,
+    steps: int | None = None,
+    max_evaluations: int | None = None,
+    batch_size: int | None = None,
+    max_length: int | None = None,
+    pooling: str = "mean",
+    position: str = "all",
+    seed: int = 0,
+    progress: bool = True,
+    callbacks: Iterable[Callable[[dict[str, Any]], Any]] = (),
+    resume_from: Steering | None = None,
+) -> Steering:
+    """Learn the maps that make what `src` produces in a model look like what `tgt` produces.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network whose modules return tensors, or tuples of them, with the samples in dimension 0. It is run in
+        evaluation mode and left as it was: mode, `requires_grad`, hooks, random state.
+    src, tgt : list of str, list of chats, tensor, dict of tensors, BatchEncoding, Dataset or DataLoader
+        Two unpaired sets of at least 2 samples each; their sizes may differ. A tensor, or a tuple from a loader, is
+        passed by position, a dict by name. Padding, where `attention_mask` is zero, never counts.
+    tokenizer : optional
+        For strings and chats; looked up from the model's own name if not given. A missing pad token is no problem.
+    sites : str, list or None
+        Where to put maps: a regular expression over whole module paths, a list of paths or of `Site`, or None for the
+        normalisation that feeds each block's MLP. See `lineas.find_sites`.
+    loss_sites : like sites
+        Where to compare; `sites` if not given.
+    method : {"lineas"}
+    recipe : {"fast", "published"}
+        "fast" picks its own step sizes and stops by itself; "published" is the paper's schedule, number for number.
+    loss : {"auto", "wasserstein"}
+        What to minimise; "auto" is at present "wasserstein", the mean over sites and units of W_2^2.
+    penalty : SparseGroupLasso, optional
+        In units of the recipe's loss: the published recipe's loss is n times that of the fast one (n source samples).
+    optimizer : {"sgd", "adam"}, learning_rate : float
+        For `recipe="published"` only; "sgd" at 0.1, "adam" at 0.01 if not given.
+    steps : int, optional
+        At most so many accepted steps; 1000 in the published recipe, no limit in the fast one.
+    max_evaluations : int, optional
+        At most so many forward passes over the source set, trials of the line search included; 50 in the fast recipe.
+    batch_size : int, optional
+        Samples that pass through the model at once; all if not given. The fast recipe then still uses the exact
+        gradient of the whole set, in two passes of flat memory; the published recipe takes a step for each batch.
+    max_length : int, optional
+        Longest text in tokens, what is beyond is cut; the tokenizer's own limit if not given.
+    pooling : {"mean", "last"}
+        What a unit's response to a sample is: its mean over tokens or pixels, or its value at the last token.
+    position : {"all"}
+        Which tokens are mapped.
+    seed : int
+        For models that draw random numbers; the global random state is not touched.
+    progress : bool
+        Show a bar.
+    callbacks : functions
+        Each is called after every evaluation with what `history` gets, as a dict; one that returns True ends the fit.
+    resume_from : Steering, optional
+        Start from its maps, which must be for the same sites, rather than from the identity.
+
+    Returns
+    -------
+    Steering
+        With `history`: for every evaluation `loss`, `penalty`, `objective` (their sum), `step_size`, `accepted`, and
+        `site_loss`, one number a loss site whose mean is `loss`.
+
+    Raises
+    ------
+    TypeError, ValueError, LookupError
+        On input that cannot work, before any step; the model is as it was.
+    FloatingPointError
+        The published recipe diverged.
+
+    Notes
+    -----
+    An evaluation costs one forward pass to the last loss site, and a backward pass where it is accepted; the loss, its
+    gradient, the prox and the update are C. Source: LinEAS, Rodriguez et al., NeurIPS 2025, arXiv 2503.10679.
+
+    Examples
+    --------
+    >>> import torch, lineas
+    >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
+    <torch._C.Generator object at ...>
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> steering = lineas.fit(net, torch.randn(32, 4), torch.randn(40, 4) + 1, sites="0", progress=False)
+    >>> steering.history["loss"][-1] < 0.1 * steering.history["loss"][0]
+    True
+    """
+    started = time.perf_counter()
+    optimizer = _check_options(method, recipe, loss, optimizer, learning_rate, pooling, position)
+    _check_limits(steps=steps, max_evaluations=max_evaluations, batch_size=batch_size, max_length=max_length)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if penalty is not None and not isinstance(penalty, SparseGroupLasso):
+        raise TypeError(f"penalty: expected one of lineas.penalties, got {type(penalty).__name__}")
+    mapped = find_sites(model, sites)
+    compared = mapped if loss_sites is None else find_sites(model, loss_sites)
+    device = device_of(model)
+    with _seeded(seed, device), frozen(model), torch.inference_mode(False), torch.enable_grad():
+        reading = (model, tokenizer, batch_size, max_length)
+        sources = [batch.to(device) for batch in as_batches(src, "src", *reading)]
+        targets = [batch.to(device) for batch in as_batches(tgt, "tgt", *reading)]
+        layout = probe(model, [*dict.fromkeys([*mapped, *compared])], sources[0])
+        problem = _Problem(_runner(model, layout, mapped, compared, pooling), sources, targets)
+        log = _Log(max_evaluations or (FAST_EVALUATIONS if recipe == "fast" else None), progress, callbacks)
+        with log:
+            x, why = _minimise(problem, penalty, log, recipe, optimizer, learning_rate, steps, resume_from)
+    info = {
+        "model": getattr(model, "name_or_path", "") or type(model).__name__,
+        "samples": [problem.samples, sum(batch.size for batch in targets)],
+        "loss_sites": [site.name for site in problem.runner.compared.sites],
+        "method": method, "recipe": recipe, "loss": "wasserstein", "optimizer": optimizer, "penalty": repr(penalty),
+        "pooling": pooling, "position": position, "seed": seed,
+        "evaluations": len(log.history["loss"]), "seconds": round(time.perf_counter() - started, 3), "stopped": why,
+    }  # fmt: skip
+    here = problem.runner.mapped
+    return Steering._from_flat([site.name for site in here.sites], here.sizes, x, history=log.history, info=info)
+
+
+def _check_options(method, recipe, loss, optimizer, learning_rate, pooling, position) -> str | None:
+    """Refuse unknown names; returns the optimizer to use."""
+    options = {
+        "method": (method, METHODS), "recipe": (recipe, RECIPES), "loss": (loss, LOSSES),
+        "pooling": (pooling, POOLINGS), "position": (position, POSITIONS),
+    }  # fmt: skip
+    if optimizer is not None:
+        options["optimizer"] = (optimizer, tuple(optim.OPTIMIZERS))
+    for name, (value, valid) in options.items():
+        if value not in valid:
+            raise ValueError(f"{name}: expected one of {', '.join(map(repr, valid))}; got {value!r}")
+    if recipe == "published":
+        if learning_rate is not None and not 0 < learning_rate < float("inf"):
+            raise ValueError(f"learning_rate: expected a number above 0, got {learning_rate!r}")
+        return optimizer or "sgd"
+    if optimizer is not None or learning_rate is not None:
+        raise ValueError('optimizer and learning_rate go with recipe="published"; the fast recipe picks its own steps')
+    return None
+
+
+def _check_limits(**limits: int | None) -> None:
+    for name, value in limits.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """While open, random numbers come from `seed`; the generators of the CPU and of the model's device are restored."""
+    module = getattr(torch, device.type, None)
+    own = module if device.type != "cpu" and hasattr(module, "get_rng_state") else None
+    before = torch.get_rng_state(), own.get_rng_state() if own else None
+    try:
+        torch.default_generator.manual_seed(seed)
+        if own:
+            own.manual_seed(seed)
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        if own:
+            own.set_rng_state(before[1])
+
+
+def _runner(model: nn.Module, layout: Layout, mapped: list[Site], compared: list[Site], pooling: str) -> Runner:
+    order = list(layout.sites)
+    last = max(order.index(site) for site in compared)
+    late = [site.name for site in mapped if order.index(site) > last]
+    if late:
+        raise ValueError(f"these sites run after the last loss site, so no loss can reach them: {', '.join(late)}")
+    return Runner(model, layout.part(mapped), layout.part(compared), pooling)
+
+
+class _Problem:
+    """The loss of maps over all mapped sites, for the optimisers (see `optim.Problem`)."""
+
+    def __init__(self, runner: Runner, sources: list[Batch], targets: list[Batch]):
+        # Unsteered and never touched again, so collected and sorted once.
+        responses = [self._responses(runner, [batch]) for batch in targets]
+        self._target_parts = [ops.prepare_target(part) for part in responses] if len(responses) > 1 else None
+        self._setup(runner, sources, ops.prepare_target(np.concatenate(responses)))
+
+    def _setup(self, runner: Runner, sources: list[Batch], target: ops.Target) -> None:
+        self.runner, self.sources, self.target = runner, sources, target
+        self.sizes = runner.mapped.sizes
+        self.samples = sum(batch.size for batch in sources)
+        sizes = runner.compared.sizes
+        self.coefficient = np.repeat(1.0 / (len(sizes) * np.array(sizes)), sizes)
+
+    def minibatch(self, k: int) -> "_Problem":
+        if len(self.sources) == 1 and self._target_parts is None:
+            return self
+        one = object.__new__(_Problem)
+        parts = self._target_parts or [self.target]
+        one._setup(self.runner, [self.sources[k % len(self.sources)]], parts[k % len(parts)])
+        return one
+
+    @staticmethod
+    def _responses(runner: Runner, batches: list[Batch], maps=None) -> np.ndarray:
+        """Without gradient, one batch after another: (n, N) on the host."""
+        buffer = np.empty((sum(batch.size for batch in batches), runner.compared.units), np.float32)
+        start = 0
+        with torch.no_grad():
+            for batch in batches:
+                runner.gather(runner.run(batch, maps), buffer[start : start + batch.size])
+                start += batch.size
+        return buffer
+
+    def evaluate(self, x: optim.Vector, scale: float = 1.0) -> optim.Evaluation:
+        runner, leaves = self.runner, self._leaves(x)
+        maps = list(zip(leaves[: len(self.sizes)], leaves[len(self.sizes) :], strict=True))
+        graph = None
+        try:
+            if len(self.sources) == 1:  # one pass serves loss and gradient
+                graph = runner.run(self.sources[0], maps)
+                responses = np.empty((self.samples, runner.compared.units), np.float32)
+                runner.gather(graph, responses)
+            else:
+                responses = self._responses(runner, self.sources, maps)
+        except NonFiniteError:
+            if np.array_equal(x, self.identity()):
+                raise  # the model itself, not a step that went too far
+            return optim.Evaluation(np.inf, np.full(len(runner.compared.sites), np.inf), lambda: np.zeros_like(x))
+        unit_loss, slopes = ops.loss(responses, self.target, self.coefficient * scale)
+        site_loss = np.add.reduceat(unit_loss, runner.compared.offsets[:-1]) * len(runner.compared.sites)
+
+        def gradient() -> optim.Vector:
+            if graph is not None:
+                return self._pull_back(graph, leaves, slopes)
+            total, start = np.zeros_like(x), 0
+            for batch in self.sources:  # the loss couples all samples, but its gradient splits over them
+                part = slopes[start : start + batch.size]
+                total += self._pull_back(runner.run(batch, maps), leaves, part)
+                start += batch.size
+            return total
+
+        return optim.Evaluation(float(unit_loss.sum()), site_loss, gradient)
+
+    def identity(self) -> optim.Vector:
+        return np.repeat(np.array([1, 0], np.float32), self.runner.mapped.units)
+
+    def _leaves(self, x: optim.Vector) -> list[torch.Tensor]:
+        """Every site's weight, then every site's bias: tensors over the memory of x."""
+        cuts = np.cumsum([*self.sizes, *self.sizes])[:-1]
+        return [torch.from_numpy(part).requires_grad_() for part in np.split(x, cuts)]
+
+    def _pull_back(self, responses: list[torch.Tensor], leaves: list[torch.Tensor], slopes: np.ndarray) -> optim.Vector:
+        columns = torch.from_numpy(slopes)
+        parts = [columns[:, self.runner.compared.slice(k)].to(r.device, r.dtype) for k, r in enumerate(responses)]
+        gradients = torch.autograd.grad(responses, leaves, parts, allow_unused=True)
+        return np.concatenate(
+            [np.zeros(leaf.shape, np.float32) if g is None else g.numpy() for g, leaf in zip(gradients, leaves, strict=True)]
+        )
+
+
+class _Log:
+    """Takes note of evaluations, shows them, asks the callbacks, says when enough is enough."""
+
+    def __init__(self, limit: int | None, progress: bool, callbacks: Iterable[Callable[[dict[str, Any]], Any]]):
+        self.limit, self.callbacks = limit, tuple(callbacks)
+        self.history: dict[str, list] = {
+            key: [] for key in ("loss", "penalty", "objective", "step_size", "accepted", "site_loss")
+        }
+        self.bar = tqdm(total=limit, desc="lineas.fit", unit=" evaluations", disable=not progress)
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.bar.close()
+
+    def __call__(self, at: optim.Evaluation, penalty: float, step_size: float, accepted: bool = True) -> bool:
+        entry = {
+            "loss": at.loss, "penalty": penalty, "objective": at.loss + penalty, "step_size": step_size,
+            "accepted": accepted, "site_loss": at.site_loss.tolist(),
+        }  # fmt: skip
+        for key, value in entry.items():
+            self.history[key].append(value)
+        self.bar.set_postfix_str(f"objective {entry['objective']:.4g}", refresh=False)
+        self.bar.update()
+        stop = [callback(dict(entry)) is True for callback in self.callbacks]  # every callback hears of it
+        return any(stop) or len(self.history["loss"]) == self.limit
+
+
+def _minimise(problem, penalty, log, recipe, optimizer, learning_rate, steps, resume_from):
+    x = problem.identity() if resume_from is None else _start(problem, resume_from)
+    if recipe == "published":
+        steps = steps or optim.PUBLISHED_STEPS
+        if log.limit is None:
+            log.bar.reset(steps)
+        return optim.published(
+            problem, x, penalty, log, optimizer=optimizer, learning_rate=learning_rate, steps=steps
+        )
+    return optim.fast(problem, x, penalty, log, steps=steps)
+
+
+def _start(problem: _Problem, steering: Steering) -> optim.Vector:
+    expected = {site.name: size for site, size in zip(problem.runner.mapped.sites, problem.sizes, strict=True)}
+    got = {name: len(steering.weight(name)) for name in steering.sites}
+    if got != expected:
+        raise ValueError(f"resume_from: expected maps for {expected}, got {got}")
+    parts = [steering.weight(name) for name in expected] + [steering.bias(name) for name in expected]
+    return np.concatenate(parts)

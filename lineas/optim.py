@@ -1,0 +1,160 @@
+"""The optimisers: the published recipe, and the fast one that needs no learning rate."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from .penalties import SparseGroupLasso
+
+Vector = NDArray[np.float32]
+
+
+class Evaluation(NamedTuple):
+    """The loss at one point, and its gradient for whoever asks: a rejected trial never pays for it."""
+
+    loss: float
+    site_loss: NDArray[np.float64]
+    gradient: Callable[[], Vector]
+
+
+class Problem(Protocol):
+    """What an optimiser sees: a loss over the flat vector x = [weights, biases], (2 N,) float32."""
+
+    sizes: tuple[int, ...]  # units of each mapped site
+    samples: int  # of the source
+
+    def evaluate(self, x: Vector, scale: float = 1.0) -> Evaluation:
+        """Loss and gradient at x, times scale. An overflow is an infinite loss."""
+
+    def minibatch(self, k: int) -> "Problem":
+        """The k-th batch of source and target, in order and round again."""
+
+
+class Record(Protocol):
+    """Takes note of one evaluation; True means that it must be the last."""
+
+    def __call__(self, at: Evaluation, penalty: float, step_size: float, accepted: bool = True) -> bool: ...
+
+
+class SGD:
+    """Plain gradient descent."""
+
+    learning_rate = 0.1
+
+    def step(self, x: Vector, gradient: Vector, rate: float) -> None:
+        _core.sgd(x, None, gradient, rate, 0.0)
+
+
+class Adam:
+    """Adam with the released implementation's second decay: 0.9, not the usual 0.999."""
+
+    learning_rate = 1e-2
+
+    def __init__(self) -> None:
+        self.moments: tuple[Vector, Vector] | None = None
+        self.iteration = 0
+
+    def step(self, x: Vector, gradient: Vector, rate: float) -> None:
+        self.moments = self.moments or (np.zeros_like(x), np.zeros_like(x))
+        self.iteration += 1
+        _core.adam(x, *self.moments, gradient, rate, 0.9, 0.9, 1e-8, self.iteration)
+
+
+OPTIMIZERS = {"sgd": SGD, "adam": Adam}
+PUBLISHED_STEPS = 1000
+PUBLISHED_FLOOR = 1e-3  # the cosine's end, relative to its start
+
+# The published schedule's step sizes add up to this, which is how far along the gradient flow it goes. The fast recipe
+# goes as far, in a few long steps: where descent stops is what keeps it from fitting the samples' noise.
+HORIZON = PUBLISHED_STEPS * SGD.learning_rate * (1 + PUBLISHED_FLOOR) / 2
+
+
+def penalty_at(penalty: SparseGroupLasso | None, x: Vector, sizes: tuple[int, ...]) -> float:
+    return penalty.value(*np.split(x, 2), sizes) if penalty else 0.0
+
+
+def prox(penalty: SparseGroupLasso | None, x: Vector, sizes: tuple[int, ...], step: float) -> Vector:
+    return np.concatenate(penalty.prox(*np.split(x, 2), sizes, step)) if penalty else x
+
+
+def published(
+    problem: Problem, x: Vector, penalty: SparseGroupLasso | None, record: Record, *, optimizer: str,
+    learning_rate: float | None, steps: int,
+) -> tuple[Vector, str]:  # fmt: skip
+    """LinEAS as published: a learning rate on a cosine, minibatches in order, the prox at the current rate.
+
+    The loss is the published one, which sums over samples: n times ours. Returns the last point and why it stopped.
+    Source: arXiv 2503.10679, sec. 3 and its released implementation (`tests/data`).
+    """
+    update = OPTIMIZERS[optimizer]()
+    start = update.learning_rate if learning_rate is None else learning_rate
+    x = x.copy()
+    for k in range(steps):
+        batch = problem.minibatch(k)
+        at = batch.evaluate(x, scale=batch.samples)
+        if not np.isfinite(at.loss):
+            raise FloatingPointError(f"diverged at step {k}: learning_rate={start} is too large for this problem")
+        rate = _core.cosine(start, PUBLISHED_FLOOR * start, k, steps)
+        last = record(at, penalty_at(penalty, x, problem.sizes), rate)
+        update.step(x, at.gradient(), rate)
+        x = prox(penalty, x, problem.sizes, rate)
+        if last:
+            return x, "asked to"
+    return x, "all steps done"
+
+
+def fast(
+    problem: Problem, x: Vector, penalty: SparseGroupLasso | None, record: Record, *, steps: int | None,
+    tolerance: float = 1e-4,
+) -> tuple[Vector, str]:  # fmt: skip
+    """Proximal gradient descent whose steps grow while they succeed and shrink where they do not.
+
+    The first trial is Polyak's step; a trial is accepted when it lowers the objective by a tenth of what a quadratic
+    bound would promise. It stops after `steps` accepted steps, at `HORIZON`, or when a step lowers the objective by
+    less than `tolerance` of it. Returns the last accepted point and why it stopped.
+    Source: SpaRSA, Wright, Nowak & Figueiredo, IEEE Trans. Signal Process. 57 (2009), eq. 22, in its monotone form.
+    """
+    grow, sufficient = 1.5, 0.1
+    horizon = HORIZON * problem.samples  # our loss is the published one divided by the samples
+    here = problem.evaluate(x)
+    held = penalty_at(penalty, x, problem.sizes)
+    if record(here, held, 0.0):
+        return x, "asked to"
+    gradient = here.gradient()
+    if not gradient.any():
+        return x, "the gradient is zero"
+    step = here.loss / float(np.dot(gradient.astype(np.float64), gradient))
+    travelled, taken = 0.0, 0
+    while True:
+        step = min(step, horizon - travelled)
+        there = prox(penalty, _core.gradient_step(x, gradient, step), problem.sizes, step)
+        slope, square = _core.movement(there, x, gradient)
+        if square == 0:
+            return x, "nothing left to gain"
+        trial = problem.evaluate(there)
+        holds = penalty_at(penalty, there, problem.sizes)
+        gain = here.loss + held - trial.loss - holds
+        accepted = gain >= sufficient * square / (2 * step)
+        last = record(trial, holds, step, accepted)
+        if accepted:
+            before = here.loss + held
+            x, here, held = there, trial, holds
+            travelled, taken = travelled + step, taken + 1
+            step *= grow
+            for met, why in (
+                (travelled >= horizon, "as far as the published recipe goes"),
+                (gain <= tolerance * before, "no longer improving"),
+                (taken == steps, "all steps done"),
+            ):
+                if met:
+                    return x, why
+        if last:
+            return x, "asked to"
+        if accepted:
+            gradient = here.gradient()
+        else:
+            curvature = 2 * (trial.loss - here.loss - slope) / square  # infinite after an overflow
+            step *= min(max(1 / (curvature * step), 0.1), 0.5)

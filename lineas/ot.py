@@ -1,0 +1,110 @@
+"""One-dimensional optimal transport between samples, unit by unit, on NumPy arrays."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import _core
+from .ops import prepare_target, thread_count
+
+__all__ = ["wasserstein_1d", "wasserstein_1d_grad"]
+
+
+def _samples(x: ArrayLike, y: ArrayLike) -> tuple[NDArray, NDArray]:
+    x, y = np.asarray(x), np.asarray(y)
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or 0 in x.shape or 0 in y.shape:
+        raise ValueError(f"expected source (n, d) and target (m, d), none empty; got {x.shape} and {y.shape}")
+    dtype = np.float32 if x.dtype == y.dtype == np.float32 else np.float64
+    return np.ascontiguousarray(x, dtype), np.ascontiguousarray(y, dtype)
+
+
+def _weights(weights: ArrayLike | None, count: int, name: str) -> NDArray[np.float64]:
+    if weights is None:
+        return np.full(count, 1 / count)
+    given = np.array(weights, dtype=np.float64)
+    if given.shape != (count,):
+        raise ValueError(f"{name}: expected shape ({count},), one weight a sample; got {given.shape}")
+    if not (np.isfinite(given).all() and (given >= 0).all() and given.sum() > 0):
+        raise ValueError(f"{name}: expected finite weights, none negative, not all zero; got {given}")
+    return given / given.sum()
+
+
+def _transport_arguments(source, target, p, source_weights, target_weights):
+    x, y = _samples(source, target)
+    if not 1 <= p < float("inf"):
+        raise ValueError(f"p: expected a finite number of at least 1, got {p!r}")
+    sorted_y = prepare_target(y)
+    if source_weights is None and target_weights is None:
+        return x, sorted_y.values, None, None, None
+    weights = _weights(source_weights, len(x), "source_weights"), _weights(target_weights, len(y), "target_weights")
+    return x, sorted_y.values, sorted_y.index, *weights
+
+
+def wasserstein_1d(
+    source: ArrayLike,
+    target: ArrayLike,
+    p: float = 2,
+    *,
+    source_weights: ArrayLike | None = None,
+    target_weights: ArrayLike | None = None,
+) -> NDArray[np.float64]:
+    """Exact W_p^p between the empirical distributions of every column.
+
+    Parameters
+    ----------
+    source : array (n, d), and target : array (m, d)
+        Samples in rows, units in columns. float32 stays float32, all else becomes float64; sums are float64.
+    p : float
+        Exponent, at least 1.
+    source_weights : array (n,), target_weights : array (m,), optional
+        Weights of the samples, scaled to sum to one; equal if not given.
+
+    Returns
+    -------
+    cost : array (d,) float64
+        In units of the data to the power p; not rooted.
+
+    Raises
+    ------
+    ValueError
+        On shapes that do not fit, an empty set, NaN or infinity, a negative weight, p < 1.
+
+    Notes
+    -----
+    O(d (n log^2 n + m log^2 m)). For n != m it is the integral of |F^-1 - G^-1|^p over quantiles, never a subsample.
+    Source: Peyre & Cuturi, arXiv 1803.00567, sec. 2.6.
+
+    Examples
+    --------
+    >>> import lineas
+    >>> lineas.ot.wasserstein_1d([[0.0], [1.0]], [[3.0], [2.0]])
+    array([4.])
+    """
+    x, *rest = _transport_arguments(source, target, p, source_weights, target_weights)
+    return _core.wasserstein(x, *rest, float(p), thread_count())
+
+
+def wasserstein_1d_grad(
+    source: ArrayLike,
+    target: ArrayLike,
+    p: float = 2,
+    *,
+    source_weights: ArrayLike | None = None,
+    target_weights: ArrayLike | None = None,
+) -> tuple[NDArray[np.float64], NDArray]:
+    """W_p^p of every column, as `wasserstein_1d`, and its gradient for the source.
+
+    Returns
+    -------
+    cost : array (d,) float64
+    gradient : array (n, d), float32 for float32 samples, else float64
+        Derivative of cost[j] for source[i, j]. Tied samples share the order in which they stand.
+
+    Examples
+    --------
+    >>> import lineas
+    >>> lineas.ot.wasserstein_1d_grad([[0.0], [1.0]], [[3.0], [2.0]])[1]
+    array([[-2.],
+           [-2.]])
+    """
+    x, *rest = _transport_arguments(source, target, p, source_weights, target_weights)
+    return _core.wasserstein_grad(x, *rest, None, float(p), thread_count())

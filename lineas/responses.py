@@ -1,0 +1,167 @@
+"""Run a model, collect the pooled responses of all sites into one host buffer."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from . import _core, ops
+from .data import Batch
+from .sites import Site, channel_dim, hooked
+
+POOLINGS = ("mean", "last")
+
+
+class _Finished(Exception):
+    """The last loss site has been seen: the rest of the forward pass is not needed."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each site's units lie in the flat vectors: those of site k at offsets[k] to offsets[k + 1]."""
+
+    sites: tuple[Site, ...]
+    sizes: tuple[int, ...]
+    channel_dims: tuple[int, ...]
+    offsets: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "offsets", np.concatenate([[0], np.cumsum(self.sizes, dtype=np.int64)]))
+
+    @property
+    def units(self) -> int:
+        return int(self.offsets[-1])
+
+    def slice(self, k: int) -> slice:
+        return slice(int(self.offsets[k]), int(self.offsets[k + 1]))
+
+    def site_of(self, unit: int) -> Site:
+        return self.sites[int(np.searchsorted(self.offsets, unit, side="right")) - 1]
+
+    def part(self, sites: Sequence[Site]) -> "Layout":
+        """The layout of some of these sites, in this order."""
+        keep = [k for k, site in enumerate(self.sites) if site in sites]
+        return Layout(*(tuple(values[k] for k in keep) for values in (self.sites, self.sizes, self.channel_dims)))
+
+
+def call(model: nn.Module, batch: Batch) -> None:
+    kwargs = dict(batch.kwargs)
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        kwargs.setdefault("use_cache", False)  # a cache of keys and values would only cost memory
+    model(*batch.args, **kwargs)
+
+
+def probe(model: nn.Module, sites: Sequence[Site], batch: Batch) -> Layout:
+    """Run one sample through the whole model to learn in which order, how often and in what shape the sites come.
+
+    LookupError for a site that never runs, ValueError for one that runs twice or does not keep samples apart.
+    """
+    seen: dict[Site, tuple[int, int]] = {}
+
+    def watch(site: Site):
+        def see(module: nn.Module, h: Tensor) -> Tensor:
+            if site in seen:
+                raise ValueError(
+                    f"site {site.name!r} runs more than once in a forward pass (a shared module?); one map cannot "
+                    "serve several places"
+                )
+            if h.shape[0] != one.size:
+                raise ValueError(
+                    f"site {site.name!r}: expected samples in dimension 0 ({one.size} here), got {tuple(h.shape)}"
+                )
+            dim = channel_dim(module, h)
+            seen[site] = (h.shape[dim], dim)
+            return h
+
+        return see
+
+    one = batch.rows(0, 1)
+    with torch.no_grad(), hooked(model, {site: watch(site) for site in sites}):
+        call(model, one)
+    missing = [site.name for site in sites if site not in seen]
+    if missing:
+        raise LookupError(f"not run in the forward pass, so cannot be steered or compared: {', '.join(missing)}")
+    return Layout(tuple(seen), *(tuple(values) for values in zip(*seen.values(), strict=True)))
+
+
+def pool_weights(mask: Tensor | None, batch: int, tokens: int, pooling: str, site: Site) -> Tensor:
+    """(batch, tokens) float32: what each token counts in its sample's response; every row sums to one."""
+    if mask is None:
+        mask = torch.ones(batch, tokens)
+    if mask.shape != (batch, tokens):
+        raise ValueError(
+            f"site {site.name!r} has {batch} x {tokens} (batch x tokens), attention_mask has {tuple(mask.shape)}"
+        )
+    counts = mask != 0
+    if pooling == "last":
+        last = tokens - 1 - counts.flip(1).int().argmax(1)
+        return torch.nn.functional.one_hot(last, tokens).float()
+    return counts.float() / counts.sum(1, keepdim=True)
+
+
+def pooled(h: Tensor, dim: int, mask: Tensor | None, pooling: str, site: Site, scale: Tensor, shift: Tensor):
+    """The site's map of h, and its responses (batch, units): channels in `dim`, everything between is pooled over."""
+    first = dim == 1 and h.ndim > 2
+    flat = h.flatten(2) if first else h.flatten(1, -2) if h.ndim > 3 else h if h.ndim == 3 else h.unsqueeze(1)
+    tokens = flat.shape[2 if first else 1]
+    is_sequence = h.ndim == 3 and not first
+    weights = pool_weights(mask if is_sequence else None, len(h), tokens, pooling, site).to(h.device)
+    out, responses = ops.affine_pool(flat, scale.to(h.device), shift.to(h.device), weights, channels_first=first)
+    return out.view(h.shape), responses
+
+
+class Runner:
+    """Runs a frozen model with maps at some sites and gathers responses at others, no further than it must."""
+
+    def __init__(self, model: nn.Module, mapped: Layout, compared: Layout, pooling: str):
+        self.model, self.mapped, self.compared, self.pooling = model, mapped, compared, pooling
+
+    def run(self, batch: Batch, maps: Sequence[tuple[Tensor, Tensor]] | None = None) -> list[Tensor]:
+        """Responses of the compared sites, each (batch, units), under maps (weight, bias) of the mapped sites, or none.
+
+        Differentiable for the maps. The forward pass ends at the last compared site.
+        """
+        steered = dict(zip(self.mapped.sites, maps, strict=True)) if maps is not None else {}
+        dims = dict(zip(self.compared.sites, self.compared.channel_dims, strict=True))
+        dims.update(zip(self.mapped.sites, self.mapped.channel_dims, strict=True))
+        found: dict[Site, Tensor] = {}
+
+        def watch(site: Site):
+            def see(module: nn.Module, h: Tensor) -> Tensor:
+                scale, shift = steered.get(site) or (torch.ones(h.shape[dims[site]]), torch.zeros(h.shape[dims[site]]))
+                out, responses = pooled(h, dims[site], batch.mask, self.pooling, site, scale, shift)
+                if site in self.compared.sites:
+                    found[site] = responses
+                    if len(found) == len(self.compared.sites):
+                        raise _Finished
+                return out
+
+            return see
+
+        hooks = {site: watch(site) for site in dims if site in steered or site in self.compared.sites}
+        with hooked(self.model, hooks):
+            try:
+                call(self.model, batch)
+            except _Finished:
+                return [found[site] for site in self.compared.sites]
+        missing = [site.name for site in self.compared.sites if site not in found]
+        raise LookupError(f"not run in this forward pass, though it was in the first: {', '.join(missing)}")
+
+    def gather(self, responses: Sequence[Tensor], into: NDArray[np.float32]) -> None:
+        """Copy responses to the host, side by side into (batch, N). ValueError, naming the site, if one is not finite."""
+        buffer = torch.from_numpy(into)
+        for k, response in enumerate(responses):
+            buffer[:, self.compared.slice(k)] = response.detach()
+        bad = _core.first_nonfinite(into)
+        if bad >= 0:
+            site = self.compared.site_of(bad % into.shape[1])
+            raise NonFiniteError(f"site {site.name!r}: expected finite responses, got {into.flat[bad]}")
+
+
+class NonFiniteError(ValueError):
+    """A response was NaN or infinite."""
+

@@ -1,0 +1,263 @@
+"""Sites: find module outputs to map, know their layout, hook them."""
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Site", "find_sites"]
+
+# The normalisation that feeds each block's MLP, by the names that architectures give it; the first that occurs is taken.
+MLP_NORMS = (
+    r".*\.pre_feedforward_layernorm",  # Gemma 2 and 3, whose post_attention_layernorm is something else
+    r".*\.post_attention_layernorm",  # Llama, Qwen, Mistral, Phi-3, GPT-NeoX, BLOOM
+    r".*\.ln_2",  # GPT-2, GPT-Neo
+    r".*\.layernorm_after",  # ViT, DeiT
+    r".*\.layer_norm2",  # CLIP, SigLIP
+    r".*\.norm_?2",  # MPT, timm, diffusers
+    r".*\.(ffn|mlp)_(layer_?)?norm",  # Llama as published, DBRX
+    r".*\.attention\.output\.LayerNorm",  # BERT, RoBERTa, ELECTRA
+    r".*\.sa_layer_norm",  # DistilBERT
+    r".*\.final_layer_norm",  # OPT, Whisper
+)
+
+# Modules whose channels are dimension 1. Other modules have theirs last, except that 4-D outputs (images) count as
+# channels-first unless a linear or layer normalisation, which works on the last dimension, made them.
+CHANNELS_FIRST = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
+)  # fmt: skip
+CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A module output that can be mapped.
+
+    Attributes
+    ----------
+    name : str
+        The module's path, or `path:k` for item k of a tuple.
+    units : int or None
+        Channels of the output, where the module itself tells; None where only a forward pass can.
+    kind : str
+        Class of the module.
+    """
+
+    name: str
+    units: int | None
+    kind: str
+
+    @property
+    def path(self) -> str:
+        return split_name(self.name)[0]
+
+    @property
+    def item(self) -> int | None:
+        return split_name(self.name)[1]
+
+
+def split_name(name: str) -> tuple[str, int | None]:
+    """'path:k' -> (path, k); 'path' -> (path, None)."""
+    path, colon, item = name.rpartition(":")
+    return (path, int(item)) if colon and item.isdecimal() else (name, None)
+
+
+def find_sites(model: nn.Module, pattern: str | Iterable[str] | None = None) -> list[Site]:
+    """What would be steered: a dry run that changes and calls nothing.
+
+    Parameters
+    ----------
+    model : nn.Module
+    pattern : str, list of str or None
+        A regular expression that must match a module's whole path; a list of exact names; or None for the normalisation
+        that feeds each block's MLP. A name or pattern may end in `:k`, for item k of a module that returns a tuple.
+
+    Returns
+    -------
+    list of Site
+        In the order of `model.named_modules()`; a list keeps its own order.
+
+    Raises
+    ------
+    LookupError
+        No module matches; the message has the nearest names.
+    ValueError
+        A bad regular expression, an empty list, a site named twice, two names of one module.
+
+    Examples
+    --------
+    >>> import torch, lineas
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> lineas.find_sites(net, "[02]")
+    [Site(name='0', units=8, kind='Linear'), Site(name='2', units=2, kind='Linear')]
+    """
+    modules = {path: module for path, module in model.named_modules() if path}
+    if pattern is None:
+        names = _default_names(modules)
+    elif isinstance(pattern, str):
+        names = _matching_names(modules, pattern)
+    else:
+        names = _listed_names(model, modules, list(pattern))
+    return [_site(name, model.get_submodule(split_name(name)[0])) for name in names]
+
+
+def _default_names(modules: dict[str, nn.Module]) -> list[str]:
+    for pattern in MLP_NORMS:
+        if names := [path for path in modules if re.fullmatch(pattern, path)]:
+            return names
+    raise LookupError(
+        "found no normalisation that feeds an MLP, so there is no default: pass sites=, a list of module paths or a "
+        f"regular expression. Candidates here: {_outline(modules)}"
+    )
+
+
+def _matching_names(modules: dict[str, nn.Module], pattern: str) -> list[str]:
+    path, item = split_name(pattern)
+    try:
+        matches = [name for name in modules if re.fullmatch(path, name)]
+    except re.error as error:
+        raise ValueError(f"sites: {pattern!r} is not a regular expression: {error}") from error
+    if not matches:
+        raise LookupError(f"no site matches {pattern!r} over a whole module path; {nearest(path, modules)}")
+    return [name if item is None else f"{name}:{item}" for name in matches]
+
+
+def _listed_names(model: nn.Module, modules: dict[str, nn.Module], names: list[str]) -> list[str]:
+    if not names:
+        raise ValueError("sites: expected at least one name, got an empty list")
+    seen: dict[tuple[int, int], str] = {}
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"sites: expected names (str), got {type(name).__name__} {name!r}")
+        path, item = split_name(name)
+        try:
+            key = (id(model.get_submodule(path)), item or 0)
+        except AttributeError:
+            raise LookupError(f"no site {name!r}; {nearest(path, modules)}") from None
+        if not path:
+            raise LookupError("the model itself ('') is not a site; name one of its modules")
+        if key in seen:
+            raise ValueError(f"sites: {name!r} names the same output as {seen[key]!r}; expected each site once")
+        seen[key] = name
+    return names
+
+
+def _site(name: str, module: nn.Module) -> Site:
+    return Site(name, _units(module), type(module).__name__)
+
+
+def _units(module: nn.Module) -> int | None:
+    for attribute in ("out_features", "out_channels", "num_channels", "num_features", "embedding_dim"):
+        if isinstance(count := getattr(module, attribute, None), int):
+            return count
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and weight.ndim == 1 and "norm" in type(module).__name__.lower():
+        return len(weight)
+    if type(module).__name__ == "Conv1D" and isinstance(weight, Tensor):  # GPT-2's linear layer, (in, out)
+        return weight.shape[1]
+    return None
+
+
+def _outline(modules: dict[str, nn.Module], limit: int = 8) -> str:
+    """Leaf modules by shape of name, layer numbers folded: 'blocks.*.norm (12 LayerNorm)'."""
+    leaves = Counter(
+        (re.sub(r"\d+", "*", path), type(module).__name__)
+        for path, module in modules.items()
+        if next(module.children(), None) is None
+    )
+    ranked = sorted(leaves.items(), key=lambda entry: ("norm" not in entry[0][1].lower(), -entry[1]))
+    return ", ".join(f"{path} ({count} {kind})" for (path, kind), count in ranked[:limit]) or "none"
+
+
+def nearest(name: str, modules: Iterable[str]) -> str:
+    names = list(modules)
+    near = difflib.get_close_matches(name, names, n=4, cutoff=0.3) or names[:4]
+    return f"nearest names: {', '.join(near) or 'none'}"
+
+
+def channel_dim(module: nn.Module, output: Tensor) -> int:
+    """1 where channels come first, -1 where they come last."""
+    if isinstance(module, CHANNELS_FIRST):
+        return 1
+    if isinstance(module, CHANNELS_LAST) or "RMSNorm" in type(module).__name__ or output.ndim < 4:
+        return -1
+    return 1
+
+
+def tensor_of(site: Site, output: object) -> Tensor:
+    """The site's tensor in what its module returned: the tensor itself, or item k of a tuple (the first by default)."""
+    found: object = output
+    if isinstance(output, (tuple, list)):
+        if (site.item or 0) >= len(output):
+            raise LookupError(f"site {site.name!r}: its module returned {len(output)} items, there is no {site.item}")
+        found = output[site.item or 0]
+    elif site.item is not None:
+        raise TypeError(f"site {site.name!r}: expected its module to return a tuple, got {type(output).__name__}")
+    if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim < 2:
+        got = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+        raise TypeError(f"site {site.name!r}: expected a float tensor (batch, ..., channels), got {got}")
+    return found
+
+
+def replace_tensor(site: Site, output, tensor: Tensor):
+    """What the module returned, with the site's tensor exchanged; the original is left alone."""
+    if not isinstance(output, (tuple, list)):
+        return tensor
+    items = list(output)
+    items[site.item or 0] = tensor
+    if hasattr(output, "_fields"):  # a named tuple
+        return type(output)(*items)
+    return type(output)(items)
+
+
+class Hook:
+    """Passes a site's output through a function of the module and the tensor; out of place, as autograd needs."""
+
+    def __init__(self, site: Site, function: Callable[[nn.Module, Tensor], Tensor]):
+        self.site, self.function = site, function
+
+    def __call__(self, module, args, output):
+        return replace_tensor(self.site, output, self.function(module, tensor_of(self.site, output)))
+
+
+@contextmanager
+def hooked(model: nn.Module, functions: Mapping[Site, Callable[[nn.Module, Tensor], Tensor]]) -> Iterator[None]:
+    """While open, each site's output passes through its function."""
+    handles = []
+    try:
+        for site, function in functions.items():
+            handles.append(model.get_submodule(site.path).register_forward_hook(Hook(site, function)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """While open, the model is in evaluation mode and no weight asks for a gradient; as before afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        model.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where inputs go: the device of the model's first weight."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        return tensor.device
+    return torch.device("cpu")

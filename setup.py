@@ -1,0 +1,68 @@
+"""Builds the C extension; everything else is in pyproject.toml.
+
+LINEAS_WERROR=1    warnings are errors (development and CI; a user's newer compiler may know newer warnings)
+LINEAS_SANITIZE=1  AddressSanitizer and UndefinedBehaviorSanitizer (see docs/development.md)
+LINEAS_OPENMP=0    a serial build, also made wherever the compiler has no OpenMP
+"""
+
+import glob
+import os
+import tempfile
+
+import numpy
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
+
+GNU = ["-std=c11", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
+
+
+class BuildExt(build_ext):
+    """Adds what the compiler at hand understands."""
+
+    def build_extensions(self):
+        msvc = self.compiler.compiler_type == "msvc"
+        compile_args = ["/std:c11", "/O2"] if msvc else list(GNU)
+        link_args = []
+        if os.environ.get("LINEAS_WERROR") == "1":
+            compile_args.append("/WX" if msvc else "-Werror")
+        if os.environ.get("LINEAS_SANITIZE") == "1":
+            compile_args += SANITIZE
+            link_args += SANITIZE[:2]
+        openmp = "/openmp" if msvc else "-fopenmp"
+        if os.environ.get("LINEAS_OPENMP") != "0" and self.links(openmp):
+            compile_args.append(openmp)
+            link_args += [] if msvc else [openmp]
+        else:
+            print("lineas: building without OpenMP; kernels will use one thread")
+        for extension in self.extensions:
+            extension.extra_compile_args += compile_args
+            extension.extra_link_args += link_args
+        super().build_extensions()
+
+    def links(self, flag):
+        """Whether a small OpenMP program compiles and links with this flag."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = os.path.join(folder, "probe.c")
+            with open(source, "w") as file:
+                file.write("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+            try:
+                objects = self.compiler.compile([source], output_dir=folder, extra_postargs=[flag])
+                self.compiler.link_executable(objects, "probe", output_dir=folder, extra_postargs=[flag])
+            except (CompileError, LinkError):
+                return False
+        return True
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "lineas._core",
+            sources=sorted(glob.glob("csrc/*.c")),
+            depends=sorted(glob.glob("csrc/*.h")),
+            include_dirs=[numpy.get_include()],
+        )
+    ],
+    cmdclass={"build_ext": BuildExt},
+)

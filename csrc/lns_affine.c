@@ -52,8 +52,9 @@ LNS_CLONES static void grad_row_pooled(float *restrict grad_h, float *restrict s
 {
     for (size_t j = 0; j < dim; j++) {
         float g = weight * grad_pooled[j];
+        float product = g * h[j];
         grad_h[j] = scale[j] * g;
-        sum_scale[j] += g * h[j];
+        sum_scale[j] += g != 0 ? product : 0;
         sum_shift[j] += g;
     }
 }

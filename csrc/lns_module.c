@@ -29,7 +29,9 @@ static int require(PyObject *object, const char *name, int type, int dims)
     }
     PyArrayObject *array = (PyArrayObject *)object;
     if (PyArray_TYPE(array) != type || !PyArray_ISNOTSWAPPED(array)) {
-        PyErr_Format(PyExc_TypeError, "%s: unexpected dtype %R", name, (PyObject *)PyArray_DESCR(array));
+        PyObject *expected = (PyObject *)PyArray_DescrFromType(type);
+        PyErr_Format(PyExc_TypeError, "%s: expected %R, got %R", name, expected, (PyObject *)PyArray_DESCR(array));
+        Py_XDECREF(expected);
         return -1;
     }
     if (PyArray_NDIM(array) != dims) {
@@ -103,11 +105,13 @@ static int require_threads(int threads)
 /* float32 or float64: the type number of a real array, or -1. */
 static int real_type(PyObject *object, const char *name)
 {
+    PyObject *got = (PyObject *)Py_TYPE(object);
     if (PyArray_Check(object)) {
         int type = PyArray_TYPE((PyArrayObject *)object);
         if (type == NPY_FLOAT32 || type == NPY_FLOAT64) return type;
+        got = (PyObject *)PyArray_DESCR((PyArrayObject *)object);
     }
-    PyErr_Format(PyExc_TypeError, "%s: expected a float32 or float64 array", name);
+    PyErr_Format(PyExc_TypeError, "%s: expected a float32 or float64 array, got %R", name, got);
     return -1;
 }
 
@@ -200,7 +204,7 @@ static int require_transport(transport_t *t, PyObject *x, PyObject *y, PyObject 
         PyErr_SetString(PyExc_ValueError, "p: expected at least 1");
         return -1;
     }
-    if (x_weights != Py_None) {
+    if (x_weights != Py_None || y_weights != Py_None) {
         if (require_vector(x_weights, "x_weights", NPY_FLOAT64, PyArray_DIM(t->x, 0)) < 0) return -1;
         if (require_vector(y_weights, "y_weights", NPY_FLOAT64, shape[0]) < 0) return -1;
         if (require_shape(y_index, "y_index", NPY_INT32, 2, shape) < 0) return -1;

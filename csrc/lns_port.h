@@ -12,7 +12,8 @@ enum { LNS_HAS_OPENMP = 0 };
 #endif
 
 /* LNS_CLONES: the compiler emits AVX2 and AVX-512 copies of a plain loop, chosen when the library is loaded.
- * The choice runs before a sanitizer is ready, so sanitizer builds do without, as do platforms that lack it. */
+ * For static functions only: the linker exports the others, hidden or not. The choice runs before a sanitizer is ready,
+ * so sanitizer builds do without, as do platforms that lack it. */
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__) \
     && !defined(__SANITIZE_ADDRESS__)
 #define LNS_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))

@@ -13,7 +13,7 @@ void NAME(lns_tile_load)(REAL *key, int32_t *index, const REAL *x, size_t n, siz
 /* Batcher's merge exchange (Knuth, The Art of Computer Programming 3, algorithm 5.2.2M): the comparisons do not depend
  * on the data, so all lanes make the same ones and each is a handful of vector instructions. It works for every n, and
  * comparing (key, index) pairs makes an unstable network stable. */
-LNS_CLONES void NAME(lns_tile_sort)(REAL *restrict key, int32_t *restrict index, size_t n)
+LNS_CLONES static void NAME(sort_tile)(REAL *restrict key, int32_t *restrict index, size_t n)
 {
     size_t top = 1;
     while (top < n) top <<= 1;
@@ -40,6 +40,8 @@ LNS_CLONES void NAME(lns_tile_sort)(REAL *restrict key, int32_t *restrict index,
         }
     }
 }
+
+void NAME(lns_tile_sort)(REAL *key, int32_t *index, size_t n) { NAME(sort_tile)(key, index, n); }
 
 size_t NAME(lns_sort_scratch)(size_t n) { return n * LNS_LANES * (sizeof(REAL) + sizeof(int32_t)); }
 

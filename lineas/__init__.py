@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import ot, penalties
+from . import evaluate, ot, penalties, samples
 from .fit import fit
 from .sites import Site, find_sites
 from .steering import Handle, Steering
@@ -12,4 +12,4 @@ try:
 except PackageNotFoundError:  # imported from a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["Handle", "Site", "Steering", "find_sites", "fit", "ot", "penalties"]
+__all__ = ["Handle", "Site", "Steering", "evaluate", "find_sites", "fit", "ot", "penalties", "samples"]

@@ -1,4 +1,4 @@
-"""Types of the C extension. Arrays are C-contiguous; dtypes as annotated; what breaks raises TypeError or ValueError."""
+"""Types of the C extension. Arrays are C-contiguous, with these dtypes; anything else is a TypeError or ValueError."""
 
 import numpy as np
 from numpy.typing import NDArray

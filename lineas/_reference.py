@@ -19,7 +19,8 @@ def wasserstein(
     """W_p^p between the columns of x (n, d) and of y (m, d), weights (n,) and (m,) summing to one -> (d,).
 
     The quantile functions are steps; between two neighbouring steps of either, both are constant, so that the integral
-    of |F^-1 - G^-1|^p is a finite sum over the union of their steps. Source: Peyre & Cuturi, arXiv 1803.00567, sec. 2.6.
+    of |F^-1 - G^-1|^p is a finite sum over the union of their steps.
+    Source: Peyre & Cuturi, arXiv 1803.00567, sec. 2.6.
     """
     x, x_steps = _quantile_steps(x, x_weights)
     y, y_steps = _quantile_steps(y, y_weights)
@@ -54,18 +55,17 @@ def affine_pool(
 ) -> tuple[Tensor, Tensor]:
     """The map of h (batch, tokens, dim), or (batch, dim, tokens), and its average over tokens under weights pool
     (batch, tokens) in float32 or better; tokens of weight 0 are not looked at."""
-    out = affine(h, scale, shift, 1 if channels_first else 2)
-    tokens_last = out if channels_first else out.transpose(1, 2)
-    weights = pool.unsqueeze(1).to(torch.promote_types(out.dtype, torch.float32))
-    return out, (torch.where(weights != 0, tokens_last, 0) * weights).sum(2)
+    tokens_last = h if channels_first else h.transpose(1, 2)
+    weights = pool.unsqueeze(1).to(torch.promote_types(h.dtype, torch.float32))
+    # The map of the average is the average of the map; this way round, infinities in padding reach no gradient.
+    average = (torch.where(weights != 0, tokens_last, 0) * weights).sum(2)
+    return affine(h, scale, shift, 1 if channels_first else 2), scale * average + shift * weights.sum(2)
 
 
 def penalty(v: Tensor, center: float, sizes: list[int], l1: float, group: float, ridge: float = 0.0) -> Tensor:
     """Sparse group lasso with a ridge on v - center, groups side by side (Simon et al., JCGS 2013)."""
     groups = (v - center).split(sizes)
-    return sum(
-        l1 * u.abs().sum() + group * math.sqrt(len(u)) * u.norm() + ridge * u.square().sum() for u in groups
-    )
+    return sum(l1 * u.abs().sum() + group * math.sqrt(len(u)) * u.norm() + ridge * u.square().sum() for u in groups)
 
 
 def prox(
@@ -90,8 +90,15 @@ def sgd(x: Tensor, velocity: Tensor, gradient: Tensor, rate: float, momentum: fl
 
 
 def adam(
-    x: Tensor, first: Tensor, second: Tensor, gradient: Tensor, rate: float, beta1: float, beta2: float,
-    epsilon: float, iteration: int,
+    x: Tensor,
+    first: Tensor,
+    second: Tensor,
+    gradient: Tensor,
+    rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    iteration: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step of Adam, iterations counted from 1 -> new x, new moments (Kingma & Ba, arXiv 1412.6980, alg. 1)."""
     first = beta1 * first + (1 - beta1) * gradient

@@ -41,7 +41,7 @@ def as_batches(
     inputs: Any, name: str, model: nn.Module, tokenizer: Any = None, batch_size: int | None = None,
     max_length: int | None = None,
 ) -> list[Batch]:  # fmt: skip
-    """Turn strings, chats, tensors, dicts of tensors, a Dataset or a DataLoader into batches on the CPU or where they are.
+    """Turn strings, chats, tensors, dicts of tensors, a Dataset or a DataLoader into batches, where their tensors are.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def _raw_batches(inputs, name, model, tokenizer, batch_size, max_length) -> Iter
     elif hasattr(inputs, "__getitem__") and isinstance(inputs, Sized):
         if len(inputs) == 0:
             return
-        loader = torch.utils.data.DataLoader(inputs, batch_size=batch_size or len(inputs))  # type: ignore[arg-type]
+        loader: Any = torch.utils.data.DataLoader(inputs, batch_size=batch_size or len(inputs))  # type: ignore[arg-type]
         yield from _raw_batches(loader, name, model, tokenizer, batch_size, max_length)
     else:
         raise TypeError(
@@ -174,7 +174,7 @@ def _tokens(text: Any, tokenizer: Any, max_length: int | None) -> dict[str, list
 
 
 def _pad(rows: list[dict[str, list[int]]], tokenizer: Any) -> Batch:
-    """Pad on the right, where no position depends on it. Padding never counts, so any id serves for a missing pad token."""
+    """Pad on the right, where no position depends on it. Padding never counts, so any id can stand in for a pad token."""
     lengths = [len(row["input_ids"]) for row in rows]
     longest = max(lengths)
     fill = {"input_ids": getattr(tokenizer, "pad_token_id", None) or 0}

@@ -1,8 +1,7 @@
 """fit: from two sets of inputs to a Steering."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from . import ops, optim
 from .data import Batch, as_batches
 from .penalties import SparseGroupLasso
 from .responses import POOLINGS, Layout, NonFiniteError, Runner, probe
-from .sites import Site, device_of, find_sites, frozen
+from .sites import Site, find_sites
+from .state import device_of, frozen, seeded
 from .steering import Steering
 
 __all__ = ["fit"]
@@ -134,7 +134,7 @@ def fit(
     mapped = find_sites(model, sites)
     compared = mapped if loss_sites is None else find_sites(model, loss_sites)
     device = device_of(model)
-    with _seeded(seed, device), frozen(model), torch.inference_mode(False), torch.enable_grad():
+    with seeded(seed, device), frozen(model), torch.inference_mode(False), torch.enable_grad():
         reading = (model, tokenizer, batch_size, max_length)
         sources = [batch.to(device) for batch in as_batches(src, "src", *reading)]
         targets = [batch.to(device) for batch in as_batches(tgt, "tgt", *reading)]
@@ -179,23 +179,6 @@ def _check_limits(**limits: int | None) -> None:
     for name, value in limits.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """While open, random numbers come from `seed`; the generators of the CPU and of the model's device are restored."""
-    module = getattr(torch, device.type, None)
-    own = module if device.type != "cpu" and hasattr(module, "get_rng_state") else None
-    before = torch.get_rng_state(), own.get_rng_state() if own else None
-    try:
-        torch.default_generator.manual_seed(seed)
-        if own:
-            own.manual_seed(seed)
-        yield
-    finally:
-        torch.set_rng_state(before[0])
-        if own:
-            own.set_rng_state(before[1])
 
 
 def _runner(model: nn.Module, layout: Layout, mapped: list[Site], compared: list[Site], pooling: str) -> Runner:
@@ -285,7 +268,10 @@ class _Problem:
         parts = [columns[:, self.runner.compared.slice(k)].to(r.device, r.dtype) for k, r in enumerate(responses)]
         gradients = torch.autograd.grad(responses, leaves, parts, allow_unused=True)
         return np.concatenate(
-            [np.zeros(leaf.shape, np.float32) if g is None else g.numpy() for g, leaf in zip(gradients, leaves, strict=True)]
+            [
+                np.zeros(leaf.shape, np.float32) if g is None else g.numpy()
+                for g, leaf in zip(gradients, leaves, strict=True)
+            ]
         )
 
 
@@ -305,7 +291,7 @@ class _Log:
     def __exit__(self, *exception) -> None:
         self.bar.close()
 
-    def __call__(self, at: optim.Evaluation, penalty: float, step_size: float, accepted: bool = True) -> bool:
+    def __call__(self, at: optim.Evaluation, penalty: float, step_size: float, accepted: bool = True) -> str:
         entry = {
             "loss": at.loss, "penalty": penalty, "objective": at.loss + penalty, "step_size": step_size,
             "accepted": accepted, "site_loss": at.site_loss.tolist(),
@@ -314,8 +300,10 @@ class _Log:
             self.history[key].append(value)
         self.bar.set_postfix_str(f"objective {entry['objective']:.4g}", refresh=False)
         self.bar.update()
-        stop = [callback(dict(entry)) is True for callback in self.callbacks]  # every callback hears of it
-        return any(stop) or len(self.history["loss"]) == self.limit
+        asked = [callback(dict(entry)) is True for callback in self.callbacks]  # every callback hears of it
+        if any(asked):
+            return "a callback asked"
+        return "max_evaluations used up" if len(self.history["loss"]) == self.limit else ""
 
 
 def _minimise(problem, penalty, log, recipe, optimizer, learning_rate, steps, resume_from):
@@ -324,9 +312,7 @@ def _minimise(problem, penalty, log, recipe, optimizer, learning_rate, steps, re
         steps = steps or optim.PUBLISHED_STEPS
         if log.limit is None:
             log.bar.reset(steps)
-        return optim.published(
-            problem, x, penalty, log, optimizer=optimizer, learning_rate=learning_rate, steps=steps
-        )
+        return optim.published(problem, x, penalty, log, optimizer=optimizer, learning_rate=learning_rate, steps=steps)
     return optim.fast(problem, x, penalty, log, steps=steps)
 
 

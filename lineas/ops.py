@@ -1,4 +1,4 @@
-"""Validate once, then C. The only file that holds an autograd Function, and the only one that calls `_core` for tensors.
+"""Validate once, then C. The only file that holds an autograd Function, or hands tensors to `_core`.
 
 Nothing here moves data between devices: tensors that C does not take (not on the CPU, not float32) go to `_reference`.
 """
@@ -25,11 +25,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)
 
 
-def thread_count(threads: int | None = None) -> int:
-    """Threads for a kernel: what was asked, else torch's number; 1 in a forked child, where GNU OpenMP hangs."""
+SMALL = 1 << 15  # numbers; for fewer, waking other threads costs more than they save
+
+
+def thread_count(threads: int | None = None, work: int = SMALL) -> int:
+    """Threads for a kernel over so many numbers: what was asked, else torch's number, or 1 where the work is small.
+
+    Always 1 in a forked child, where GNU OpenMP hangs.
+    """
     if _forked:
         return 1
-    return torch.get_num_threads() if threads is None else threads
+    if threads is None:
+        return torch.get_num_threads() if work >= SMALL else 1
+    return threads
 
 
 def runs_in_c(*tensors: Tensor) -> bool:
@@ -45,7 +53,8 @@ class _AffinePool(torch.autograd.Function):
         ctx.save_for_backward(h, scale, pool)
         ctx.channels_first, ctx.threads = channels_first, threads
         ctx.set_materialize_grads(False)
-        out, pooled = _core.affine_pool(*(x.detach().numpy() for x in (h, scale, shift, pool)), channels_first, threads)
+        arrays = (h.detach().numpy(), scale.detach().numpy(), shift.detach().numpy(), pool.numpy())
+        out, pooled = _core.affine_pool(*arrays, channels_first, threads)
         return torch.from_numpy(out), torch.from_numpy(pooled)
 
     @staticmethod
@@ -106,19 +115,19 @@ def affine_pool(
     if not runs_in_c(h, scale, shift, pool):
         return _reference.affine_pool(h, scale, shift, pool, channels_first)
     tensors = (x.contiguous() for x in (h, scale, shift, pool))
-    return _AffinePool.apply(*tensors, channels_first, thread_count(threads))
+    return _AffinePool.apply(*tensors, channels_first, thread_count(threads, h.numel()))
 
 
 class Target(NamedTuple):
     """The target's samples, sorted once and used at every step."""
 
     values: NDArray  # (m, N), every column ascending
-    index: NDArray[np.int32]  # (m, N), where each value came from
+    permutation: NDArray[np.int32]  # (m, N), where each value came from
 
 
 def prepare_target(y: NDArray, *, threads: int | None = None) -> Target:
     """Sort every column of y (m, N), float32 or float64. ValueError on NaN or infinity."""
-    return Target(*_core.sort_columns(np.ascontiguousarray(y), thread_count(threads)))
+    return Target(*_core.sort_columns(np.ascontiguousarray(y), thread_count(threads, y.size)))
 
 
 def loss(
@@ -145,6 +154,6 @@ def loss(
     O(N (n log^2 n + m)), in C. Written out in `_reference.wasserstein`. Source: LinEAS, arXiv 2503.10679.
     """
     cost, gradient = _core.wasserstein_grad(
-        responses, target.values, None, None, None, coefficient, p, thread_count(threads)
+        responses, target.values, None, None, None, coefficient, p, thread_count(threads, responses.size)
     )
     return coefficient * cost, gradient

@@ -34,9 +34,9 @@ class Problem(Protocol):
 
 
 class Record(Protocol):
-    """Takes note of one evaluation; True means that it must be the last."""
+    """Takes note of one evaluation; says why it must be the last, or nothing."""
 
-    def __call__(self, at: Evaluation, penalty: float, step_size: float, accepted: bool = True) -> bool: ...
+    def __call__(self, at: Evaluation, penalty: float, step_size: float, accepted: bool = True) -> str: ...
 
 
 class SGD:
@@ -63,7 +63,7 @@ class Adam:
         _core.adam(x, *self.moments, gradient, rate, 0.9, 0.9, 1e-8, self.iteration)
 
 
-OPTIMIZERS = {"sgd": SGD, "adam": Adam}
+OPTIMIZERS: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam}
 PUBLISHED_STEPS = 1000
 PUBLISHED_FLOOR = 1e-3  # the cosine's end, relative to its start
 
@@ -73,11 +73,13 @@ HORIZON = PUBLISHED_STEPS * SGD.learning_rate * (1 + PUBLISHED_FLOOR) / 2
 
 
 def penalty_at(penalty: SparseGroupLasso | None, x: Vector, sizes: tuple[int, ...]) -> float:
-    return penalty.value(*np.split(x, 2), sizes) if penalty else 0.0
+    weight, bias = np.split(x, 2)
+    return penalty.value(weight, bias, sizes) if penalty else 0.0
 
 
 def prox(penalty: SparseGroupLasso | None, x: Vector, sizes: tuple[int, ...], step: float) -> Vector:
-    return np.concatenate(penalty.prox(*np.split(x, 2), sizes, step)) if penalty else x
+    weight, bias = np.split(x, 2)
+    return np.concatenate(penalty.prox(weight, bias, sizes, step)) if penalty else x
 
 
 def published(
@@ -98,31 +100,32 @@ def published(
         if not np.isfinite(at.loss):
             raise FloatingPointError(f"diverged at step {k}: learning_rate={start} is too large for this problem")
         rate = _core.cosine(start, PUBLISHED_FLOOR * start, k, steps)
-        last = record(at, penalty_at(penalty, x, problem.sizes), rate)
+        enough = record(at, penalty_at(penalty, x, problem.sizes), rate)
         update.step(x, at.gradient(), rate)
         x = prox(penalty, x, problem.sizes, rate)
-        if last:
-            return x, "asked to"
+        if enough:
+            return x, enough
     return x, "all steps done"
 
 
 def fast(
     problem: Problem, x: Vector, penalty: SparseGroupLasso | None, record: Record, *, steps: int | None,
-    tolerance: float = 1e-4,
+    tolerance: float = 5e-4,
 ) -> tuple[Vector, str]:  # fmt: skip
     """Proximal gradient descent whose steps grow while they succeed and shrink where they do not.
 
     The first trial is Polyak's step; a trial is accepted when it lowers the objective by a tenth of what a quadratic
-    bound would promise. It stops after `steps` accepted steps, at `HORIZON`, or when a step lowers the objective by
-    less than `tolerance` of it. Returns the last accepted point and why it stopped.
+    bound would promise. It stops after `steps` accepted steps, at `HORIZON`, or when a step gains
+    less than `tolerance` of all that was gained. Returns the last accepted point and why it stopped.
     Source: SpaRSA, Wright, Nowak & Figueiredo, IEEE Trans. Signal Process. 57 (2009), eq. 22, in its monotone form.
     """
     grow, sufficient = 1.5, 0.1
     horizon = HORIZON * problem.samples  # our loss is the published one divided by the samples
     here = problem.evaluate(x)
     held = penalty_at(penalty, x, problem.sizes)
-    if record(here, held, 0.0):
-        return x, "asked to"
+    start = here.loss + held
+    if enough := record(here, held, 0.0):
+        return x, enough
     gradient = here.gradient()
     if not gradient.any():
         return x, "the gradient is zero"
@@ -138,21 +141,20 @@ def fast(
         holds = penalty_at(penalty, there, problem.sizes)
         gain = here.loss + held - trial.loss - holds
         accepted = gain >= sufficient * square / (2 * step)
-        last = record(trial, holds, step, accepted)
+        enough = record(trial, holds, step, accepted)
         if accepted:
-            before = here.loss + held
             x, here, held = there, trial, holds
             travelled, taken = travelled + step, taken + 1
             step *= grow
             for met, why in (
                 (travelled >= horizon, "as far as the published recipe goes"),
-                (gain <= tolerance * before, "no longer improving"),
+                (gain <= tolerance * (start - here.loss - held), "no longer improving"),
                 (taken == steps, "all steps done"),
             ):
                 if met:
                     return x, why
-        if last:
-            return x, "asked to"
+        if enough:
+            return x, enough
         if accepted:
             gradient = here.gradient()
         else:

@@ -9,34 +9,55 @@ from .ops import prepare_target, thread_count
 __all__ = ["wasserstein_1d", "wasserstein_1d_grad"]
 
 
-def _samples(x: ArrayLike, y: ArrayLike) -> tuple[NDArray, NDArray]:
-    x, y = np.asarray(x), np.asarray(y)
+def _real(values: ArrayLike, name: str) -> NDArray:
+    given = np.asarray(values)
+    if given.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: expected real numbers, got dtype {given.dtype}")
+    return given
+
+
+def _samples(source: ArrayLike, target: ArrayLike) -> tuple[NDArray, NDArray]:
+    x, y = _real(source, "source"), _real(target, "target")
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or 0 in x.shape or 0 in y.shape:
         raise ValueError(f"expected source (n, d) and target (m, d), none empty; got {x.shape} and {y.shape}")
     dtype = np.float32 if x.dtype == y.dtype == np.float32 else np.float64
-    return np.ascontiguousarray(x, dtype), np.ascontiguousarray(y, dtype)
+    x, y = np.ascontiguousarray(x, dtype), np.ascontiguousarray(y, dtype)
+    for name, values in (("source", x), ("target", y)):
+        if (bad := _core.first_nonfinite(values)) >= 0:
+            row, column = divmod(bad, values.shape[1])
+            raise ValueError(f"{name}: expected finite values, got {values[row, column]} at [{row}, {column}]")
+    return x, y
 
 
 def _weights(weights: ArrayLike | None, count: int, name: str) -> NDArray[np.float64]:
     if weights is None:
         return np.full(count, 1 / count)
-    given = np.array(weights, dtype=np.float64)
+    given = _real(weights, name).astype(np.float64)
     if given.shape != (count,):
         raise ValueError(f"{name}: expected shape ({count},), one weight a sample; got {given.shape}")
-    if not (np.isfinite(given).all() and (given >= 0).all() and given.sum() > 0):
+    if not (np.isfinite(given).all() and (given >= 0).all() and given.max() > 0):
         raise ValueError(f"{name}: expected finite weights, none negative, not all zero; got {given}")
+    given /= given.max()  # huge weights must not overflow their sum
     return given / given.sum()
 
 
-def _transport_arguments(source, target, p, source_weights, target_weights):
+Prepared = tuple[NDArray, NDArray, NDArray | None, NDArray | None, NDArray | None]
+
+
+def _prepare(
+    source: ArrayLike, target: ArrayLike, p: float, source_weights: ArrayLike | None, target_weights: ArrayLike | None
+) -> Prepared:
+    """What the core takes: x, sorted y, the permutation of y, weights of x, weights of y."""
     x, y = _samples(source, target)
+    if not isinstance(p, (int, float, np.number)):
+        raise TypeError(f"p: expected a number, got {type(p).__name__}")
     if not 1 <= p < float("inf"):
         raise ValueError(f"p: expected a finite number of at least 1, got {p!r}")
     sorted_y = prepare_target(y)
     if source_weights is None and target_weights is None:
         return x, sorted_y.values, None, None, None
-    weights = _weights(source_weights, len(x), "source_weights"), _weights(target_weights, len(y), "target_weights")
-    return x, sorted_y.values, sorted_y.index, *weights
+    x_weights = _weights(source_weights, len(x), "source_weights")
+    return x, sorted_y.values, sorted_y.permutation, x_weights, _weights(target_weights, len(y), "target_weights")
 
 
 def wasserstein_1d(
@@ -65,6 +86,8 @@ def wasserstein_1d(
 
     Raises
     ------
+    TypeError
+        On anything but real numbers.
     ValueError
         On shapes that do not fit, an empty set, NaN or infinity, a negative weight, p < 1.
 
@@ -79,8 +102,8 @@ def wasserstein_1d(
     >>> lineas.ot.wasserstein_1d([[0.0], [1.0]], [[3.0], [2.0]])
     array([4.])
     """
-    x, *rest = _transport_arguments(source, target, p, source_weights, target_weights)
-    return _core.wasserstein(x, *rest, float(p), thread_count())
+    prepared = _prepare(source, target, p, source_weights, target_weights)
+    return _core.wasserstein(*prepared, float(p), thread_count(work=prepared[0].size))
 
 
 def wasserstein_1d_grad(
@@ -106,5 +129,5 @@ def wasserstein_1d_grad(
     array([[-2.],
            [-2.]])
     """
-    x, *rest = _transport_arguments(source, target, p, source_weights, target_weights)
-    return _core.wasserstein_grad(x, *rest, None, float(p), thread_count())
+    prepared = _prepare(source, target, p, source_weights, target_weights)
+    return _core.wasserstein_grad(*prepared, None, float(p), thread_count(work=prepared[0].size))

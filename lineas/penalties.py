@@ -51,20 +51,23 @@ class SparseGroupLasso:
 
     def value(self, weight: ArrayLike, bias: ArrayLike, sizes: Sequence[int]) -> float:
         """Penalty of weight (N,) and bias (N,), where sizes are the units of each site, summing to N."""
-        weight, bias, offsets = _flat(weight, bias, sizes)
-        return _core.penalty(weight, 1.0, offsets, self.l1, self.group, self.ridge) + _core.penalty(
-            bias, 0.0, offsets, self.l1_bias, self.group_bias, self.ridge
-        )
+        w, b, offsets = _flat(weight, bias, sizes)
+        for_weight, for_bias = self._strengths()
+        return _core.penalty(w, 1.0, offsets, *for_weight) + _core.penalty(b, 0.0, offsets, *for_bias)
 
     def prox(
         self, weight: ArrayLike, bias: ArrayLike, sizes: Sequence[int], step: float
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The point that minimises step * penalty + half the squared distance from (weight, bias); new arrays (N,)."""
-        weight, bias, offsets = _flat(weight, bias, sizes)
-        return (
-            _core.prox(weight, 1.0, offsets, self.l1, self.group, self.ridge, step),
-            _core.prox(bias, 0.0, offsets, self.l1_bias, self.group_bias, self.ridge, step),
-        )
+        if not 0 <= step < float("inf"):
+            raise ValueError(f"step: expected a finite number of at least 0, got {step!r}")
+        w, b, offsets = _flat(weight, bias, sizes)
+        for_weight, for_bias = self._strengths()
+        return _core.prox(w, 1.0, offsets, *for_weight, step), _core.prox(b, 0.0, offsets, *for_bias, step)
+
+    def _strengths(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        l1_bias, group_bias = float(self.l1_bias or 0), float(self.group_bias or 0)  # never None once made
+        return (self.l1, self.group, self.ridge), (l1_bias, group_bias, self.ridge)
 
 
 class L1(SparseGroupLasso):
@@ -77,11 +80,14 @@ class L1(SparseGroupLasso):
         return f"L1(l1={self.l1}, l1_bias={self.l1_bias})"
 
 
-def _flat(weight, bias, sizes):
-    weight, bias = (np.ascontiguousarray(v, np.float32) for v in (weight, bias))
-    offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-    if weight.shape != (offsets[-1],) or bias.shape != weight.shape:
-        raise ValueError(
-            f"expected weight and bias ({offsets[-1]},), the sum of sizes; got {weight.shape} and {bias.shape}"
-        )
-    return weight, bias, offsets
+def _flat(
+    weight: ArrayLike, bias: ArrayLike, sizes: Sequence[int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    w, b = np.ascontiguousarray(weight, np.float32), np.ascontiguousarray(bias, np.float32)
+    units = np.asarray(sizes)
+    if units.ndim != 1 or units.dtype.kind not in "iu" or (units < 0).any():
+        raise ValueError(f"sizes: expected the number of units of each site; got {sizes!r}")
+    offsets = np.concatenate([[0], np.cumsum(units, dtype=np.int64)])
+    if w.shape != (offsets[-1],) or b.shape != w.shape:
+        raise ValueError(f"expected weight and bias ({offsets[-1]},), the sum of sizes; got {w.shape} and {b.shape}")
+    return w, b, offsets

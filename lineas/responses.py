@@ -45,7 +45,11 @@ class Layout:
     def part(self, sites: Sequence[Site]) -> "Layout":
         """The layout of some of these sites, in this order."""
         keep = [k for k, site in enumerate(self.sites) if site in sites]
-        return Layout(*(tuple(values[k] for k in keep) for values in (self.sites, self.sizes, self.channel_dims)))
+        return Layout(
+            tuple(self.sites[k] for k in keep),
+            tuple(self.sizes[k] for k in keep),
+            tuple(self.channel_dims[k] for k in keep),
+        )
 
 
 def call(model: nn.Module, batch: Batch) -> None:
@@ -152,7 +156,7 @@ class Runner:
         raise LookupError(f"not run in this forward pass, though it was in the first: {', '.join(missing)}")
 
     def gather(self, responses: Sequence[Tensor], into: NDArray[np.float32]) -> None:
-        """Copy responses to the host, side by side into (batch, N). ValueError, naming the site, if one is not finite."""
+        """Copy responses to the host, side by side into (batch, N). NonFiniteError, naming the site, where it applies."""
         buffer = torch.from_numpy(into)
         for k, response in enumerate(responses):
             buffer[:, self.compared.slice(k)] = response.detach()
@@ -164,4 +168,3 @@ class Runner:
 
 class NonFiniteError(ValueError):
     """A response was NaN or infinite."""
-

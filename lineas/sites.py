@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 __all__ = ["Site", "find_sites"]
 
-# The normalisation that feeds each block's MLP, by the names that architectures give it; the first that occurs is taken.
+# The normalisation that feeds each block's MLP, by the names that architectures give it; the first that occurs counts.
 MLP_NORMS = (
     r".*\.pre_feedforward_layernorm",  # Gemma 2 and 3, whose post_attention_layernorm is something else
     r".*\.post_attention_layernorm",  # Llama, Qwen, Mistral, Phi-3, GPT-NeoX, BLOOM
@@ -68,13 +67,13 @@ def split_name(name: str) -> tuple[str, int | None]:
     return (path, int(item)) if colon and item.isdecimal() else (name, None)
 
 
-def find_sites(model: nn.Module, pattern: str | Iterable[str] | None = None) -> list[Site]:
+def find_sites(model: nn.Module, pattern: "str | Iterable[str | Site] | None" = None) -> list[Site]:
     """What would be steered: a dry run that changes and calls nothing.
 
     Parameters
     ----------
     model : nn.Module
-    pattern : str, list of str or None
+    pattern : str, list of str or of Site, or None
         A regular expression that must match a module's whole path; a list of exact names; or None for the normalisation
         that feeds each block's MLP. A name or pattern may end in `:k`, for item k of a module that returns a tuple.
 
@@ -103,7 +102,7 @@ def find_sites(model: nn.Module, pattern: str | Iterable[str] | None = None) -> 
     elif isinstance(pattern, str):
         names = _matching_names(modules, pattern)
     else:
-        names = _listed_names(model, modules, list(pattern))
+        names = _listed_names(model, modules, [s.name if isinstance(s, Site) else s for s in pattern])
     return [_site(name, model.get_submodule(split_name(name)[0])) for name in names]
 
 
@@ -237,27 +236,3 @@ def hooked(model: nn.Module, functions: Mapping[Site, Callable[[nn.Module, Tenso
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """While open, the model is in evaluation mode and no weight asks for a gradient; as before afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        model.eval()
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where inputs go: the device of the model's first weight."""
-    for tensor in [*model.parameters(), *model.buffers()]:
-        return tensor.device
-    return torch.device("cpu")

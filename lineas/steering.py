@@ -67,7 +67,9 @@ class Steering:
             raise ValueError("expected finite maps, got a NaN or infinity")
         self._sizes = dict(zip(names, sizes, strict=True))
         ends = np.cumsum(sizes)
-        self._slices = {name: slice(int(end - size), int(end)) for name, size, end in zip(names, sizes, ends, strict=True)}
+        self._slices = {
+            name: slice(int(end - size), int(end)) for name, size, end in zip(names, sizes, ends, strict=True)
+        }
         self._weights, self._biases = np.split(x, 2)
         self.history: dict[str, list] = history or {}
         self.info: dict[str, Any] = info or {}
@@ -106,7 +108,9 @@ class Steering:
         """A table, a line a site: units, support, mean stretch and shift, and the site's loss before and after."""
         losses = self._site_losses()
         width = max(map(len, [*self._sizes, "site"]))
-        lines = [f"{'site':{width}} {'units':>6} {'support':>8} {'|w - 1|':>8} {'|b|':>8} {'loss: first':>12} {'last':>9}"]
+        lines = [
+            f"{'site':{width}} {'units':>6} {'support':>8} {'|w - 1|':>8} {'|b|':>8} {'loss: first':>12} {'last':>9}"
+        ]
         for name, units in self.support().items():
             first, last = losses.get(name, ("", ""))
             stretch, shift = np.abs(self.weight(name) - 1).mean(), np.abs(self.bias(name)).mean()
@@ -114,11 +118,15 @@ class Steering:
                 f"{name:{width}} {self._sizes[name]:6} {len(units):8} {stretch:8.4f} {shift:8.4f} {first:>12} {last:>9}"
             )
         if "evaluations" in self.info:
-            lines.append("{recipe} recipe, {evaluations} evaluations in {seconds} s; stopped: {stopped}".format(**self.info))
+            lines.append(
+                "{recipe} recipe, {evaluations} evaluations in {seconds} s; stopped: {stopped}".format(**self.info)
+            )
         return "\n".join([repr(self), *lines])
 
     def _site_losses(self) -> dict[str, tuple[str, str]]:
-        accepted = [row for row, kept in zip(*map(self.history.get, ("site_loss", "accepted"), ([], [])), strict=True) if kept]
+        accepted = [
+            row for row, kept in zip(*map(self.history.get, ("site_loss", "accepted"), ([], [])), strict=True) if kept
+        ]
         if not accepted:
             return {}
         pairs = zip(accepted[0], accepted[-1], strict=True)
@@ -184,7 +192,8 @@ class Steering:
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = self.weight(name).copy(), self.bias(name).copy()
         save_file(tensors, folder / TENSORS)
         config = {**FORMAT, "sites": self._sizes, "info": self.info, "history": self.history}
-        (folder / CONFIG).write_text(json.dumps(_plain(config), indent=1), encoding="utf-8")
+        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in _plain(config).items())
+        (folder / CONFIG).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, folder_or_repo: str | os.PathLike, *, revision: str | None = None) -> "Steering":

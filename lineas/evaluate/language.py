@@ -1,0 +1,75 @@
+"""Perplexity and sampled continuations of causal language models, steered or not."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data import as_batches, find_tokenizer
+from ..state import device_of, frozen, seeded
+
+
+def perplexity(model: nn.Module, texts: Sequence[str], *, tokenizer: Any = None, batch_size: int = 16) -> float:
+    """exp of the mean negative log-likelihood of a token, over all tokens of all texts but the first of each.
+
+    Parameters
+    ----------
+    model : a causal language model of transformers, with or without a steering on it
+    texts : list of str, at least 2
+    tokenizer : optional
+        Looked up from the model's own name if not given.
+
+    Returns
+    -------
+    float, at least 1; the vocabulary's size is guessing.
+    """
+    total, count = 0.0, 0
+    with frozen(model), torch.no_grad():
+        for batch in as_batches(list(texts), "texts", model, tokenizer, batch_size):
+            batch = batch.to(device_of(model))
+            ids, mask = batch.kwargs["input_ids"], batch.kwargs["attention_mask"]
+            logits = model(**batch.kwargs, use_cache=False).logits[:, :-1].float()
+            losses = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+            total += float((losses * mask[:, 1:]).sum())
+            count += int(mask[:, 1:].sum())
+    return math.exp(total / count)
+
+
+def continuations(
+    model: nn.Module, prompts: Sequence[str], *, tokenizer: Any = None, count: int = 1, new_tokens: int = 24,
+    temperature: float = 1.0, top_p: float = 0.9, seed: int = 0, batch_size: int = 64,
+) -> list[str]:  # fmt: skip
+    """Sample how a model goes on from prompts.
+
+    Parameters
+    ----------
+    model : a causal language model of transformers, with or without a steering on it
+    prompts : list of str
+    count : int
+        Continuations of each prompt.
+    new_tokens, temperature, top_p : as in `generate`
+    seed : int
+        The same seed gives the same text; the global random state is not touched.
+
+    Returns
+    -------
+    list of str, without the prompts: those of the first prompt, then those of the second, and so on.
+    """
+    tokenizer = tokenizer if tokenizer is not None else find_tokenizer(model, "prompts")
+    rows = [prompt for prompt in prompts for _ in range(count)]
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    texts: list[str] = []
+    with seeded(seed, device_of(model)), frozen(model), torch.no_grad():
+        for start in range(0, len(rows), batch_size):
+            encoded = [tokenizer(row)["input_ids"] for row in rows[start : start + batch_size]]
+            longest = max(map(len, encoded))  # padded on the left, so that all go on from the same column
+            ids = torch.tensor([[pad] * (longest - len(row)) + row for row in encoded])
+            mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in encoded])
+            out = model.generate(  # type: ignore[operator]
+                input_ids=ids.to(device_of(model)), attention_mask=mask.to(device_of(model)), do_sample=True,
+                temperature=temperature, top_p=top_p, max_new_tokens=new_tokens, pad_token_id=pad,
+            )  # fmt: skip
+            texts += tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
+    return texts

@@ -1,0 +1,48 @@
+"""Leave a model, and the random generators, as they were found."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """While open, the model is in evaluation mode and no weight asks for a gradient; as before afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        model.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """While open, random numbers come from `seed`; the generators of the CPU and of the device are then restored."""
+    module = getattr(torch, device.type, None)
+    own = module if device.type != "cpu" and hasattr(module, "get_rng_state") else None
+    before, before_own = torch.get_rng_state(), own.get_rng_state() if own else None
+    try:
+        torch.default_generator.manual_seed(seed)
+        if own:
+            own.manual_seed(seed)
+        yield
+    finally:
+        torch.set_rng_state(before)
+        if own:
+            own.set_rng_state(before_own)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where inputs go: the device of the model's first weight."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        return tensor.device
+    return torch.device("cpu")

@@ -1,0 +1,88 @@
+"""What the tests of the C core share: comparison with an oracle in value and gradient, inputs, and subprocesses."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, settings
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+THREADS = (1, 2, 3, 8, 16)
+
+# The same examples at every run: a test that fails, fails for everybody.
+bounded = settings(deadline=None, max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+
+def assert_matches(
+    function: Callable, oracle: Callable, inputs: dict[str, torch.Tensor], *, use=None, rtol=1e-5, atol=1e-6
+) -> None:
+    """function(**inputs) equals oracle(**inputs) in every output, and in the gradients for every input.
+
+    The oracle gets float64 copies, so that the tolerance measures `function` alone. The gradients are those of a random
+    weighted sum of the outputs whose positions are in `use` (all, by default), so that no entry of theirs is left out.
+    """
+    given = {name: x.detach().clone().requires_grad_() for name, x in inputs.items()}
+    exact = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
+    outputs, expected = _tuple(function(**given)), _tuple(oracle(**exact))
+    assert len(outputs) == len(expected)
+    for out, right in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(out.double(), right, rtol=rtol, atol=atol)
+    use = range(len(outputs)) if use is None else use
+    generator = torch.Generator().manual_seed(1)
+    factors = {k: torch.randn(expected[k].shape, generator=generator) for k in use}
+    sum((outputs[k] * factors[k]).sum() for k in use).backward()
+    sum((expected[k] * factors[k].double()).sum() for k in use).backward()
+    for name, x in given.items():
+        assert x.grad is not None, f"no gradient for {name}"
+        assert x.grad.dtype == x.dtype
+        torch.testing.assert_close(
+            x.grad.double(),
+            exact[name].grad,
+            rtol=rtol,
+            atol=atol * len(x),
+            msg=lambda text, n=name: f"d/d {n}: {text}",
+        )
+
+
+def _tuple(x) -> tuple:
+    return x if isinstance(x, tuple) else (x,)
+
+
+def assert_same_bits(a, b) -> None:
+    """Arrays, numbers, None, or tuples of them, equal to the last bit (so that -0 is not +0)."""
+    if isinstance(a, tuple):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            assert_same_bits(one, other)
+        return
+    a, b = np.asarray(a), np.asarray(b)
+    assert a.dtype == b.dtype
+    assert a.shape == b.shape
+    assert a.tobytes() == b.tobytes()
+
+
+def finite_difference(function: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-6) -> np.ndarray:
+    """Central differences of a function of a float64 array, entry by entry."""
+    gradient = np.empty_like(x)
+    for at in np.ndindex(x.shape):
+        shifted = np.zeros_like(x)
+        shifted[at] = step
+        gradient[at] = (function(x + shifted) - function(x - shifted)) / (2 * step)
+    return gradient
+
+
+def run_python(code: str, timeout: float = 120, **environment: str) -> str:
+    """What a fresh interpreter prints; fails the test if it fails or hangs. It finds the same lineas as this one."""
+    import lineas
+
+    paths = [str(Path(lineas.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, env=variables, check=False
+    )
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout

@@ -1,0 +1,392 @@
+"""What holds for every kernel: thread counts, refusals, references, forks, one OpenMP runtime, no state."""
+
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from oracle import THREADS, assert_same_bits, run_python
+
+from lineas import _core, ops
+
+CSRC = Path(__file__).parent.parent / "csrc"
+IN_PLACE = {"sgd": ("x", "velocity"), "adam": ("x", "first", "second")}
+OPTIONAL = {
+    "wasserstein": ("y_index",),
+    "wasserstein_grad": ("y_index", "coefficient"),
+    "affine_pool_grad": ("grad_out",),
+    "sgd": ("velocity",),
+}
+
+
+def arguments(kernel: str, big: bool = False) -> dict:
+    """A call that works: arguments in their order, by name. Big enough to be shared among threads, or small."""
+    rng = np.random.default_rng(0)
+    n, m, columns, batch, tokens, dim = (33, 20, 300, 17, 9, 33) if big else (5, 4, 18, 2, 3, 5)
+
+    def reals(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    y, y_index = _core.sort_columns(reals(m, columns), 1)
+    samples = {"x": reals(n, columns), "y": y, "y_index": y_index}
+    samples |= {"x_weights": rng.dirichlet(np.ones(n)), "y_weights": rng.dirichlet(np.ones(m))}
+    maps = {"h": reals(batch, tokens, dim), "scale": reals(dim)}
+    pool = {"pool": np.full((batch, tokens), 1 / tokens, np.float32), "channels_first": False, "threads": 2}
+    gradients = {"grad_out": reals(batch, tokens, dim), "grad_pooled": reals(batch, dim)}
+    vectors = {name: np.abs(reals(dim)) for name in ("x", "first", "second", "velocity", "gradient", "to", "from")}
+    groups = {"v": reals(6), "center": 1.0, "offsets": np.array([0, 2, 2, 6]), "l1": 0.1, "group": 0.2, "ridge": 0.3}
+
+    def some(*names):
+        return {name: vectors[name] for name in names}
+
+    return {
+        "sort_columns": lambda: {"x": samples["x"], "threads": 2},
+        "first_nonfinite": lambda: {"x": samples["x"]},
+        "wasserstein": lambda: {**samples, "p": 2.0, "threads": 2},
+        "wasserstein_grad": lambda: {**samples, "coefficient": rng.uniform(size=columns), "p": 2.0, "threads": 2},
+        "affine_pool": lambda: {**maps, "shift": reals(dim), **pool},
+        "affine_pool_grad": lambda: {**gradients, **maps, **pool},
+        "penalty": lambda: groups,
+        "prox": lambda: {**groups, "step": 0.5},
+        "sgd": lambda: {**some("x", "velocity", "gradient"), "rate": 0.1, "momentum": 0.9},
+        "adam": lambda: {**some("x", "first", "second", "gradient"), "rate": 0.1, "beta1": 0.9, "beta2": 0.9,
+                         "epsilon": 1e-8, "iteration": 3},
+        "gradient_step": lambda: {**some("x", "gradient"), "step": 0.1},
+        "movement": lambda: some("to", "from", "gradient"),
+        "cosine": lambda: {"rate": 0.1, "floor": 0.01, "at": 2, "total": 5},
+    }[kernel]()  # fmt: skip
+
+
+# Whatever the extension offers: a kernel added without an entry above fails here.
+KERNELS = sorted(name for name in dir(_core) if callable(getattr(_core, name)) and not name.startswith("__"))
+THREADED = [name for name in KERNELS if "threads" in arguments(name)]
+
+
+def call(kernel: str, given: dict):
+    return getattr(_core, kernel)(*given.values())
+
+
+# ---- threads ----
+
+
+def variants(kernel: str) -> list[dict]:
+    """Changes of the arguments that take other paths through the kernel."""
+    uniform = {"x_weights": None, "y_weights": None}
+    if kernel.startswith("wasserstein"):
+        return [{**change, "p": p} for p in (1.0, 1.5, 2.0) for change in ({}, uniform)]
+    return {
+        "affine_pool": [{}, {"channels_first": True, "pool": np.full((17, 33), 1 / 33, np.float32)}],
+        "affine_pool_grad": [{}, {"grad_out": None}],
+    }.get(kernel, [{}])
+
+
+@pytest.mark.parametrize("kernel", THREADED)
+def test_bits_do_not_depend_on_threads(kernel):
+    for change in variants(kernel):
+        given = {**arguments(kernel, big=True), **change}
+        if kernel == "affine_pool" and given["channels_first"]:
+            given["scale"], given["shift"] = given["scale"][:9].copy(), given["shift"][:9].copy()
+        results = [call(kernel, {**given, "threads": threads}) for threads in THREADS]
+        for result in results[1:]:
+            assert_same_bits(result, results[0])
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["last", "first"])
+def test_gradients_of_the_map_do_not_depend_on_threads(first):
+    torch.manual_seed(0)
+    shape, dim = ((17, 33, 9), 33) if first else ((17, 9, 33), 33)
+    h, scale, shift, pool = torch.randn(shape), torch.randn(dim), torch.randn(dim), torch.rand(17, 9)
+    results = []
+    for threads in THREADS:
+        given = [x.clone().requires_grad_() for x in (h, scale, shift)]
+        out, pooled = ops.affine_pool(*given, pool, channels_first=first, threads=threads)
+        (out.square().sum() + pooled.exp().sum()).backward()
+        results.append(tuple(x.detach().numpy() for x in (out, pooled, *(x.grad for x in given))))
+    for result in results[1:]:
+        assert_same_bits(result, results[0])
+
+
+def test_many_python_threads_at_once_give_the_same_results():
+    jobs = {kernel: arguments(kernel, big=True) for kernel in THREADED}
+    alone = {kernel: call(kernel, given) for kernel, given in jobs.items()}
+    start = threading.Barrier(8)
+
+    def work(_):
+        start.wait(timeout=30)
+        return [{kernel: call(kernel, given) for kernel, given in jobs.items()} for _ in range(3)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for results in pool.map(work, range(8)):
+            for result in results:
+                for kernel in jobs:
+                    assert_same_bits(result[kernel], alone[kernel])
+
+
+# ---- what the binding refuses ----
+
+
+def misaligned(a: np.ndarray) -> np.ndarray:
+    buffer = np.zeros(a.nbytes + 1, np.uint8)
+    copy = buffer[1:].view(a.dtype).reshape(a.shape)
+    copy[...] = a
+    return copy
+
+
+def refusals(kernel: str):
+    """(what is wrong, arguments, exception, what its message must hold) for every way to misuse every argument."""
+    right = arguments(kernel)
+    arrays = {name: a for name, a in right.items() if isinstance(a, np.ndarray)}
+    for name, a in arrays.items():
+        mine = f"^{name}: expected "
+
+        def wrong(what, value, error, says, name=name):
+            return what.format(name), {**right, name: value}, error, says
+
+        any_rank = kernel == "first_nonfinite"
+        either = any_rank or kernel == "sort_columns" or (name == "x" and "y" in arrays)  # float32 or float64
+        kind = "a float32 or float64 array" if either else "an array|dtype"
+        yield wrong("{} is a list", a.tolist(), TypeError, f"{mine}({kind}).*got .*list")
+        yield wrong("{} is float16", a.astype(np.float16), TypeError, f"{mine}({kind}).*got dtype.*float16")
+        yield wrong("{} is byteswapped", a.astype(a.dtype.newbyteorder()), TypeError, f"{mine}dtype.*got dtype.*>")
+        yield wrong("{} is empty", a[:0], ValueError, f"{mine}at least one entry, got none")
+        yield wrong("{} is strided", np.repeat(a, 2, axis=-1)[..., ::2], ValueError, f"{mine}a C-contiguous")
+        yield wrong("{} is misaligned", misaligned(a), ValueError, f"{mine}a C-contiguous, aligned")
+        if name not in OPTIONAL.get(kernel, ()):
+            yield wrong("{} is None", None, TypeError, f"{mine}.*got .*NoneType")
+        if not any_rank:
+            yield wrong("{} has a dimension more", a[None], ValueError, f"{mine}{a.ndim} dim.*got {a.ndim + 1}$")
+            yield wrong("{} has a dimension less", a[0].copy() if a.ndim > 1 else np.array(a[0]), ValueError,
+                        f"{mine}{a.ndim} dim.*got {a.ndim - 1}$")  # fmt: skip
+        for axis in range(a.ndim if len(arrays) > 1 else 0):
+            longer = np.concatenate([a, np.take(a, [0], axis)], axis)
+            yield wrong(f"{{}} is longer in dimension {axis}", longer, ValueError, f"^({'|'.join(arrays)}): expected ")
+        if name in IN_PLACE.get(kernel, ()):
+            locked = a.copy()
+            locked.flags.writeable = False
+            yield wrong("{} is read-only", locked, ValueError, f"{name} is read-only")
+        if name in ("x", "y") and (kernel.startswith("wasserstein") or kernel == "sort_columns"):
+            for bad in (np.nan, np.inf):
+                spoilt = a.copy()
+                spoilt[1, 2] = bad
+                yield wrong(f"{{}} holds {bad}", spoilt, ValueError, f"{mine}finite values.*flat position 20$")
+
+    def instead(what, error, says, **changes):
+        return what, {**right, **changes}, error, says
+
+    if "threads" in right:
+        for threads in (0, -3, 4097):
+            yield instead(
+                f"threads {threads}", ValueError, f"threads: expected 1 to 4096, got {threads}", threads=threads
+            )
+        yield instead("threads 2.0", TypeError, "float", threads=2.0)
+    if "y_index" in right:
+        for bad in (-1, 4):
+            y_index = right["y_index"].copy()
+            y_index[2, 3] = bad
+            yield instead(f"an index of {bad}", ValueError, "y_index: expected entries from 0 to 3", y_index=y_index)
+        for p in (0.99, -1.0, np.nan):
+            yield instead(f"p {p}", ValueError, "p: expected at least 1", p=p)
+        for name in ("x_weights", "y_weights"):
+            yield instead(f"no {name}", TypeError, f"{name}: expected an array, got NoneType", **{name: None})
+        yield instead("weights without an index", TypeError, "y_index: expected an array, got NoneType", y_index=None)
+        yield instead("y in another precision", TypeError, "y: expected dtype.'float32'., got dtype.'float64'",
+                      y=right["y"].astype(np.float64))  # fmt: skip
+    if "offsets" in right:
+        for bad in ([0, 4, 2, 6], [0, 2, 5], [0, 2, 7], [1, 2, 6], [0], [6], [0, -1, 6], [-1, 2, 6]):
+            yield instead(
+                f"offsets {bad}", ValueError, "offsets: expected an ascent from 0 to 6", offsets=np.array(bad)
+            )
+        for name in ("l1", "group", "ridge"):
+            for bad in (-1.0, np.nan):
+                yield instead(f"{name} {bad}", ValueError, "l1, group, ridge: expected.*at least 0", **{name: bad})
+
+
+REFUSALS = {f"{kernel}: {what}": (kernel, *rest) for kernel in KERNELS for what, *rest in refusals(kernel)}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_binding_refuses_and_says_why_and_keeps_no_reference(case):
+    kernel, given, error, says = REFUSALS[case]
+    inputs = [x for x in given.values() if isinstance(x, (np.ndarray, list))]
+    before = [sys.getrefcount(x) for x in inputs]
+    content = [np.array(x) for x in inputs]
+    for _ in range(50):
+        with pytest.raises(error, match=says):
+            call(kernel, given)
+    assert [sys.getrefcount(x) for x in inputs] == before
+    assert_same_bits(tuple(np.array(x) for x in inputs), tuple(content))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_calls_with_too_few_or_too_many_arguments_are_refused(kernel):
+    given = list(arguments(kernel).values())
+    for wrong in ([], given[:-1], [*given, 1]):
+        with pytest.raises(TypeError, match="argument"):
+            getattr(_core, kernel)(*wrong)
+
+
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "cosine"])
+def test_calls_leak_neither_references_nor_memory_whether_they_succeed_or_fail(kernel):
+    right = arguments(kernel)
+    failing = [given for name, given, *_ in REFUSALS.values() if name == kernel]
+    inputs = [x for x in right.values() if isinstance(x, np.ndarray)]
+
+    def work(times):
+        for _ in range(times):
+            call(kernel, right)
+            for given in failing:
+                try:
+                    call(kernel, given)
+                except (TypeError, ValueError):
+                    continue
+                raise AssertionError("not refused")
+
+    before = [sys.getrefcount(x) for x in inputs]
+    work(5)
+    assert [sys.getrefcount(x) for x in inputs] == before
+    tracemalloc.start()  # NumPy's buffers and the kernels' scratch are traced, too
+    try:
+        work(2)
+        start, _ = tracemalloc.get_traced_memory()
+        work(40)
+        grown = tracemalloc.get_traced_memory()[0] - start
+    finally:
+        tracemalloc.stop()
+    assert grown < 40 * 16  # a leaked array is 100 bytes and more, each time
+
+
+def test_optional_arguments_may_be_left_out():
+    for kernel, names in OPTIONAL.items():
+        for name in names:
+            weights = {"x_weights": None, "y_weights": None} if name == "y_index" else {}
+            call(kernel, {**arguments(kernel), **weights, name: None})
+
+
+def test_subclasses_of_arrays_and_read_only_inputs_are_taken():
+    x = arguments("sort_columns")["x"]
+    expected = _core.sort_columns(x, 1)
+    x.flags.writeable = False
+    assert_same_bits(_core.sort_columns(x, 1), expected)
+    assert_same_bits(_core.sort_columns(x.view(np.memmap), 1), expected)
+
+
+# ---- the process around it ----
+
+WORK = """
+import numpy as np
+x, y = np.random.default_rng(0).normal(size=(2, 33, 500))
+h, pool = torch.arange(4 * 9 * 33.0).view(4, 9, 33), torch.full((4, 9), 1 / 9)
+def work(threads=None):
+    scale, shift = torch.full((33,), 2.0, requires_grad=True), torch.ones(33, requires_grad=True)
+    out, pooled = lineas.ops.affine_pool(h, scale, shift, pool, threads=threads)
+    (out.sum() + pooled.sum()).backward()
+    cost, gradient = lineas.ot.wasserstein_1d_grad(x, y)
+    return [a.tobytes() for a in (cost, gradient, pooled.detach().numpy(), scale.grad.numpy(), shift.grad.numpy())]
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+@pytest.mark.skipif(not _core.HAS_OPENMP, reason="a build without OpenMP")
+@pytest.mark.parametrize(
+    "imports", ["import lineas, torch", "import torch, lineas", "import lineas._core, lineas, torch"]
+)
+def test_torch_and_the_extension_share_one_openmp_runtime(imports):
+    code = f"""
+import re
+{imports}
+import lineas.ops
+{WORK}
+torch.set_num_threads(2)
+work(2); torch.randn(300, 300) @ torch.randn(300, 300)
+maps = {{line.split()[-1] for line in open("/proc/self/maps")}}
+print(*sorted(name for name in maps if re.search(r"/lib(gomp|omp|iomp)[^/]*$", name)), sep="\\n")
+"""
+    runtimes = run_python(code).split()
+    assert len(runtimes) == 1, runtimes
+
+
+@pytest.mark.skipif(not hasattr(sys.modules["os"], "fork"), reason="needs fork")
+def test_a_forked_child_may_ask_for_many_threads_after_its_parent_did():
+    code = f"""
+import os, signal, torch, lineas, lineas.ops
+{WORK}
+torch.set_num_threads(2)
+expected = work(2)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)  # a hang ends the child
+    os._exit(0 if work(8) == work() == work(2) == expected else 3)
+_, status = os.waitpid(child, 0)
+assert status == 0, f"status of the child: {{status}}"
+assert work(2) == expected
+print("well")
+"""
+    assert run_python(code).split() == ["well"]
+
+
+def test_denormals_survive_the_import_and_the_kernels():
+    code = f"""
+import threading, torch, lineas, lineas.ops
+{WORK}
+work(2)
+def check():
+    tiny = np.full(64, 1e-40, np.float32)
+    assert (tiny * np.float32(1) != 0).all() and (tiny * np.float32(0.5) != 0).all()
+    assert (np.full(64, 1e-310) * 0.5 != 0).all()
+    print("alive")
+check()
+thread = threading.Thread(target=check); thread.start(); thread.join()
+"""
+    assert run_python(code).split() == ["alive", "alive"]
+
+
+def test_kernels_take_and_return_denormals():
+    tiny = np.full((3, 17), 1e-40, np.float32)
+    assert_same_bits(_core.sort_columns(tiny, 1)[0], tiny)
+    assert (_core.gradient_step(tiny[0], tiny[0], 0.5) > 0).all()
+    assert (_core.wasserstein(tiny, 2 * tiny, None, None, None, 1.0, 1) > 0).all()
+
+
+# ---- the kernels' source ----
+
+SOURCES = sorted(path for path in CSRC.glob("lns_*.[ch]") if path.name != "lns_module.c")
+CODE = {path.name: re.sub(r'/\*.*?\*/|//[^\n]*|"[^"\n]*"', " ", path.read_text(), flags=re.DOTALL) for path in SOURCES}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_kernels_neither_allocate_nor_print_nor_know_python(name):
+    words = set(re.findall(r"\w+", CODE[name]))
+    assert not words & {"malloc", "calloc", "realloc", "free", "alloca", "aligned_alloc", "PyMem_Malloc", "PyObject"}
+    assert not words & {"printf", "fprintf", "puts", "putchar", "perror", "stderr", "stdout"}
+    assert not words & {"abort", "exit", "assert", "errno", "rand", "srand", "getenv", "omp_set_num_threads"}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_static_in_kernels_is_only_for_functions_and_constants(name):
+    for line in CODE[name].splitlines():
+        if re.search(r"\b(static|_Thread_local)\b", line):
+            assert re.search(r"\bstatic const\b", line) or ("(" in line and "=" not in line.split("(")[0]), line
+
+
+@pytest.mark.skipif(not (shutil.which("cc") and shutil.which("size")), reason="needs a C compiler and binutils")
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.suffix == ".c"], ids=lambda path: path.name)
+def test_kernels_keep_no_mutable_state(path, tmp_path):
+    """No byte of initialised or zeroed data in the object file."""
+    out = tmp_path / "kernel.o"
+    subprocess.run(["cc", "-std=c11", "-c", "-o", out, path], check=True, timeout=60)
+    sizes = subprocess.run(["size", out], check=True, capture_output=True, text=True, timeout=60).stdout.splitlines()[1]
+    assert sizes.split()[1:3] == ["0", "0"], sizes
+
+
+def test_only_the_port_header_depends_on_the_compiler():
+    for name, code in CODE.items():
+        if name != "lns_port.h":
+            guards = re.findall(r"#\s*(?:if|ifdef|ifndef|elif)\b.*", code)
+            assert guards in ([], [f"#ifndef {name.upper().replace('.', '_')}"]), name

@@ -1,0 +1,138 @@
+"""The code in README.md and docs/ runs as written, and their links lead somewhere."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from conftest import DATA, ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LANGUAGES = {"python", "sh", "text", "c", "bibtex"}
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the one hub model that the pages may name
+
+
+class Fence(NamedTuple):
+    language: str
+    line: int  # of the first line of code, counted from 1
+    code: str
+
+
+def split(page: Path) -> tuple[list[Fence], str]:
+    """A page's fenced blocks, and its prose without them."""
+    fences, prose, block, language = [], [], None, ""
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        if line.startswith("```"):
+            if block is None:
+                block, language, start = [], line[3:].strip(), number + 1
+            else:
+                fences.append(Fence(language, start, "\n".join(block)))
+                block = None
+        else:
+            (prose if block is None else block).append(line)
+    assert block is None, f"{page.name}: the last fence is open"
+    return fences, "\n".join(prose)
+
+
+def python_blocks(page: Path) -> list[Fence]:
+    return [fence for fence in split(page)[0] if fence.language == "python"]
+
+
+def small_tokenizer():
+    """A word is a token; unlike conftest's, it decodes, pads and knows a chat template."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from lineas import samples
+
+    words = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(vocab_size=500, special_tokens=["<unk>", "<eos>"], show_progress=False)
+    negative, positive = samples.movie_reviews()
+    words.train_from_iterator([*negative, *positive], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", eos_token="<eos>", pad_token="<eos>",
+        model_input_names=["input_ids", "attention_mask"],
+        chat_template="{% for turn in messages %}{{ turn.role }}: {{ turn.content }} <eos>{% endfor %}",
+    )  # fmt: skip
+
+
+def small_model(vocabulary: int):
+    import transformers
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.LlamaConfig(
+            vocab_size=vocabulary, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
+            intermediate_size=24, max_position_embeddings=256, bos_token_id=None, eos_token_id=1, pad_token_id=1,
+        )  # fmt: skip
+        model = transformers.LlamaForCausalLM(config)
+    model.name_or_path = HUB_NAME
+    return model.eval()
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A working directory like a checkout's root, where the hub's model is a small random one."""
+    import transformers
+
+    tokenizer = small_tokenizer()
+    for auto, load in (
+        (transformers.AutoTokenizer, lambda: tokenizer),
+        (transformers.AutoModelForCausalLM, lambda: small_model(len(tokenizer))),
+    ):
+        real = auto.from_pretrained
+        monkeypatch.setattr(
+            auto, "from_pretrained",
+            lambda name, *args, real=real, load=load, **kw: load() if name == HUB_NAME else real(name, *args, **kw),
+        )  # fmt: skip
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    shutil.copytree(DATA, tmp_path / "tests" / "data")
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        yield tmp_path
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.name)
+def test_python_blocks_run_in_order(page, checkout):
+    namespace = {"__name__": page.stem}
+    for block in python_blocks(page):
+        code = "\n" * (block.line - 1) + block.code  # so that a traceback names the page's own line
+        exec(compile(code, str(page), "exec"), namespace)
+
+
+def test_the_pages_for_users_have_python_in_them():
+    """Else the test above could pass by running nothing."""
+    assert {page.name for page in PAGES if python_blocks(page)} >= {"README.md", "quickstart.md", "published-recipe.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_fences_say_their_language(page):
+    """A block called `py`, or nothing, would never be run."""
+    assert {fence.language for fence in split(page)[0]} <= LANGUAGES
+
+
+def anchors(page: Path) -> set[str]:
+    """What a `#fragment` may say: the headings as the usual renderers spell them."""
+    headings = re.findall(r"^#+ +(.*)$", split(page)[1], re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_and_pictures_exist(page):
+    prose = split(page)[1]
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose) + re.findall(r'(?:src|href)="([^"]+)"', prose)
+    missing = []
+    for target in targets:
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, fragment = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or (fragment and fragment not in anchors(file)):
+            missing.append(target)
+    assert not missing

@@ -1,0 +1,351 @@
+"""A steering's life: apply, attach, generate, look, save, load, refuse."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import LANGUAGE_MODELS, assert_untouched, count_hooks, normal, snapshot, tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lineas
+from lineas import Steering, _reference
+
+IDS = torch.randint(2, 60, (3, 6), generator=torch.Generator().manual_seed(0))
+
+
+def random_maps(model, seed=0, size=0.1):
+    draw = np.random.default_rng(seed)
+    return Steering(
+        {
+            site.name: (1 + size * draw.normal(size=site.units), size * draw.normal(size=site.units))
+            for site in lineas.find_sites(model)
+        }
+    )
+
+
+@pytest.fixture
+def steering(llama):
+    return random_maps(llama)
+
+
+# -- applying --
+
+
+def test_strength_is_linear_between_the_base_model_and_the_map():
+    net = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    steering = Steering({"0": ([2.0, 0.5, 1.0], [1.0, -1.0, 0.0])})
+    x = normal(5, 4)
+    base = net(x)
+    mapped = base * torch.tensor([2.0, 0.5, 1.0]) + torch.tensor([1.0, -1.0, 0.0])
+    for strength in (0.0, 0.3, 1.0, 2.0, -1.0):
+        with steering.apply(net, strength):
+            torch.testing.assert_close(net(x), strength * mapped + (1 - strength) * base)
+    with steering.apply(net, 0.0):
+        assert torch.equal(net(x), base), "strength 0 is exactly the base model"
+
+
+def test_apply_leaves_no_trace_even_if_the_body_raises(llama, steering):
+    before, state = llama(IDS).logits, snapshot(llama)
+    with pytest.raises(RuntimeError), steering.apply(llama):
+        assert not torch.allclose(llama(IDS).logits, before, atol=1e-3)
+        raise RuntimeError
+    assert torch.equal(llama(IDS).logits, before)
+    assert_untouched(llama, state)
+
+
+def test_attach_and_remove(llama, steering):
+    before, hooks = llama(IDS).logits, count_hooks(llama)
+    handle = steering.attach(llama, 0.5)
+    assert handle.active
+    assert not torch.equal(llama(IDS).logits, before)
+    handle.remove()
+    handle.remove()
+    assert not handle.active
+    assert torch.equal(llama(IDS).logits, before)
+    with steering.attach(llama):
+        pass
+    assert count_hooks(llama) == hooks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_maps_follow_the_dtype_and_stay_float32_themselves(llama, steering, dtype):
+    model = llama.to(dtype)
+    name = steering.sites[0]
+    seen = []
+    with steering.apply(model):
+        model.get_submodule(name).register_forward_hook(lambda m, a, o: seen.append(o))
+        logits = model(IDS).logits
+    assert seen[0].dtype == logits.dtype == dtype
+    assert steering.weight(name).dtype == np.float32
+
+
+def test_gradients_flow_through_an_attached_steering(llama, steering):
+    with steering.apply(llama):
+        llama(IDS).logits.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in llama.parameters())
+
+
+def test_the_hook_computes_what_the_reference_says():
+    net = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 1), torch.nn.Flatten(), torch.nn.Linear(27, 4))
+    weight, bias = np.array([2.0, 0.5, -1.0]), np.array([1.0, 0.0, 3.0])
+    x = normal(2, 2, 3, 3)
+    h = net[0](x)
+    expected = net[1:](_reference.affine(h, torch.tensor(weight).float(), torch.tensor(bias).float(), 1))
+    with Steering({"0": (weight, bias)}).apply(net):
+        torch.testing.assert_close(net(x), expected)
+
+
+# -- generation --
+
+
+@pytest.mark.parametrize("kind", LANGUAGE_MODELS)
+def test_cached_generation_equals_the_uncached_full_forward(kind):
+    model = tiny(kind)
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with random_maps(model, size=0.3).apply(model):
+        cached = model.generate(IDS, attention_mask=torch.ones_like(IDS), use_cache=True, **options)
+        uncached = model.generate(IDS, attention_mask=torch.ones_like(IDS), use_cache=False, **options)
+        ids = IDS
+        for _ in range(8):
+            ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    assert torch.equal(cached, uncached)
+    assert torch.equal(cached, ids)
+    assert not torch.equal(cached, model.generate(IDS, attention_mask=torch.ones_like(IDS), **options))
+
+
+@pytest.mark.parametrize("kind", LANGUAGE_MODELS)
+def test_a_left_padded_batch_generates_what_each_row_would_alone(kind):
+    model = tiny(kind)
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    rows = [IDS[0, :3], IDS[1, :6], IDS[2, :1]]
+    ids = torch.stack([torch.cat([torch.zeros(6 - len(row)).long(), row]) for row in rows])
+    mask = torch.stack([(torch.arange(6) >= 6 - len(row)).long() for row in rows])
+    with random_maps(model, size=0.3).apply(model):
+        together = model.generate(ids, attention_mask=mask, **options)[:, 6:]
+        for row, got in zip(rows, together, strict=True):
+            alone = model.generate(row[None], attention_mask=torch.ones(1, len(row)).long(), **options)[0, len(row) :]
+            assert torch.equal(got, alone)
+
+
+# -- looking --
+
+
+def test_support_counts_what_the_maps_move():
+    steering = Steering({"a": ([1, 1 + 2e-5, 1 - 1e-6], [0, 0, 0]), "b": ([1, 1], [0, -1e-4])})
+    assert {name: units.tolist() for name, units in steering.support().items()} == {"a": [1], "b": [1]}
+    assert repr(steering) == "Steering(2 sites, 5 units, support 2 (40.0%))"
+
+
+def test_weights_and_biases_are_views_of_two_flat_arrays(mlp):
+    steering = lineas.fit(mlp, normal(9, 4), normal(9, 4, seed=1), sites="first|second", progress=False, steps=1)
+    for part in (steering.weight, steering.bias):
+        first, second = part("first"), part("second")
+        assert first.base is not None
+        assert second.__array_interface__["data"][0] - first.__array_interface__["data"][0] == first.nbytes
+
+
+def test_summary_has_a_line_a_site_with_its_loss(mlp):
+    steering = lineas.fit(mlp, normal(9, 4), normal(9, 4, seed=1, shift=1.0), sites="first|second", progress=False)
+    lines = steering.summary().splitlines()
+    assert lines[0] == repr(steering)
+    assert [line.split()[0] for line in lines[2:4]] == ["first", "second"]
+    assert f"{steering.history['site_loss'][0][1]:.4g}" in lines[3]
+    assert "fast recipe" in lines[4]
+    assert "a" in Steering({"a": ([1.0], [0.5])}).summary()
+
+
+def test_an_unknown_site_is_refused_with_the_nearest(steering):
+    with pytest.raises(LookupError, match=r"no map for site 'model.layers.0'; nearest names: model\.layers\.0\.post"):
+        steering.weight("model.layers.0")
+
+
+# -- keeping --
+
+
+def test_reload_gives_the_same_logits_and_history(llama, tmp_path, texts, tokenizer):
+    steering = lineas.fit(llama, *texts, tokenizer=tokenizer, progress=False, steps=3)
+    steering.save_pretrained(tmp_path / "new" / "folder")
+    again = Steering.from_pretrained(tmp_path / "new" / "folder")
+    with steering.apply(llama):
+        expected = llama(IDS).logits
+    with again.apply(llama):
+        assert torch.equal(llama(IDS).logits, expected)
+    assert again.sites == steering.sites
+    assert again.history == steering.history
+    assert again.info == steering.info
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == [
+        "steering.safetensors",
+        "steering_config.json",
+    ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 2**31))
+def test_any_maps_survive_saving(tmp_path_factory, sizes, seed):
+    draw = np.random.default_rng(seed)
+    maps = {
+        f"a.{k}:{k}": (draw.normal(size=d).astype("f"), draw.normal(size=d).astype("f")) for k, d in enumerate(sizes)
+    }
+    folder = tmp_path_factory.mktemp("maps")
+    Steering(maps).save_pretrained(folder)
+    again = Steering.from_pretrained(folder)
+    assert again.sites == list(maps)
+    for name, (weight, bias) in maps.items():
+        assert np.array_equal(again.weight(name), weight)
+        assert np.array_equal(again.bias(name), bias)
+
+
+def test_infinite_trials_in_the_history_do_not_break_the_file(steering, tmp_path):
+    steering.history["loss"] = [1.0, float("inf")]
+    steering.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "steering_config.json").read_text(), parse_constant=lambda c: pytest.fail(c))
+    assert config["history"]["loss"] == [1.0, None]
+
+
+def spoil(name, change):
+    def spoiler(folder):
+        path = folder / name
+        path.write_bytes(change(path.read_bytes()))
+
+    return spoiler
+
+
+def edit(**changes):
+    return spoil("steering_config.json", lambda raw: json.dumps({**json.loads(raw), **changes}).encode())
+
+
+@pytest.mark.parametrize(
+    ("spoiler", "error", "message"),
+    [
+        (spoil("steering.safetensors", lambda raw: raw[: len(raw) // 2]), ValueError, "truncated or corrupted"),
+        (spoil("steering.safetensors", lambda raw: b""), ValueError, "truncated or corrupted"),
+        (spoil("steering.safetensors", lambda raw: b"\xff" * 50), ValueError, "truncated or corrupted"),
+        (spoil("steering_config.json", lambda raw: raw[:40]), ValueError, "truncated or corrupted"),
+        (spoil("steering_config.json", lambda raw: b"\xff\xfe\x00"), ValueError, "not JSON"),
+        (spoil("steering_config.json", lambda raw: b"[]"), ValueError, "expected a lineas-steering file"),
+        (edit(version=99), ValueError, "expected version 1, got 99"),
+        (edit(format="other"), ValueError, "expected a lineas-steering file"),
+        (edit(sites={"a": 3}), ValueError, "disagrees with steering_config.json"),
+        (edit(sites={}), ValueError, "expected sites with their units"),
+        (edit(sites={"a": -1}), ValueError, "expected sites with their units"),
+        (lambda folder: (folder / "steering.safetensors").unlink(), FileNotFoundError, "steering.safetensors"),
+        (lambda folder: (folder / "steering_config.json").unlink(), FileNotFoundError, "steering_config.json"),
+    ],
+)
+def test_a_spoilt_file_is_refused(steering, tmp_path, spoiler, error, message):
+    steering.save_pretrained(tmp_path)
+    spoiler(tmp_path)
+    with pytest.raises(error, match=message):
+        Steering.from_pretrained(tmp_path)
+
+
+def test_push_and_pull_speak_to_the_hub_through_its_client(steering, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    calls = []
+
+    class Api:
+        def __init__(self, token=None):
+            calls.append(("token", token))
+
+        def create_repo(self, repo, private=None, exist_ok=False):
+            calls.append((repo, private, exist_ok))
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
+            Steering.from_pretrained(folder_path).save_pretrained(tmp_path / repo_id)
+            return f"commit of {repo_id}"
+
+    def download(repo, revision=None, allow_patterns=None):
+        assert set(allow_patterns) == {"steering.safetensors", "steering_config.json"}
+        return tmp_path / repo
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert steering.push_to_hub("me/maps", private=True, token="t") == "commit of me/maps"
+    assert calls == [("token", "t"), ("me/maps", True, True)]
+    assert Steering.from_pretrained("me/maps").sites == steering.sites
+
+
+# -- refusing --
+
+
+def test_a_model_of_other_widths_is_refused_with_both_in_the_message(steering):
+    other = tiny("llama")
+    name = steering.sites[1]
+    other.get_submodule(name).weight = torch.nn.Parameter(torch.ones(20))
+    hooks = count_hooks(other)
+    with pytest.raises(ValueError, match=r"layers\.1.* weight \(16,\).* \(20,\) units"):
+        steering.attach(other)
+    assert count_hooks(other) == hooks
+
+
+def test_other_widths_that_only_a_forward_pass_can_tell_are_refused_too():
+    net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh())
+    with (
+        Steering({"1": (np.ones(5), np.zeros(5))}).apply(net),
+        pytest.raises(ValueError, match=r"weight \(5,\), the model produced \(2, 3\)"),
+    ):
+        net(normal(2, 4))
+    assert count_hooks(net) == 0
+
+
+def test_a_model_without_the_sites_is_refused(steering):
+    with pytest.raises(LookupError, match=r"no site 'model\.layers\.0\.post_attention_layernorm'; nearest names"):
+        steering.attach(tiny("gpt2"))
+
+
+def test_the_same_steering_twice_is_refused_but_another_may_join(llama, steering):
+    before = llama(IDS).logits
+    with steering.apply(llama):
+        once, hooks = llama(IDS).logits, count_hooks(llama)
+        with pytest.raises(RuntimeError, match="already on this model; remove its handle first"):
+            steering.attach(llama)
+        assert count_hooks(llama) == hooks
+        with random_maps(llama, seed=1).apply(llama):
+            assert not torch.equal(llama(IDS).logits, once)
+        assert torch.equal(llama(IDS).logits, once)
+        with steering.apply(tiny("llama")):
+            pass
+    assert torch.equal(llama(IDS).logits, before)
+
+
+@pytest.mark.parametrize(
+    ("strength", "error"), [("1", TypeError), (True, TypeError), (None, TypeError), (float("nan"), ValueError)]
+)
+def test_a_strength_that_is_no_finite_number_is_refused(llama, steering, strength, error):
+    with pytest.raises(error, match="strength: expected a"):
+        steering.attach(llama, strength)
+
+
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        ({}, "at least one site"),
+        ({"a": ([1.0, 2.0], [0.0])}, r"a: expected weight \(d,\) and bias \(d,\), got \(2,\) and \(1,\)"),
+        ({"a": ([[1.0]], [[0.0]])}, r"got \(1, 1\)"),
+        ({"a": ([], [])}, r"got \(0,\)"),
+        ({"a": ([float("nan")], [0.0])}, "expected finite maps"),
+    ],
+)
+def test_maps_that_make_no_sense_are_refused(maps, message):
+    with pytest.raises(ValueError, match=message):
+        Steering(maps)
+
+
+# -- pictures --
+
+
+def test_plots_return_their_axes(mlp):
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from lineas import plot
+
+    steering = lineas.fit(mlp, normal(9, 4), normal(9, 4, seed=1, shift=1.0), sites="first|second", progress=False)
+    history, support = plot.plot_history(steering), plot.plot_support(steering)
+    assert [bar.get_height() for bar in support.patches] == [len(units) for units in steering.support().values()]
+    drawn = sum(len(line.get_xdata()) for line in history.lines)
+    assert drawn == len(steering.history["loss"])
+    assert plot.plot_support(steering, history) is history

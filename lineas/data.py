@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -105,7 +106,7 @@ def _tensor_batch(item: Any, name: str) -> Batch:
         args: tuple = (item,)
         kwargs: dict[str, Any] = {}
     elif isinstance(item, Mapping):
-        args, kwargs = (), dict(item)
+        args, kwargs = (), {k: torch.as_tensor(v) if isinstance(v, np.ndarray) else v for k, v in item.items()}
     elif isinstance(item, (list, tuple)):
         args, kwargs = tuple(item), {}
     else:
@@ -174,7 +175,7 @@ def _tokens(text: Any, tokenizer: Any, max_length: int | None) -> dict[str, list
 
 
 def _pad(rows: list[dict[str, list[int]]], tokenizer: Any) -> Batch:
-    """Pad on the right, where no position depends on it. Padding never counts, so any id can stand in for a pad token."""
+    """Pad on the right, where no position depends on it; padding never counts, so any id can stand in for a pad."""
     lengths = [len(row["input_ids"]) for row in rows]
     longest = max(lengths)
     fill = {"input_ids": getattr(tokenizer, "pad_token_id", None) or 0}

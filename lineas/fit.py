@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from . import ops, optim
-from .data import Batch, as_batches
+from . import optim
+from .data import as_batches
+from .model_loss import ModelLoss
 from .penalties import SparseGroupLasso
-from .responses import POOLINGS, Layout, NonFiniteError, Runner, probe
+from .responses import POOLINGS, Layout, Runner, probe
 from .sites import Site, find_sites
 from .state import device_of, frozen, seeded
 from .steering import Steering
@@ -139,7 +140,9 @@ def fit(
         sources = [batch.to(device) for batch in as_batches(src, "src", *reading)]
         targets = [batch.to(device) for batch in as_batches(tgt, "tgt", *reading)]
         layout = probe(model, [*dict.fromkeys([*mapped, *compared])], sources[0])
-        problem = _Problem(_runner(model, layout, mapped, compared, pooling), sources, targets)
+        runner = _runner(model, layout, mapped, compared, pooling)
+        # Targets come from the unsteered network and never change, so they are collected once.
+        problem = ModelLoss(runner, sources, [runner.collect([batch]) for batch in targets])
         log = _Log(max_evaluations or (FAST_EVALUATIONS if recipe == "fast" else None), progress, callbacks)
         with log:
             x, why = _minimise(problem, penalty, log, recipe, optimizer, learning_rate, steps, resume_from)
@@ -190,91 +193,6 @@ def _runner(model: nn.Module, layout: Layout, mapped: list[Site], compared: list
     return Runner(model, layout.part(mapped), layout.part(compared), pooling)
 
 
-class _Problem:
-    """The loss of maps over all mapped sites, for the optimisers (see `optim.Problem`)."""
-
-    def __init__(self, runner: Runner, sources: list[Batch], targets: list[Batch]):
-        # Unsteered and never touched again, so collected and sorted once.
-        responses = [self._responses(runner, [batch]) for batch in targets]
-        self._target_parts = [ops.prepare_target(part) for part in responses] if len(responses) > 1 else None
-        self._setup(runner, sources, ops.prepare_target(np.concatenate(responses)))
-
-    def _setup(self, runner: Runner, sources: list[Batch], target: ops.Target) -> None:
-        self.runner, self.sources, self.target = runner, sources, target
-        self.sizes = runner.mapped.sizes
-        self.samples = sum(batch.size for batch in sources)
-        sizes = runner.compared.sizes
-        self.coefficient = np.repeat(1.0 / (len(sizes) * np.array(sizes)), sizes)
-
-    def minibatch(self, k: int) -> "_Problem":
-        if len(self.sources) == 1 and self._target_parts is None:
-            return self
-        one = object.__new__(_Problem)
-        parts = self._target_parts or [self.target]
-        one._setup(self.runner, [self.sources[k % len(self.sources)]], parts[k % len(parts)])
-        return one
-
-    @staticmethod
-    def _responses(runner: Runner, batches: list[Batch], maps=None) -> np.ndarray:
-        """Without gradient, one batch after another: (n, N) on the host."""
-        buffer = np.empty((sum(batch.size for batch in batches), runner.compared.units), np.float32)
-        start = 0
-        with torch.no_grad():
-            for batch in batches:
-                runner.gather(runner.run(batch, maps), buffer[start : start + batch.size])
-                start += batch.size
-        return buffer
-
-    def evaluate(self, x: optim.Vector, scale: float = 1.0) -> optim.Evaluation:
-        runner, leaves = self.runner, self._leaves(x)
-        maps = list(zip(leaves[: len(self.sizes)], leaves[len(self.sizes) :], strict=True))
-        graph = None
-        try:
-            if len(self.sources) == 1:  # one pass serves loss and gradient
-                graph = runner.run(self.sources[0], maps)
-                responses = np.empty((self.samples, runner.compared.units), np.float32)
-                runner.gather(graph, responses)
-            else:
-                responses = self._responses(runner, self.sources, maps)
-        except NonFiniteError:
-            if np.array_equal(x, self.identity()):
-                raise  # the model itself, not a step that went too far
-            return optim.Evaluation(np.inf, np.full(len(runner.compared.sites), np.inf), lambda: np.zeros_like(x))
-        unit_loss, slopes = ops.loss(responses, self.target, self.coefficient * scale)
-        site_loss = np.add.reduceat(unit_loss, runner.compared.offsets[:-1]) * len(runner.compared.sites)
-
-        def gradient() -> optim.Vector:
-            if graph is not None:
-                return self._pull_back(graph, leaves, slopes)
-            total, start = np.zeros_like(x), 0
-            for batch in self.sources:  # the loss couples all samples, but its gradient splits over them
-                part = slopes[start : start + batch.size]
-                total += self._pull_back(runner.run(batch, maps), leaves, part)
-                start += batch.size
-            return total
-
-        return optim.Evaluation(float(unit_loss.sum()), site_loss, gradient)
-
-    def identity(self) -> optim.Vector:
-        return np.repeat(np.array([1, 0], np.float32), self.runner.mapped.units)
-
-    def _leaves(self, x: optim.Vector) -> list[torch.Tensor]:
-        """Every site's weight, then every site's bias: tensors over the memory of x."""
-        cuts = np.cumsum([*self.sizes, *self.sizes])[:-1]
-        return [torch.from_numpy(part).requires_grad_() for part in np.split(x, cuts)]
-
-    def _pull_back(self, responses: list[torch.Tensor], leaves: list[torch.Tensor], slopes: np.ndarray) -> optim.Vector:
-        columns = torch.from_numpy(slopes)
-        parts = [columns[:, self.runner.compared.slice(k)].to(r.device, r.dtype) for k, r in enumerate(responses)]
-        gradients = torch.autograd.grad(responses, leaves, parts, allow_unused=True)
-        return np.concatenate(
-            [
-                np.zeros(leaf.shape, np.float32) if g is None else g.numpy()
-                for g, leaf in zip(gradients, leaves, strict=True)
-            ]
-        )
-
-
 class _Log:
     """Takes note of evaluations, shows them, asks the callbacks, says when enough is enough."""
 
@@ -316,7 +234,7 @@ def _minimise(problem, penalty, log, recipe, optimizer, learning_rate, steps, re
     return optim.fast(problem, x, penalty, log, steps=steps)
 
 
-def _start(problem: _Problem, steering: Steering) -> optim.Vector:
+def _start(problem: ModelLoss, steering: Steering) -> optim.Vector:
     expected = {site.name: size for site, size in zip(problem.runner.mapped.sites, problem.sizes, strict=True)}
     got = {name: len(steering.weight(name)) for name in steering.sites}
     if got != expected:

@@ -118,6 +118,10 @@ def affine_pool(
     return _AffinePool.apply(*tensors, channels_first, thread_count(threads, h.numel()))
 
 
+class NonFiniteError(ValueError):
+    """A response is NaN or infinite; the message names its site."""
+
+
 class Target(NamedTuple):
     """The target's samples, sorted once and used at every step."""
 

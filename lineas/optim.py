@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
+from .ops import NonFiniteError
 from .penalties import SparseGroupLasso
 
 Vector = NDArray[np.float32]
@@ -27,7 +28,7 @@ class Problem(Protocol):
     samples: int  # of the source
 
     def evaluate(self, x: Vector, scale: float = 1.0) -> Evaluation:
-        """Loss and gradient at x, times scale. An overflow is an infinite loss."""
+        """Loss and gradient at x, times scale; NonFiniteError where the model overflows."""
 
     def minibatch(self, k: int) -> "Problem":
         """The k-th batch of source and target, in order and round again."""
@@ -96,9 +97,12 @@ def published(
     x = x.copy()
     for k in range(steps):
         batch = problem.minibatch(k)
-        at = batch.evaluate(x, scale=batch.samples)
-        if not np.isfinite(at.loss):
-            raise FloatingPointError(f"diverged at step {k}: learning_rate={start} is too large for this problem")
+        try:
+            at = batch.evaluate(x, scale=batch.samples)
+        except NonFiniteError as error:
+            if k == 0:
+                raise  # the model itself, not a step that went too far
+            raise FloatingPointError(f"diverged at step {k}: learning_rate={start} is too large here") from error
         rate = _core.cosine(start, PUBLISHED_FLOOR * start, k, steps)
         enough = record(at, penalty_at(penalty, x, problem.sizes), rate)
         update.step(x, at.gradient(), rate)
@@ -137,7 +141,10 @@ def fast(
         slope, square = _core.movement(there, x, gradient)
         if square == 0:
             return x, "nothing left to gain"
-        trial = problem.evaluate(there)
+        try:
+            trial = problem.evaluate(there)
+        except NonFiniteError:  # it went so far that the model overflowed
+            trial = here._replace(loss=np.inf, site_loss=np.full_like(here.site_loss, np.inf))
         holds = penalty_at(penalty, there, problem.sizes)
         gain = here.loss + held - trial.loss - holds
         accepted = gain >= sufficient * square / (2 * step)

@@ -155,16 +155,19 @@ class Runner:
         missing = [site.name for site in self.compared.sites if site not in found]
         raise LookupError(f"not run in this forward pass, though it was in the first: {', '.join(missing)}")
 
-    def gather(self, responses: Sequence[Tensor], into: NDArray[np.float32]) -> None:
-        """Copy responses to the host, side by side into (batch, N). NonFiniteError, naming the site, where it applies."""
-        buffer = torch.from_numpy(into)
+    def gather(self, responses: Sequence[Tensor]) -> NDArray[np.float32]:
+        """Copy responses to the host, side by side: (batch, N). NonFiniteError names the site where one is not."""
+        buffer = torch.empty(len(responses[0]), self.compared.units)
         for k, response in enumerate(responses):
             buffer[:, self.compared.slice(k)] = response.detach()
-        bad = _core.first_nonfinite(into)
+        host = buffer.numpy()
+        bad = _core.first_nonfinite(host)
         if bad >= 0:
-            site = self.compared.site_of(bad % into.shape[1])
-            raise NonFiniteError(f"site {site.name!r}: expected finite responses, got {into.flat[bad]}")
+            site = self.compared.site_of(bad % self.compared.units)
+            raise ops.NonFiniteError(f"site {site.name!r}: expected finite responses, got {host.flat[bad]}")
+        return host
 
-
-class NonFiniteError(ValueError):
-    """A response was NaN or infinite."""
+    def collect(self, batches: Sequence[Batch], maps: Sequence[tuple[Tensor, Tensor]] | None = None) -> NDArray:
+        """Responses to all batches, one after another and without a gradient: (n, N) on the host."""
+        with torch.no_grad():
+            return np.concatenate([self.gather(self.run(batch, maps)) for batch in batches])

@@ -53,13 +53,20 @@ def test_chats_go_through_the_template(tokenizer):
 def test_dicts_tensors_datasets_and_loaders_give_the_same_samples():
     x = normal(5, 4)
     data = torch.utils.data.TensorDataset(x)
-    forms = [x, data, torch.utils.data.DataLoader(data, batch_size=2), torch.utils.data.DataLoader(x, batch_size=5)]
+    forms = [
+        x,
+        x.numpy(),
+        data,
+        torch.utils.data.DataLoader(data, batch_size=2),
+        torch.utils.data.DataLoader(x, batch_size=5),
+    ]
     for form in forms:
         batches = as_batches(form, "src", None, batch_size=2)
         assert torch.equal(torch.cat([batch.args[0] for batch in batches]), x)
-    (batch,) = as_batches({"x": x, "flag": True}, "src", None)
-    assert batch.kwargs["x"] is x or torch.equal(batch.kwargs["x"], x)
-    assert batch.kwargs["flag"] is True
+    for values in (x, x.numpy()):
+        (batch,) = as_batches({"x": values, "flag": True}, "src", None)
+        assert torch.equal(batch.kwargs["x"], x)
+        assert batch.kwargs["flag"] is True
 
 
 def test_a_loader_keeps_its_own_batches(tokenizer):

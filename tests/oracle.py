@@ -79,10 +79,11 @@ def run_python(code: str, timeout: float = 120, **environment: str) -> str:
     """What a fresh interpreter prints; fails the test if it fails or hangs. It finds the same lineas as this one."""
     import lineas
 
-    paths = [str(Path(lineas.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment}
+    home = Path(lineas.__file__).parents[1]  # also as the working folder, which comes first on its path
+    paths = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, env=variables, check=False
-    )
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, check=False, cwd=home,
+        env={**os.environ, "PYTHONPATH": paths, **environment},
+    )  # fmt: skip
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout

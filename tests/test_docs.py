@@ -92,8 +92,11 @@ def checkout(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     shutil.copytree(DATA, tmp_path / "tests" / "data")
     monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the models are too small for more
     with torch.random.fork_rng():
         yield tmp_path
+    torch.set_num_threads(threads)
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
 

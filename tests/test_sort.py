@@ -98,7 +98,7 @@ def test_prepare_target_takes_what_is_not_contiguous():
     x = make_columns("random", 7, 40, np.float32)[:, ::2]
     target = ops.prepare_target(x)
     np.testing.assert_array_equal(target.values, np.sort(x, axis=0))
-    np.testing.assert_array_equal(np.take_along_axis(x, target.index, axis=0), target.values)
+    np.testing.assert_array_equal(np.take_along_axis(x, target.permutation, axis=0), target.values)
 
 
 @pytest.mark.parametrize("dtype", REALS)

@@ -14,7 +14,7 @@
 
 #define NEW(type, count) ((type *)allocate((count) * sizeof(type)))
 
-enum { THREADS = 3 };
+enum { THREADS = 3 };                                         /* and 1: scratch for idle threads would hide overruns */
 
 static int checks, failures;
 
@@ -81,15 +81,15 @@ static void stable_order(int32_t *order, const float *x, size_t n, size_t column
     }
 }
 
-static int sorts_stably(const float *x, size_t n, size_t columns)
+static int sorts_stably(const float *x, size_t n, size_t columns, int threads)
 {
     float *sorted = NEW(float, n * columns);
     double *wide = widened(x, n * columns), *wide_sorted = NEW(double, n * columns);
     int32_t *index = NEW(int32_t, n * columns), *wide_index = NEW(int32_t, n * columns), *order = NEW(int32_t, n);
-    void *scratch = allocate(THREADS * lns_sort_scratch_f32(n));
-    void *wide_scratch = allocate(THREADS * lns_sort_scratch_f64(n));
-    lns_sort_f32(sorted, index, x, n, columns, scratch, THREADS);
-    lns_sort_f64(wide_sorted, wide_index, wide, n, columns, wide_scratch, THREADS);
+    void *scratch = allocate((size_t)threads * lns_sort_scratch_f32(n));
+    void *wide_scratch = allocate((size_t)threads * lns_sort_scratch_f64(n));
+    lns_sort_f32(sorted, index, x, n, columns, scratch, threads);
+    lns_sort_f64(wide_sorted, wide_index, wide, n, columns, wide_scratch, threads);
     int right = 1;
     for (size_t c = 0; c < columns; c++) {
         stable_order(order, x, n, columns, c);
@@ -111,8 +111,10 @@ static void test_sort(void)
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         for (size_t j = 0; j < sizeof columns / sizeof *columns; j++) {
             float *x = random_floats(rows[i] * columns[j]), *y = tied_floats(rows[i] * columns[j]);
-            random &= sorts_stably(x, rows[i], columns[j]);
-            tied &= sorts_stably(y, rows[i], columns[j]);
+            for (int threads = 1; threads <= THREADS; threads++) {
+                random &= sorts_stably(x, rows[i], columns[j], threads);
+                tied &= sorts_stably(y, rows[i], columns[j], threads);
+            }
             free(x); free(y);
         }
     check(random, "lns_sort_f32, _f64: random columns, values and permutation");
@@ -197,7 +199,7 @@ static double paired_cost(double *grad, const float *x, const float *y, const in
 typedef struct {
     size_t n, m, columns;
     double p;
-    int weighted, tied;
+    int weighted, tied, threads;
 } transport_case;
 
 static int transports_as_pairs_do(transport_case t)
@@ -218,16 +220,16 @@ static int transports_as_pairs_do(transport_case t)
     for (size_t j = 0; j < m; j++) y_weights[j] = (double)b[j] / total_b;
     for (size_t c = 0; c < columns; c++) coefficient[c] = 1 + (double)c;
     void *sort_scratch = allocate(lns_sort_scratch_f32(m));
-    void *scratch = allocate(THREADS * lns_wasserstein_scratch_f32(n));
-    void *wide_scratch = allocate(THREADS * lns_wasserstein_scratch_f64(n));
+    void *scratch = allocate((size_t)t.threads * lns_wasserstein_scratch_f32(n));
+    void *wide_scratch = allocate((size_t)t.threads * lns_wasserstein_scratch_f64(n));
     lns_sort_f32(sorted, index, y, m, columns, sort_scratch, 1);
     double *wide_sorted = widened(sorted, m * columns);
     const double *wx = t.weighted ? x_weights : NULL, *wy = t.weighted ? y_weights : NULL;
     const int32_t *at = t.weighted ? index : NULL;
-    lns_wasserstein_f32(cost, grad, x, sorted, at, wx, wy, coefficient, t.p, n, m, columns, scratch, THREADS);
+    lns_wasserstein_f32(cost, grad, x, sorted, at, wx, wy, coefficient, t.p, n, m, columns, scratch, t.threads);
     lns_wasserstein_f32(alone, NULL, x, sorted, at, wx, wy, NULL, t.p, n, m, columns, scratch, 1);
     lns_wasserstein_f64(wide_cost, wide_grad, wide, wide_sorted, at, wx, wy, NULL, t.p, n, m, columns, wide_scratch,
-                        THREADS);
+                        t.threads);
     for (size_t c = 0; c < columns; c++) {
         stable_order(x_order, x, n, columns, c);
         stable_order(y_order, y, m, columns, c);
@@ -247,7 +249,7 @@ static int transports_as_pairs_do(transport_case t)
 static void test_wasserstein(void)
 {
     const size_t counts[][2] = {{1, 1}, {1, 5}, {5, 1}, {2, 2}, {7, 7}, {4, 6}, {17, 16}, {33, 20}};
-    const size_t columns[] = {1, 16, 17};
+    const size_t columns[] = {1, 16, 17, 40};
     const double powers[] = {1, 1.5, 2, 3};
     const char *names[2][2] = {
         {"lns_wasserstein_f32, _f64: equal weights", "lns_wasserstein_f32, _f64: equal weights, ties"},
@@ -259,7 +261,9 @@ static void test_wasserstein(void)
             for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
                 for (size_t j = 0; j < sizeof columns / sizeof *columns; j++)
                     for (size_t k = 0; k < sizeof powers / sizeof *powers; k++) {
-                        transport_case t = {counts[i][0], counts[i][1], columns[j], powers[k], weighted, tied};
+                        transport_case t = {counts[i][0], counts[i][1], columns[j], powers[k], weighted, tied, 1};
+                        right &= transports_as_pairs_do(t);
+                        t.threads = THREADS;
                         right &= transports_as_pairs_do(t);
                     }
             check(right, names[weighted][tied]);

@@ -6,13 +6,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 CFLAGS = -std=c11 -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Werror
 KERNELS = $(filter-out csrc/lns_module.c,$(wildcard csrc/*.c))
-PYTEST = OMP_NUM_THREADS=2 $(BIN)/python -m pytest
-export HF_HUB_OFFLINE = 1
+PYTEST = HF_HUB_OFFLINE=1 $(BIN)/pytest
+# Another build in the place of the installed one: first on the path, and the tests check that it is the one they got.
+PYTEST_ON = PYTHONPATH=$(1) LINEAS_EXPECT_BUILD=$(1) $(PYTEST) -q -m "not slow" -o addopts=--strict-markers tests
 
 .PHONY: demo test fast check kernels sanitize serial dist clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python examples/demo.py $(if $(SRC),--src "$(SRC)") $(if $(TGT),--tgt "$(TGT)") $(if $(MODEL),--model "$(MODEL)")
+	$(if $(MODEL),,HF_HUB_OFFLINE=1) $(BIN)/python examples/demo.py $(if $(SRC),--src "$(SRC)") $(if $(TGT),--tgt "$(TGT)") $(if $(MODEL),--model "$(MODEL)")
 
 test: $(VENV)/.installed
 	$(PYTEST)
@@ -51,13 +52,13 @@ sanitize: $(VENV)/.environment
 	rm -rf build/sanitize && mkdir -p build/sanitize
 	LINEAS_SANITIZE=1 LINEAS_WERROR=1 $(BIN)/python setup.py --quiet build --build-base build/sanitize/tmp --build-lib build/sanitize/lib
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
-	PYTHONPATH=build/sanitize/lib LINEAS_EXPECT_BUILD=build/sanitize/lib $(PYTEST) -q -m "not slow" -p no:doctest tests
+	$(call PYTEST_ON,build/sanitize/lib)
 
 # The same without OpenMP.
 serial: $(VENV)/.environment
 	rm -rf build/serial && mkdir -p build/serial
 	LINEAS_OPENMP=0 LINEAS_WERROR=1 $(BIN)/python setup.py --quiet build --build-base build/serial/tmp --build-lib build/serial/lib
-	PYTHONPATH=build/serial/lib LINEAS_EXPECT_BUILD=build/serial/lib $(PYTEST) -q -m "not slow" -p no:doctest tests
+	$(call PYTEST_ON,build/serial/lib)
 
 dist: $(VENV)/.environment
 	$(BIN)/python -m build

@@ -409,6 +409,10 @@ static PyObject *py_sgd(PyObject *Py_UNUSED(self), PyObject *args)
     npy_intp count = PyArray_DIM((PyArrayObject *)x, 0);
     if (require_writeable(x, "x", count) < 0 || require_vector(gradient, "gradient", NPY_FLOAT32, count) < 0) return NULL;
     if (velocity != Py_None && require_writeable(velocity, "velocity", count) < 0) return NULL;
+    if (velocity == Py_None && momentum != 0) {
+        PyErr_SetString(PyExc_ValueError, "velocity: expected an array where momentum is not 0");
+        return NULL;
+    }
     Py_BEGIN_ALLOW_THREADS
     lns_sgd_f32(FLOATS((PyArrayObject *)x), velocity == Py_None ? NULL : FLOATS((PyArrayObject *)velocity),
                 FLOATS((PyArrayObject *)gradient), rate, momentum, (size_t)count);

@@ -81,7 +81,7 @@ def read_texts(path: str) -> list[str]:
 
 def run(
     *, src: str | None = None, tgt: str | None = None, model_path: str | None = None, seed: int = 0,
-    max_evaluations: int | None = None, l1: float = 2e-6, prompts: Sequence[str] = samples.PROMPTS, count: int = 8,
+    max_evaluations: int | None = None, l1: float = 2e-6, prompts: Sequence[str] = samples.PROMPTS, count: int = 16,
     sentences: int = 80, out: str = "out/demo.png",
 ) -> tuple[lineas.Steering, list[Row]]:  # fmt: skip
     """The whole demo; the tests call it with less of everything."""

@@ -1,7 +1,7 @@
 """Whatever the user has, as batches of tensors with a mask."""
 
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ class Batch:
     args: tuple
     kwargs: dict[str, Any]
     size: int
+    number: int = 0  # of its set's batches; seeds whatever the model draws
 
     @property
     def mask(self) -> Tensor | None:
@@ -28,14 +29,15 @@ class Batch:
         def move(value):
             return value.to(device) if isinstance(value, Tensor) else value
 
-        return Batch(tuple(map(move, self.args)), {k: move(v) for k, v in self.kwargs.items()}, self.size)
+        return replace(self, args=tuple(map(move, self.args)), kwargs={k: move(v) for k, v in self.kwargs.items()})
 
     def rows(self, start: int, stop: int) -> "Batch":
         def cut(value):
             return value[start:stop] if isinstance(value, Tensor) and value.ndim else value
 
         size = min(stop, self.size) - start
-        return Batch(tuple(map(cut, self.args)), {k: cut(v) for k, v in self.kwargs.items()}, size)
+        kwargs = {k: cut(v) for k, v in self.kwargs.items()}
+        return replace(self, args=tuple(map(cut, self.args)), kwargs=kwargs, size=size)
 
 
 def as_batches(
@@ -57,7 +59,8 @@ def as_batches(
     TypeError, ValueError
         On inputs of another kind, fewer than two samples, tensors that disagree in length, a row that is all padding.
     """
-    batches = list(_raw_batches(inputs, name, model, tokenizer, batch_size, max_length))
+    raw = _raw_batches(inputs, name, model, tokenizer, batch_size, max_length)
+    batches = [replace(batch, number=k) for k, batch in enumerate(raw)]
     count = sum(batch.size for batch in batches)
     if count < 2:
         raise ValueError(f"{name}: expected at least 2 samples, got {count}; one sample has no distribution")

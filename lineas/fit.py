@@ -1,7 +1,8 @@
 """fit: from two sets of inputs to a Steering."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from . import optim
+from . import ops, optim
 from .data import as_batches
 from .model_loss import ModelLoss
 from .penalties import SparseGroupLasso
@@ -89,7 +90,8 @@ def fit(
     position : {"all"}
         Which tokens are mapped.
     seed : int
-        For models that draw random numbers; the global random state is not touched.
+        For models that draw random numbers: a batch meets the same ones at every evaluation, so that the loss is a
+        function of the maps. The global random state is not touched.
     progress : bool
         Show a bar.
     callbacks : functions
@@ -140,11 +142,11 @@ def fit(
         sources = [batch.to(device) for batch in as_batches(src, "src", *reading)]
         targets = [batch.to(device) for batch in as_batches(tgt, "tgt", *reading)]
         layout = probe(model, [*dict.fromkeys([*mapped, *compared])], sources[0])
-        runner = _runner(model, layout, mapped, compared, pooling)
-        # Targets come from the unsteered network and never change, so they are collected once.
-        problem = ModelLoss(runner, sources, [runner.collect([batch]) for batch in targets])
+        runner = _runner(model, layout, mapped, compared, pooling, seed)
+        with _blame("tgt"):  # responses of the unsteered network never change, so they are collected once
+            problem = ModelLoss(runner, sources, [runner.collect([batch]) for batch in targets])
         log = _Log(max_evaluations or (FAST_EVALUATIONS if recipe == "fast" else None), progress, callbacks)
-        with log:
+        with log, _blame("src"):
             x, why = _minimise(problem, penalty, log, recipe, optimizer, learning_rate, steps, resume_from)
     info = {
         "model": getattr(model, "name_or_path", "") or type(model).__name__,
@@ -184,13 +186,24 @@ def _check_limits(**limits: int | None) -> None:
             raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
 
 
-def _runner(model: nn.Module, layout: Layout, mapped: list[Site], compared: list[Site], pooling: str) -> Runner:
+def _runner(
+    model: nn.Module, layout: Layout, mapped: list[Site], compared: list[Site], pooling: str, seed: int
+) -> Runner:
     order = list(layout.sites)
     last = max(order.index(site) for site in compared)
     late = [site.name for site in mapped if order.index(site) > last]
     if late:
         raise ValueError(f"these sites run after the last loss site, so no loss can reach them: {', '.join(late)}")
-    return Runner(model, layout.part(mapped), layout.part(compared), pooling)
+    return Runner(model, layout.part(mapped), layout.part(compared), pooling, seed)
+
+
+@contextmanager
+def _blame(inputs: str) -> Iterator[None]:
+    """Say of responses that are not finite which inputs made them."""
+    try:
+        yield
+    except ops.NonFiniteError as error:
+        raise ops.NonFiniteError(f"{inputs}: {error}") from None
 
 
 class _Log:

@@ -53,7 +53,7 @@ class _AffinePool(torch.autograd.Function):
         ctx.save_for_backward(h, scale, pool)
         ctx.channels_first, ctx.threads = channels_first, threads
         ctx.set_materialize_grads(False)
-        arrays = (h.detach().numpy(), scale.detach().numpy(), shift.detach().numpy(), pool.numpy())
+        arrays = (h.detach().numpy(), scale.detach().numpy(), shift.detach().numpy(), pool.detach().numpy())
         out, pooled = _core.affine_pool(*arrays, channels_first, threads)
         return torch.from_numpy(out), torch.from_numpy(pooled)
 

@@ -154,7 +154,7 @@ def fast(
             travelled, taken = travelled + step, taken + 1
             step *= grow
             for met, why in (
-                (travelled >= horizon, "as far as the published recipe goes"),
+                (travelled >= horizon * (1 - 1e-9), "as far as the published recipe goes"),
                 (gain <= tolerance * (start - here.loss - held), "no longer improving"),
                 (taken == steps, "all steps done"),
             ):
@@ -166,4 +166,4 @@ def fast(
             gradient = here.gradient()
         else:
             curvature = 2 * (trial.loss - here.loss - slope) / square  # infinite after an overflow
-            step *= min(max(1 / (curvature * step), 0.1), 0.5)
+            step *= min(max(1 / (max(curvature, 1 / step) * step), 0.1), 0.5)

@@ -32,8 +32,8 @@ class SparseGroupLasso:
 
     Raises
     ------
-    ValueError
-        On a strength that is negative or not finite.
+    TypeError, ValueError
+        On a strength that is no number, negative or not finite.
     """
 
     l1: float
@@ -46,6 +46,8 @@ class SparseGroupLasso:
         for name, strength in vars(self).items():
             if strength is None and name.endswith("_bias"):
                 object.__setattr__(self, name, getattr(self, name.removesuffix("_bias")))
+            elif isinstance(strength, bool) or not isinstance(strength, (int, float, np.number)):
+                raise TypeError(f"{name}: expected a number, got {type(strength).__name__} {strength!r}")
             elif not 0 <= strength < float("inf"):
                 raise ValueError(f"{name}: expected a penalty strength of at least 0, got {strength!r}")
 

@@ -14,6 +14,8 @@ __all__ = ["plot_history", "plot_support"]
 
 def plot_history(steering: Steering, ax: "Axes | None" = None) -> "Axes":
     """The objective at every evaluation; rejected trials of the line search are crosses off the path."""
+    if not steering.history.get("objective"):
+        raise ValueError("expected a steering that was fitted, got one without a history")
     ax = ax or _new_axes()
     objective, accepted = (np.array(steering.history[key]) for key in ("objective", "accepted"))
     number = np.arange(1, len(objective) + 1)

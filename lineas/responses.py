@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import _core, ops
 from .data import Batch
 from .sites import Site, channel_dim, hooked
+from .state import device_of, reseed
 
 POOLINGS = ("mean", "last")
 
@@ -121,13 +122,16 @@ def pooled(h: Tensor, dim: int, mask: Tensor | None, pooling: str, site: Site, s
 class Runner:
     """Runs a frozen model with maps at some sites and gathers responses at others, no further than it must."""
 
-    def __init__(self, model: nn.Module, mapped: Layout, compared: Layout, pooling: str):
+    def __init__(self, model: nn.Module, mapped: Layout, compared: Layout, pooling: str, seed: int = 0):
         self.model, self.mapped, self.compared, self.pooling = model, mapped, compared, pooling
+        self.seed, self.device = seed, device_of(model)
 
     def run(self, batch: Batch, maps: Sequence[tuple[Tensor, Tensor]] | None = None) -> list[Tensor]:
         """Responses of the compared sites, each (batch, units), under maps (weight, bias) of the mapped sites, or none.
 
-        Differentiable for the maps. The forward pass ends at the last compared site.
+        Differentiable for the maps. The forward pass ends at the last compared site. A model that draws random numbers
+        draws the same ones for a batch every time, so that equal maps give equal responses; the caller restores the
+        generators (`state.seeded`).
         """
         steered = dict(zip(self.mapped.sites, maps, strict=True)) if maps is not None else {}
         dims = dict(zip(self.compared.sites, self.compared.channel_dims, strict=True))
@@ -147,6 +151,7 @@ class Runner:
             return see
 
         hooks = {site: watch(site) for site in dims if site in steered or site in self.compared.sites}
+        reseed(self.seed + batch.number, self.device)
         with hooked(self.model, hooks):
             try:
                 call(self.model, batch)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,18 +28,28 @@ def frozen(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """While open, random numbers come from `seed`; the generators of the CPU and of the device are then restored."""
-    module = getattr(torch, device.type, None)
-    own = module if device.type != "cpu" and hasattr(module, "get_rng_state") else None
+    own = _own_generator(device)
     before, before_own = torch.get_rng_state(), own.get_rng_state() if own else None
     try:
-        torch.default_generator.manual_seed(seed)
-        if own:
-            own.manual_seed(seed)
+        reseed(seed, device)
         yield
     finally:
         torch.set_rng_state(before)
         if own:
             own.set_rng_state(before_own)
+
+
+def _own_generator(device: torch.device) -> Any:
+    """The module that draws for a device other than the CPU: torch.cuda, torch.mps, torch.xpu; None for the CPU."""
+    module = getattr(torch, device.type, None)
+    return module if device.type != "cpu" and hasattr(module, "get_rng_state") else None
+
+
+def reseed(seed: int, device: torch.device) -> None:
+    """Start the generators of the CPU and of one device anew; no other device's."""
+    torch.default_generator.manual_seed(seed)
+    if own := _own_generator(device):
+        own.manual_seed(seed)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -210,8 +210,11 @@ class Steering:
         if not folder.is_dir():
             from huggingface_hub import snapshot_download
 
-            patterns = [CONFIG, TENSORS]
-            folder = Path(snapshot_download(str(folder_or_repo), revision=revision, allow_patterns=patterns))
+            try:
+                found = snapshot_download(str(folder_or_repo), revision=revision, allow_patterns=[CONFIG, TENSORS])
+            except (OSError, ValueError) as error:
+                raise FileNotFoundError(f"no folder {folder}, and nothing of that name on the hub: {error}") from error
+            folder = Path(found)
         config, tensors = _read_config(folder / CONFIG), _read_tensors(folder / TENSORS)
         expected = {f"{name}.{part}": (size,) for name, size in config["sites"].items() for part in ("weight", "bias")}
         got = {key: value.shape for key, value in tensors.items()}
@@ -219,7 +222,7 @@ class Steering:
             odd = sorted(set(got.items()) ^ set(expected.items()))[:4]
             raise ValueError(f"{folder / TENSORS} disagrees with {CONFIG}, first at {odd}")
         maps = {name: (tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for name in config["sites"]}
-        return cls(maps, history=config.get("history"), info=config.get("info"))
+        return cls(maps, history=_restored(config.get("history") or {}), info=config.get("info"))
 
     def push_to_hub(self, repo: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Upload to a repository of the Hugging Face hub, made if need be; returns the commit's address."""
@@ -275,12 +278,21 @@ class Handle:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON can hold it: NaN and infinity become null."""
+    """As JSON can hold it: infinity becomes null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _restored(value: Any) -> Any:
+    """A history as `_plain` was given it: the infinite losses of trials that overflowed are infinite again."""
+    if isinstance(value, dict):
+        return {key: _restored(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_restored(item) for item in value]
+    return math.inf if value is None else value
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -277,8 +277,10 @@ def test_calls_leak_neither_references_nor_memory_whether_they_succeed_or_fail(k
 def test_optional_arguments_may_be_left_out():
     for kernel, names in OPTIONAL.items():
         for name in names:
-            weights = {"x_weights": None, "y_weights": None} if name == "y_index" else {}
-            call(kernel, {**arguments(kernel), **weights, name: None})
+            along = {"y_index": {"x_weights": None, "y_weights": None}, "velocity": {"momentum": 0.0}}.get(name, {})
+            call(kernel, {**arguments(kernel), **along, name: None})
+    with pytest.raises(ValueError, match="velocity: expected an array where momentum is not 0"):
+        call("sgd", {**arguments("sgd"), "velocity": None})
 
 
 def test_subclasses_of_arrays_and_read_only_inputs_are_taken():

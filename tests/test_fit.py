@@ -370,6 +370,16 @@ def test_a_model_that_draws_numbers_is_seeded_without_touching_the_global_state(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_equal_maps_meet_equal_noise(batch_size):
+    """Or a line search would compare two noises, and the second pass over small batches would see other responses."""
+    steering = fit(Noisy(), batch_size=batch_size, max_evaluations=30)
+    assert falls(steering)
+    again = fit(Noisy(), batch_size=batch_size, resume_from=steering, max_evaluations=1)
+    best = [o for o, kept in zip(*map(steering.history.get, ("loss", "accepted")), strict=True) if kept][-1]
+    assert again.history["loss"][0] == pytest.approx(best, rel=1e-5)
+
+
 def test_a_shuffling_loader_does_not_move_the_global_random_state(mlp):
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(SOURCE), batch_size=5, shuffle=True)
     before = snapshot(mlp)

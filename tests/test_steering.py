@@ -198,10 +198,11 @@ def test_any_maps_survive_saving(tmp_path_factory, sizes, seed):
 
 
 def test_infinite_trials_in_the_history_do_not_break_the_file(steering, tmp_path):
-    steering.history["loss"] = [1.0, float("inf")]
+    steering.history.update(loss=[1.0, float("inf")], site_loss=[[1.0, 2.0], [float("inf")] * 2])
     steering.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "steering_config.json").read_text(), parse_constant=lambda c: pytest.fail(c))
     assert config["history"]["loss"] == [1.0, None]
+    assert Steering.from_pretrained(tmp_path).history == steering.history
 
 
 def spoil(name, change):
@@ -239,6 +240,11 @@ def test_a_spoilt_file_is_refused(steering, tmp_path, spoiler, error, message):
     spoiler(tmp_path)
     with pytest.raises(error, match=message):
         Steering.from_pretrained(tmp_path)
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder .*mispelt, and nothing of that name on the hub"):
+        Steering.from_pretrained(tmp_path / "mispelt")
 
 
 def test_push_and_pull_speak_to_the_hub_through_its_client(steering, tmp_path, monkeypatch):
@@ -349,3 +355,5 @@ def test_plots_return_their_axes(mlp):
     drawn = sum(len(line.get_xdata()) for line in history.lines)
     assert drawn == len(steering.history["loss"])
     assert plot.plot_support(steering, history) is history
+    with pytest.raises(ValueError, match="got one without a history"):
+        plot.plot_history(Steering({"a": ([1.0], [0.5])}))

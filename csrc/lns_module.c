@@ -117,15 +117,20 @@ static int real_type(PyObject *object, const char *name)
 
 /* ---- lns_sort ---- */
 
-/* Scratch for so many threads, no more than there are tiles to share; *threads is lowered to that. */
+enum { LINE = 64 };                                           /* bytes of a cache line, and of the widest vector */
+
+/* Scratch for so many threads, no more than there are tiles to share; *threads is lowered to that. The kernels get it
+ * from on_line(scratch). */
 static void *tile_scratch(size_t each, npy_intp columns, int *threads)
 {
     npy_intp tiles = (columns + LNS_LANES - 1) / LNS_LANES;
     if (*threads > tiles) *threads = (int)tiles;
-    if (each > (size_t)PY_SSIZE_T_MAX / (size_t)*threads) return PyErr_NoMemory();
-    void *scratch = PyMem_Malloc(each * (size_t)*threads);
+    if (each > ((size_t)PY_SSIZE_T_MAX - LINE) / (size_t)*threads) return PyErr_NoMemory();
+    void *scratch = PyMem_Malloc(each * (size_t)*threads + LINE);
     return scratch ? scratch : PyErr_NoMemory();
 }
+
+static void *on_line(void *scratch) { return (char *)scratch + (LINE - (uintptr_t)scratch % LINE) % LINE; }
 
 static PyObject *py_sort_columns(PyObject *Py_UNUSED(self), PyObject *args)
 {
@@ -143,8 +148,8 @@ static PyObject *py_sort_columns(PyObject *Py_UNUSED(self), PyObject *args)
     size_t each = type == NPY_FLOAT32 ? lns_sort_scratch_f32(n) : lns_sort_scratch_f64(n);
     if (!(scratch = tile_scratch(each, shape[1], &threads))) goto done;
     Py_BEGIN_ALLOW_THREADS
-    if (type == NPY_FLOAT32) lns_sort_f32(FLOATS(sorted), INTS(index), FLOATS(in), n, columns, scratch, threads);
-    else lns_sort_f64(DOUBLES(sorted), INTS(index), DOUBLES(in), n, columns, scratch, threads);
+    if (type == NPY_FLOAT32) lns_sort_f32(FLOATS(sorted), INTS(index), FLOATS(in), n, columns, on_line(scratch), threads);
+    else lns_sort_f64(DOUBLES(sorted), INTS(index), DOUBLES(in), n, columns, on_line(scratch), threads);
     Py_END_ALLOW_THREADS
     result = PyTuple_Pack(2, sorted, index);
 done:
@@ -236,10 +241,10 @@ static int transport(const transport_t *t, PyArrayObject *cost, PyArrayObject *g
     Py_BEGIN_ALLOW_THREADS
     if (t->type == NPY_FLOAT32)
         lns_wasserstein_f32(DOUBLES(cost), grad ? FLOATS(grad) : NULL, FLOATS(t->x), FLOATS(t->y), y_index,
-                            x_weights, y_weights, coefficient, t->p, n, m, columns, scratch, threads);
+                            x_weights, y_weights, coefficient, t->p, n, m, columns, on_line(scratch), threads);
     else
         lns_wasserstein_f64(DOUBLES(cost), grad ? DOUBLES(grad) : NULL, DOUBLES(t->x), DOUBLES(t->y), y_index,
-                            x_weights, y_weights, coefficient, t->p, n, m, columns, scratch, threads);
+                            x_weights, y_weights, coefficient, t->p, n, m, columns, on_line(scratch), threads);
     Py_END_ALLOW_THREADS
     PyMem_Free(scratch);
     return 0;

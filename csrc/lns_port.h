@@ -14,9 +14,9 @@ enum { LNS_HAS_OPENMP = 0 };
 /* LNS_CLONES: the compiler emits AVX2 and AVX-512 copies of a plain loop, chosen when the library is loaded.
  * For static functions only: the linker exports the others, hidden or not. The choice runs before a sanitizer is ready,
  * so sanitizer builds do without, as do platforms that lack it. */
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__) \
+#if defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__) && defined(__x86_64__) && defined(__linux__) \
     && !defined(__SANITIZE_ADDRESS__)
-#define LNS_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#define LNS_CLONES __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
 #else
 #define LNS_CLONES
 #endif

@@ -4,21 +4,31 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Columns are sorted LNS_LANES at a time, one column a SIMD lane: a tile is (n, LNS_LANES), row-major. */
-enum { LNS_LANES = 16 };
+/* Columns are sorted LNS_LANES at a time, side by side in a tile: n rows of LNS_LANES integers that sort like the values.
+ * In float32 one integer holds value and index, so that a comparison is a minimum and a maximum; in float64 the indices
+ * follow in n rows of their own. */
+enum { LNS_LANES = 64 };
 
-/* Load columns [0, width) of x, whose rows are stride apart, into a tile; lanes past width are zero. index[i] = i. */
-void lns_tile_load_f32(float *key, int32_t *index, const float *x, size_t n, size_t stride, size_t width);
-void lns_tile_load_f64(double *key, int32_t *index, const double *x, size_t n, size_t stride, size_t width);
+/* int64 entries of a tile of n rows. */
+size_t lns_tile_entries_f32(size_t n);
+size_t lns_tile_entries_f64(size_t n);
 
-/* Sort every lane of a tile in place, ascending; index follows. Equal keys keep the order of their index, so the
- * permutation is the stable one. -0 equals +0. Keys must not be NaN. O(n log^2 n) a lane, no branch on the data. */
-void lns_tile_sort_f32(float *key, int32_t *index, size_t n);
-void lns_tile_sort_f64(double *key, int32_t *index, size_t n);
+/* Load columns [0, width) of x, whose rows are stride apart, into a tile; lanes past width hold zeros. */
+void lns_tile_load_f32(int64_t *tile, const float *x, size_t n, size_t stride, size_t width);
+void lns_tile_load_f64(int64_t *tile, const double *x, size_t n, size_t stride, size_t width);
+
+/* Sort every lane of a tile in place, ascending. Equal values keep the order of their index, so the permutation is the
+ * stable one; -0 equals +0. Values must not be NaN; n < 2^31. O(n log^2 n) a lane, no branch on the data. */
+void lns_tile_sort_f32(int64_t *tile, size_t n);
+void lns_tile_sort_f64(int64_t *tile, size_t n);
+
+/* Row i of a tile: its LNS_LANES values (a zero is +0), and from which row of x each came. */
+void lns_tile_row_f32(float *values, int32_t *index, const int64_t *tile, size_t i, size_t n);
+void lns_tile_row_f64(double *values, int32_t *index, const int64_t *tile, size_t i, size_t n);
 
 /* sorted[:, c] = x[:, c] in ascending order, index[:, c] = where each value came from.
  * x, sorted, index: (n, columns), C-contiguous, non-overlapping; 1 <= n < 2^31, columns >= 1, threads >= 1.
- * scratch: threads * lns_sort_scratch_f32(n) bytes, aligned for double.
+ * scratch: threads * lns_sort_scratch_f32(n) bytes, aligned for double; faster when aligned to 64.
  * Never fails; allocates nothing; the bits do not depend on threads. */
 size_t lns_sort_scratch_f32(size_t n);
 size_t lns_sort_scratch_f64(size_t n);

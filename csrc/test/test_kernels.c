@@ -124,31 +124,37 @@ static void test_sort(void)
 static void test_tile(void)
 {
     enum { N = 5, STRIDE = 20, WIDTH = 3 };
-    float *x = random_floats((N - 1) * STRIDE + WIDTH), *key = NEW(float, N * LNS_LANES);
-    double *wide = widened(x, (N - 1) * STRIDE + WIDTH), *wide_key = NEW(double, N * LNS_LANES);
-    int32_t *index = NEW(int32_t, N * LNS_LANES);
-    lns_tile_load_f64(wide_key, index, wide, N, STRIDE, WIDTH);
-    lns_tile_load_f32(key, index, x, N, STRIDE, WIDTH);
+    float *x = random_floats((N - 1) * STRIDE + WIDTH), row[LNS_LANES], before[LNS_LANES];
+    double *wide = widened(x, (N - 1) * STRIDE + WIDTH), wide_row[LNS_LANES];
+    int64_t *tile = NEW(int64_t, lns_tile_entries_f32(N)), *wide_tile = NEW(int64_t, lns_tile_entries_f64(N));
+    int32_t index[LNS_LANES], wide_index[LNS_LANES];
+    lns_tile_load_f32(tile, x, N, STRIDE, WIDTH);
+    lns_tile_load_f64(wide_tile, wide, N, STRIDE, WIDTH);
     int right = 1;
-    for (size_t i = 0; i < N; i++)
+    for (size_t i = 0; i < N; i++) {
+        lns_tile_row_f32(row, index, tile, i, N);
+        lns_tile_row_f64(wide_row, wide_index, wide_tile, i, N);
         for (size_t l = 0; l < LNS_LANES; l++) {
-            size_t at = i * LNS_LANES + l;
             double expected = l < WIDTH ? (double)x[i * STRIDE + l] : 0;
-            right &= (double)key[at] == expected && wide_key[at] == expected && index[at] == (int32_t)i;
+            right &= (double)row[l] == expected && wide_row[l] == expected;
+            right &= index[l] == (int32_t)i && wide_index[l] == (int32_t)i;
         }
+    }
     check(right, "lns_tile_load_f32, _f64: a narrow tile, zeros beside it");
-    lns_tile_sort_f32(key, index, N);
-    lns_tile_load_f64(wide_key, index, wide, N, STRIDE, WIDTH);
-    lns_tile_sort_f64(wide_key, index, N);
+    lns_tile_sort_f32(tile, N);
+    lns_tile_sort_f64(wide_tile, N);
     right = 1;
-    for (size_t l = 0; l < LNS_LANES; l++)
-        for (size_t i = 0; i < N; i++) {
-            size_t at = i * LNS_LANES + l;
-            right &= (double)key[at] == wide_key[at] && (i == 0 || key[at - LNS_LANES] <= key[at]);
-            right &= l < WIDTH ? x[(size_t)index[at] * STRIDE + l] == key[at] : index[at] == (int32_t)i;
+    for (size_t i = 0; i < N; i++) {
+        lns_tile_row_f32(row, index, tile, i, N);
+        lns_tile_row_f64(wide_row, wide_index, wide_tile, i, N);
+        for (size_t l = 0; l < LNS_LANES; l++) {
+            right &= (double)row[l] == wide_row[l] && index[l] == wide_index[l] && (i == 0 || before[l] <= row[l]);
+            right &= l < WIDTH ? x[(size_t)index[l] * STRIDE + l] == row[l] : index[l] == (int32_t)i;
         }
+        memcpy(before, row, sizeof before);
+    }
     check(right, "lns_tile_sort_f32, _f64: every lane by itself");
-    free(x); free(key); free(wide); free(wide_key); free(index);
+    free(x); free(wide); free(tile); free(wide_tile);
 }
 
 static void test_first_nonfinite(void)

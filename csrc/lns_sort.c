@@ -15,28 +15,12 @@ static inline int32_t ordered_f32(float x)
     return bits ^ ((bits >> 31) & INT32_MAX);
 }
 
-static inline float value_f32(int32_t ordered)
-{
-    float x;
-    ordered ^= (ordered >> 31) & INT32_MAX;
-    memcpy(&x, &ordered, sizeof x);
-    return x;
-}
-
 static inline int64_t ordered_f64(double x)
 {
     int64_t bits;
     x += 0.0;
     memcpy(&bits, &x, sizeof bits);
     return bits ^ ((bits >> 63) & INT64_MAX);
-}
-
-static inline double value_f64(int64_t ordered)
-{
-    double x;
-    ordered ^= (ordered >> 63) & INT64_MAX;
-    memcpy(&x, &ordered, sizeof x);
-    return x;
 }
 
 /* ---- float32: value in the upper half, index in the lower ---- */
@@ -46,20 +30,6 @@ size_t lns_tile_entries_f32(size_t n) { return n * LNS_LANES; }
 LNS_CLONES static void load_row_f32(int64_t *restrict row, const float *restrict x, size_t i)
 {
     for (size_t l = 0; l < LNS_LANES; l++) row[l] = (int64_t)ordered_f32(x[l]) * ((int64_t)1 << 32) + (int64_t)i;
-}
-
-LNS_CLONES static void unload_row_f32(float *restrict values, int32_t *restrict index, const int64_t *restrict row)
-{
-    for (size_t l = 0; l < LNS_LANES; l++) {
-        values[l] = value_f32((int32_t)(row[l] >> 32));
-        index[l] = (int32_t)(row[l] & INT32_MAX);
-    }
-}
-
-void lns_tile_row_f32(float *values, int32_t *index, const int64_t *tile, size_t i, size_t n)
-{
-    (void)n;
-    unload_row_f32(values, index, tile + i * LNS_LANES);
 }
 
 static inline void exchange_f32(int64_t *tile, size_t i, size_t j, size_t n)
@@ -80,14 +50,6 @@ size_t lns_tile_entries_f64(size_t n) { return 2 * n * LNS_LANES; }
 LNS_CLONES static void load_row_f64(int64_t *restrict row, const double *restrict x)
 {
     for (size_t l = 0; l < LNS_LANES; l++) row[l] = ordered_f64(x[l]);
-}
-
-void lns_tile_row_f64(double *values, int32_t *index, const int64_t *tile, size_t i, size_t n)
-{
-    for (size_t l = 0; l < LNS_LANES; l++) {
-        values[l] = value_f64(tile[i * LNS_LANES + l]);
-        index[l] = (int32_t)tile[(n + i) * LNS_LANES + l];
-    }
 }
 
 static inline void exchange_f64(int64_t *tile, size_t i, size_t j, size_t n)

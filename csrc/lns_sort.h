@@ -3,6 +3,7 @@
 #define LNS_SORT_H
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 /* Columns are sorted LNS_LANES at a time, side by side in a tile: n rows of LNS_LANES integers that sort like the values.
  * In float32 one integer holds value and index, so that a comparison is a minimum and a maximum; in float64 the indices
@@ -22,9 +23,31 @@ void lns_tile_load_f64(int64_t *tile, const double *x, size_t n, size_t stride, 
 void lns_tile_sort_f32(int64_t *tile, size_t n);
 void lns_tile_sort_f64(int64_t *tile, size_t n);
 
-/* Row i of a tile: its LNS_LANES values (a zero is +0), and from which row of x each came. */
-void lns_tile_row_f32(float *values, int32_t *index, const int64_t *tile, size_t i, size_t n);
-void lns_tile_row_f64(double *values, int32_t *index, const int64_t *tile, size_t i, size_t n);
+/* Row i of a tile: its LNS_LANES values (a zero is +0), and from which row of x each came. Inline, so that loops over
+ * rows keep it in registers. The integers are the bits of the values, with the lower bits of negative ones flipped. */
+static inline void lns_tile_row_f32(float *restrict values, int32_t *restrict index, const int64_t *restrict tile,
+                                    size_t i, size_t n)
+{
+    (void)n;
+    for (size_t l = 0; l < LNS_LANES; l++) {
+        int64_t entry = tile[i * LNS_LANES + l];
+        int32_t bits = (int32_t)(entry >> 32);
+        bits ^= (bits >> 31) & INT32_MAX;
+        memcpy(values + l, &bits, sizeof bits);
+        index[l] = (int32_t)(entry & INT32_MAX);
+    }
+}
+
+static inline void lns_tile_row_f64(double *restrict values, int32_t *restrict index, const int64_t *restrict tile,
+                                    size_t i, size_t n)
+{
+    for (size_t l = 0; l < LNS_LANES; l++) {
+        int64_t bits = tile[i * LNS_LANES + l];
+        bits ^= (bits >> 63) & INT64_MAX;
+        memcpy(values + l, &bits, sizeof bits);
+        index[l] = (int32_t)tile[(n + i) * LNS_LANES + l];
+    }
+}
 
 /* sorted[:, c] = x[:, c] in ascending order, index[:, c] = where each value came from.
  * x, sorted, index: (n, columns), C-contiguous, non-overlapping; 1 <= n < 2^31, columns >= 1, threads >= 1.

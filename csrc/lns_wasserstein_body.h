@@ -17,26 +17,22 @@ static inline void NAME(scatter)(REAL *restrict grad, const REAL *restrict slope
     for (size_t l = 0; l < LNS_LANES; l++) grad[(size_t)at[l] * LNS_LANES + l] = slope[l];
 }
 
-/* n = m, p = 2, equal weights: sorted row against sorted row. The case that training meets. */
-LNS_CLONES static void NAME(squares)(double *restrict cost, REAL *restrict slope, const REAL *restrict a,
-                                     const REAL *restrict b, double mass)
+/* n = m, p = 2, equal weights: sorted row against sorted row. The case that training meets, so all in one loop. */
+LNS_CLONES static void NAME(cost_squares)(double *restrict cost, NAME(work_t) work, const REAL *restrict y, size_t n,
+                                          size_t columns, size_t width)
 {
-    for (size_t l = 0; l < LNS_LANES; l++) {
-        double difference = (double)a[l] - (double)b[l];
-        cost[l] += mass * difference * difference;
-        slope[l] = (REAL)(2 * mass * difference);
-    }
-}
-
-static void NAME(cost_squares)(double *restrict cost, NAME(work_t) work, const REAL *y, size_t n, size_t columns,
-                               size_t width)
-{
-    REAL values[LNS_LANES], slope[LNS_LANES], padded[LNS_LANES] = {0};
-    int32_t at[LNS_LANES];
+    double mass = 1 / (double)n;
     for (size_t i = 0; i < n; i++) {
-        if (width < LNS_LANES) memcpy(padded, y + i * columns, width * sizeof *y);
+        REAL values[LNS_LANES], slope[LNS_LANES], padded[LNS_LANES] = {0};
+        int32_t at[LNS_LANES];
+        const REAL *target = y + i * columns;
+        if (width < LNS_LANES) target = memcpy(padded, target, width * sizeof *y);
         NAME(lns_tile_row)(values, at, work.tile, i, n);
-        NAME(squares)(cost, slope, values, width < LNS_LANES ? padded : y + i * columns, 1 / (double)n);
+        for (size_t l = 0; l < LNS_LANES; l++) {
+            double difference = (double)values[l] - (double)target[l];
+            cost[l] += mass * difference * difference;
+            slope[l] = (REAL)(2 * mass * difference);
+        }
         NAME(scatter)(work.grad, slope, at);
     }
 }

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -182,7 +183,7 @@ def _check_options(method, recipe, loss, optimizer, learning_rate, pooling, posi
 
 def _check_limits(**limits: int | None) -> None:
     for name, value in limits.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
             raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
 
 

@@ -200,7 +200,7 @@ def test_the_fast_recipe_never_accepts_a_worse_objective_and_ends_on_the_best(ml
 
 def test_limits_are_honoured(mlp):
     assert len(fit(mlp, max_evaluations=4).history["loss"]) == 4
-    limited = fit(mlp, steps=2)
+    limited = fit(mlp, steps=np.int64(2))
     assert sum(limited.history["accepted"]) == 1 + 2
     assert limited.info["stopped"] == "all steps done"
     assert len(fit(mlp, recipe="published", steps=7).history["loss"]) == 7
@@ -428,6 +428,14 @@ def test_the_forward_pass_stops_at_the_last_loss_site(mlp):
     mlp.third.register_forward_pre_hook(lambda m, args: calls.append(len(args[0])))
     fit(mlp)
     assert calls == [1], "only the look at one sample goes through the whole model"
+
+
+def test_no_cache_of_keys_and_values_is_made(llama, texts, tokenizer):
+    seen = []
+    llama.register_forward_pre_hook(lambda m, args, kwargs: seen.append(kwargs.get("use_cache")), with_kwargs=True)
+    lineas.fit(llama, *texts, tokenizer=tokenizer, progress=False, steps=1)
+    assert seen
+    assert set(seen) == {False}
 
 
 def test_no_gradient_of_weights_is_made(mlp):

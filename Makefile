@@ -26,7 +26,7 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The environment, remade when pins or build settings change, then the extension, rebuilt when its sources do.
+# The environment, remade when the pins change, then the extension, rebuilt when its sources or settings do.
 $(VENV)/.environment: requirements-dev.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

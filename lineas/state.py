@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -54,6 +55,5 @@ def reseed(seed: int, device: torch.device) -> None:
 
 def device_of(model: nn.Module) -> torch.device:
     """Where inputs go: the device of the model's first weight."""
-    for tensor in [*model.parameters(), *model.buffers()]:
-        return tensor.device
-    return torch.device("cpu")
+    first = next(chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device

@@ -173,11 +173,8 @@ class Steering:
     @contextmanager
     def apply(self, model: nn.Module, strength: float = 1.0) -> Iterator["Handle"]:
         """Steer a model inside a `with` block; it is restored whatever happens inside. See `attach`."""
-        handle = self.attach(model, strength)
-        try:
+        with self.attach(model, strength) as handle:
             yield handle
-        finally:
-            handle.remove()
 
     # -- keeping --
 

@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 CFLAGS = -std=c11 -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Werror
-KERNELS = $(filter-out csrc/lns_module.c,$(wildcard csrc/*.c))
+KERNELS = $(filter-out csrc/lns_module.c csrc/py_%.c,$(wildcard csrc/*.c))
 PYTEST = HF_HUB_OFFLINE=1 $(BIN)/pytest
 # Another build in the place of the installed one: first on the path, and the tests check that it is the one they got.
 PYTEST_ON = PYTHONPATH=$(1) LINEAS_EXPECT_BUILD=$(1) $(PYTEST) -q -m "not slow" -o addopts=--strict-markers tests
@@ -41,8 +41,8 @@ $(VENV)/.installed: $(VENV)/.environment setup.py pyproject.toml $(wildcard csrc
 # The kernels without Python: plain, under the sanitizers, and under valgrind where there is one.
 kernels:
 	mkdir -p build
-	$(CC) $(CFLAGS) -O1 -g -Icsrc -o build/test_kernels csrc/test/test_kernels.c $(KERNELS) -lm
-	$(CC) $(CFLAGS) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -Icsrc -o build/test_kernels_san csrc/test/test_kernels.c $(KERNELS) -lm
+	$(CC) $(CFLAGS) -O1 -g -Icsrc -o build/test_kernels $(wildcard csrc/test/*.c) $(KERNELS) -lm
+	$(CC) $(CFLAGS) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -Icsrc -o build/test_kernels_san $(wildcard csrc/test/*.c) $(KERNELS) -lm
 	build/test_kernels
 	build/test_kernels_san
 	if command -v valgrind >/dev/null; then valgrind -q --error-exitcode=1 --leak-check=full build/test_kernels; fi

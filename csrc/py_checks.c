@@ -1,0 +1,109 @@
+#include "py_checks.h"
+
+#include "lns_sort.h"
+
+int require(PyObject *object, const char *name, int type, int dims)
+{
+    if (!PyArray_Check(object)) {
+        PyErr_Format(PyExc_TypeError, "%s: expected an array, got %.100s", name, Py_TYPE(object)->tp_name);
+        return -1;
+    }
+    PyArrayObject *array = (PyArrayObject *)object;
+    if (PyArray_TYPE(array) != type || !PyArray_ISNOTSWAPPED(array)) {
+        PyObject *expected = (PyObject *)PyArray_DescrFromType(type);
+        PyErr_Format(PyExc_TypeError, "%s: expected %R, got %R", name, expected, (PyObject *)PyArray_DESCR(array));
+        Py_XDECREF(expected);
+        return -1;
+    }
+    if (PyArray_NDIM(array) != dims) {
+        PyErr_Format(PyExc_ValueError, "%s: expected %d dimensions, got %d", name, dims, PyArray_NDIM(array));
+        return -1;
+    }
+    if (!PyArray_IS_C_CONTIGUOUS(array) || !PyArray_ISALIGNED(array)) {
+        PyErr_Format(PyExc_ValueError, "%s: expected a C-contiguous, aligned array", name);
+        return -1;
+    }
+    if (PyArray_SIZE(array) < 1) {
+        PyErr_Format(PyExc_ValueError, "%s: expected at least one entry, got none", name);
+        return -1;
+    }
+    return 0;
+}
+
+int require_vector(PyObject *object, const char *name, int type, npy_intp size)
+{
+    if (require(object, name, type, 1) < 0) return -1;
+    npy_intp got = PyArray_DIM((PyArrayObject *)object, 0);
+    if (got == size) return 0;
+    PyErr_Format(PyExc_ValueError, "%s: expected %zd entries, got %zd", name, (Py_ssize_t)size, (Py_ssize_t)got);
+    return -1;
+}
+
+int require_writeable(PyObject *object, const char *name, npy_intp size)
+{
+    if (require_vector(object, name, NPY_FLOAT32, size) < 0) return -1;
+    return PyArray_FailUnlessWriteable((PyArrayObject *)object, name);
+}
+
+int require_shape(PyObject *object, const char *name, int type, int dims, const npy_intp *shape)
+{
+    if (require(object, name, type, dims) < 0) return -1;
+    for (int k = 0; k < dims; k++) {
+        npy_intp got = PyArray_DIM((PyArrayObject *)object, k);
+        if (got != shape[k]) {
+            PyErr_Format(PyExc_ValueError, "%s: expected %zd entries in dimension %d, got %zd", name,
+                         (Py_ssize_t)shape[k], k, (Py_ssize_t)got);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+int require_rows(const PyArrayObject *array, const char *name)
+{
+    if (PyArray_DIM(array, 0) < INT32_MAX) return 0;
+    PyErr_Format(PyExc_ValueError, "%s: expected fewer than 2^31 rows", name);
+    return -1;
+}
+
+int require_finite(PyArrayObject *array, const char *name)
+{
+    size_t count = (size_t)PyArray_SIZE(array), at;
+    if (PyArray_TYPE(array) == NPY_FLOAT32) at = lns_first_nonfinite_f32(FLOATS(array), count);
+    else at = lns_first_nonfinite_f64(DOUBLES(array), count);
+    if (at == count) return 0;
+    PyErr_Format(PyExc_ValueError, "%s: expected finite values, got a NaN or infinity at flat position %zu", name, at);
+    return -1;
+}
+
+int require_threads(int threads)
+{
+    if (threads >= 1 && threads <= 4096) return 0;
+    PyErr_Format(PyExc_ValueError, "threads: expected 1 to 4096, got %d", threads);
+    return -1;
+}
+
+int real_type(PyObject *object, const char *name)
+{
+    PyObject *got = (PyObject *)Py_TYPE(object);
+    if (PyArray_Check(object)) {
+        int type = PyArray_TYPE((PyArrayObject *)object);
+        if (type == NPY_FLOAT32 || type == NPY_FLOAT64) return type;
+        got = (PyObject *)PyArray_DESCR((PyArrayObject *)object);
+    }
+    PyErr_Format(PyExc_TypeError, "%s: expected a float32 or float64 array, got %R", name, got);
+    return -1;
+}
+
+enum { LINE = 64 };                                           /* bytes of a cache line, and of the widest vector */
+
+void *tile_scratch(size_t each, npy_intp columns, int *threads)
+{
+    npy_intp tiles = (columns + LNS_LANES - 1) / LNS_LANES;
+    if (*threads > tiles) *threads = (int)tiles;
+    if (each > ((size_t)PY_SSIZE_T_MAX - LINE) / (size_t)*threads) return PyErr_NoMemory();
+    void *scratch = PyMem_Malloc(each * (size_t)*threads + LINE);
+    return scratch ? scratch : PyErr_NoMemory();
+}
+
+void *on_line(void *scratch) { return (char *)scratch + (LINE - (uintptr_t)scratch % LINE) % LINE; }

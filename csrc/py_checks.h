@@ -1,0 +1,45 @@
+/* What every binding needs: checks that set the exception, and shorthand for arrays.
+ * Only lns_module.c and the py_ files know Python. Arguments are positional; the Python side reports to users, so
+ * messages here name what a caller of ops.py broke. */
+#ifndef PY_CHECKS_H
+#define PY_CHECKS_H
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL lineas_numpy
+#ifndef LNS_IMPORTS_NUMPY
+#define NO_IMPORT_ARRAY                                       /* lns_module.c imports it for all */
+#endif
+#include <numpy/arrayobject.h>
+
+#define FLOATS(array) ((float *)PyArray_DATA(array))
+#define DOUBLES(array) ((double *)PyArray_DATA(array))
+#define INTS(array) ((int32_t *)PyArray_DATA(array))
+#define LONGS(array) ((int64_t *)PyArray_DATA(array))
+#define NEW(dims, shape, type) ((PyArrayObject *)PyArray_SimpleNew(dims, shape, type))
+
+/* The functions of each file, which lns_module.c adds to the module. */
+extern PyMethodDef transport_methods[], affine_methods[], optim_methods[];
+
+/* All of these return 0, or -1 with an exception set. */
+
+/* An array of this type and number of dimensions: C-contiguous, aligned, native byte order, not empty. */
+int require(PyObject *object, const char *name, int type, int dims);
+int require_vector(PyObject *object, const char *name, int type, npy_intp size);
+int require_shape(PyObject *object, const char *name, int type, int dims, const npy_intp *shape);
+int require_writeable(PyObject *object, const char *name, npy_intp size);
+/* Fewer than 2^31 rows, which is what an index holds. */
+int require_rows(const PyArrayObject *array, const char *name);
+int require_finite(PyArrayObject *array, const char *name);
+int require_threads(int threads);
+
+/* float32 or float64: the type number of a real array, or -1. */
+int real_type(PyObject *object, const char *name);
+
+/* Scratch for so many threads, no more than there are tiles to share; *threads is lowered to that. The kernels get it
+ * from on_line(scratch), on a cache line of its own. */
+void *tile_scratch(size_t each, npy_intp columns, int *threads);
+void *on_line(void *scratch);
+
+#endif

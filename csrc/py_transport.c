@@ -1,0 +1,165 @@
+/* Binding of what sorts columns and compares distributions. */
+#include "py_checks.h"
+
+#include "lns_sort.h"
+#include "lns_wasserstein.h"
+
+/* ---- lns_sort ---- */
+
+static PyObject *py_sort_columns(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    PyObject *x, *result = NULL;                              /* x borrowed */
+    PyArrayObject *sorted = NULL, *index = NULL;
+    void *scratch = NULL;
+    int threads, type;
+    if (!PyArg_ParseTuple(args, "Oi:sort_columns", &x, &threads)) goto done;
+    if ((type = real_type(x, "x")) < 0 || require(x, "x", type, 2) < 0 || require_threads(threads) < 0) goto done;
+    PyArrayObject *in = (PyArrayObject *)x;
+    if (require_rows(in, "x") < 0 || require_finite(in, "x") < 0) goto done;
+    npy_intp *shape = PyArray_DIMS(in);
+    size_t n = (size_t)shape[0], columns = (size_t)shape[1];
+    if (!(sorted = NEW(2, shape, type)) || !(index = NEW(2, shape, NPY_INT32))) goto done;
+    size_t each = type == NPY_FLOAT32 ? lns_sort_scratch_f32(n) : lns_sort_scratch_f64(n);
+    if (!(scratch = tile_scratch(each, shape[1], &threads))) goto done;
+    Py_BEGIN_ALLOW_THREADS
+    if (type == NPY_FLOAT32) lns_sort_f32(FLOATS(sorted), INTS(index), FLOATS(in), n, columns, on_line(scratch), threads);
+    else lns_sort_f64(DOUBLES(sorted), INTS(index), DOUBLES(in), n, columns, on_line(scratch), threads);
+    Py_END_ALLOW_THREADS
+    result = PyTuple_Pack(2, sorted, index);
+done:
+    PyMem_Free(scratch);
+    Py_XDECREF(sorted); Py_XDECREF(index);
+    return result;
+}
+
+static PyObject *py_first_nonfinite(PyObject *Py_UNUSED(self), PyObject *x)
+{
+    int type = real_type(x, "x");
+    if (type < 0) return NULL;
+    PyArrayObject *array = (PyArrayObject *)x;
+    if (require(x, "x", type, PyArray_NDIM(array)) < 0) return NULL;
+    size_t count = (size_t)PyArray_SIZE(array), at;
+    Py_BEGIN_ALLOW_THREADS
+    at = type == NPY_FLOAT32 ? lns_first_nonfinite_f32(FLOATS(array), count)
+                             : lns_first_nonfinite_f64(DOUBLES(array), count);
+    Py_END_ALLOW_THREADS
+    return at == count ? PyLong_FromLong(-1) : PyLong_FromSize_t(at);
+}
+
+/* ---- lns_wasserstein ---- */
+
+typedef struct {
+    PyArrayObject *x, *y, *y_index, *x_weights, *y_weights, *coefficient;     /* borrowed; the last four may be NULL */
+    double p;
+    int type, threads;
+} transport_t;
+
+static int require_index(PyArrayObject *index, npy_intp rows)
+{
+    npy_intp count = PyArray_SIZE(index);
+    for (npy_intp k = 0; k < count; k++)
+        if (INTS(index)[k] < 0 || INTS(index)[k] >= rows) {
+            PyErr_Format(PyExc_ValueError, "y_index: expected entries from 0 to %zd", (Py_ssize_t)rows - 1);
+            return -1;
+        }
+    return 0;
+}
+
+static int require_transport(transport_t *t, PyObject *x, PyObject *y, PyObject *y_index, PyObject *x_weights,
+                             PyObject *y_weights, PyObject *coefficient)
+{
+    if ((t->type = real_type(x, "x")) < 0 || require(x, "x", t->type, 2) < 0 || require(y, "y", t->type, 2) < 0)
+        return -1;
+    t->x = (PyArrayObject *)x;
+    t->y = (PyArrayObject *)y;
+    npy_intp *shape = PyArray_DIMS(t->y), columns = PyArray_DIM(t->x, 1);
+    if (shape[1] != columns) {
+        PyErr_Format(PyExc_ValueError, "y: expected %zd columns, as x has, got %zd", (Py_ssize_t)columns,
+                     (Py_ssize_t)shape[1]);
+        return -1;
+    }
+    if (require_rows(t->x, "x") < 0 || require_rows(t->y, "y") < 0 || require_threads(t->threads) < 0) return -1;
+    if (!(t->p >= 1)) {
+        PyErr_SetString(PyExc_ValueError, "p: expected at least 1");
+        return -1;
+    }
+    if (x_weights != Py_None || y_weights != Py_None) {
+        if (require_vector(x_weights, "x_weights", NPY_FLOAT64, PyArray_DIM(t->x, 0)) < 0) return -1;
+        if (require_vector(y_weights, "y_weights", NPY_FLOAT64, shape[0]) < 0) return -1;
+        if (require_shape(y_index, "y_index", NPY_INT32, 2, shape) < 0) return -1;
+        t->x_weights = (PyArrayObject *)x_weights;
+        t->y_weights = (PyArrayObject *)y_weights;
+        t->y_index = (PyArrayObject *)y_index;
+        if (require_index(t->y_index, shape[0]) < 0) return -1;
+    }
+    if (coefficient != Py_None) {
+        if (require_vector(coefficient, "coefficient", NPY_FLOAT64, columns) < 0) return -1;
+        t->coefficient = (PyArrayObject *)coefficient;
+    }
+    return require_finite(t->x, "x") < 0 ? -1 : require_finite(t->y, "y");
+}
+
+#define DOUBLES_OR_NULL(array) ((array) ? DOUBLES(array) : NULL)
+
+/* Fill cost (columns,), and grad (like x) unless it is NULL. */
+static int transport(const transport_t *t, PyArrayObject *cost, PyArrayObject *grad)
+{
+    size_t n = (size_t)PyArray_DIM(t->x, 0), m = (size_t)PyArray_DIM(t->y, 0), columns = (size_t)PyArray_DIM(t->x, 1);
+    size_t each = t->type == NPY_FLOAT32 ? lns_wasserstein_scratch_f32(n) : lns_wasserstein_scratch_f64(n);
+    int threads = t->threads;
+    void *scratch = tile_scratch(each, (npy_intp)columns, &threads);
+    if (!scratch) return -1;
+    const int32_t *y_index = t->y_index ? INTS(t->y_index) : NULL;
+    const double *x_weights = DOUBLES_OR_NULL(t->x_weights), *y_weights = DOUBLES_OR_NULL(t->y_weights);
+    const double *coefficient = DOUBLES_OR_NULL(t->coefficient);
+    Py_BEGIN_ALLOW_THREADS
+    if (t->type == NPY_FLOAT32)
+        lns_wasserstein_f32(DOUBLES(cost), grad ? FLOATS(grad) : NULL, FLOATS(t->x), FLOATS(t->y), y_index,
+                            x_weights, y_weights, coefficient, t->p, n, m, columns, on_line(scratch), threads);
+    else
+        lns_wasserstein_f64(DOUBLES(cost), grad ? DOUBLES(grad) : NULL, DOUBLES(t->x), DOUBLES(t->y), y_index,
+                            x_weights, y_weights, coefficient, t->p, n, m, columns, on_line(scratch), threads);
+    Py_END_ALLOW_THREADS
+    PyMem_Free(scratch);
+    return 0;
+}
+
+static PyObject *py_wasserstein(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    PyObject *x, *y, *y_index, *x_weights, *y_weights;        /* borrowed */
+    PyArrayObject *cost = NULL;
+    transport_t t = {0};
+    if (!PyArg_ParseTuple(args, "OOOOOdi:wasserstein", &x, &y, &y_index, &x_weights, &y_weights, &t.p, &t.threads))
+        return NULL;
+    if (require_transport(&t, x, y, y_index, x_weights, y_weights, Py_None) < 0) return NULL;
+    npy_intp columns = PyArray_DIM(t.x, 1);
+    if ((cost = NEW(1, &columns, NPY_FLOAT64)) && transport(&t, cost, NULL) < 0) Py_CLEAR(cost);
+    return (PyObject *)cost;
+}
+
+static PyObject *py_wasserstein_grad(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    PyObject *x, *y, *y_index, *x_weights, *y_weights, *coefficient, *result = NULL;   /* all but result borrowed */
+    PyArrayObject *cost = NULL, *grad = NULL;
+    transport_t t = {0};
+    if (!PyArg_ParseTuple(args, "OOOOOOdi:wasserstein_grad", &x, &y, &y_index, &x_weights, &y_weights, &coefficient,
+                          &t.p, &t.threads)) goto done;
+    if (require_transport(&t, x, y, y_index, x_weights, y_weights, coefficient) < 0) goto done;
+    npy_intp columns = PyArray_DIM(t.x, 1);
+    if (!(cost = NEW(1, &columns, NPY_FLOAT64)) || !(grad = NEW(2, PyArray_DIMS(t.x), t.type))) goto done;
+    if (transport(&t, cost, grad) < 0) goto done;
+    result = PyTuple_Pack(2, cost, grad);
+done:
+    Py_XDECREF(cost); Py_XDECREF(grad);
+    return result;
+}
+
+PyMethodDef transport_methods[] = {
+    {"sort_columns", py_sort_columns, METH_VARARGS, "sort_columns(x, threads) -> sorted, index"},
+    {"first_nonfinite", py_first_nonfinite, METH_O, "first_nonfinite(x) -> flat position, or -1"},
+    {"wasserstein", py_wasserstein, METH_VARARGS,
+     "wasserstein(x, y_sorted, y_index, x_weights, y_weights, p, threads) -> cost"},
+    {"wasserstein_grad", py_wasserstein_grad, METH_VARARGS,
+     "wasserstein_grad(x, y_sorted, y_index, x_weights, y_weights, coefficient, p, threads) -> cost, grad"},
+    {NULL, NULL, 0, NULL},
+};

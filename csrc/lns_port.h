@@ -21,6 +21,22 @@ enum { LNS_HAS_OPENMP = 0 };
 #define LNS_CLONES
 #endif
 
+/* What must be inlined for the compiler to see constants; what must not be, because its caller has clones; and a loop
+ * of constant length that must become straight code, for its array to live in registers. */
+#if defined(__GNUC__)
+#define LNS_INLINE static inline __attribute__((always_inline))
+#define LNS_NOINLINE static __attribute__((noinline))
+#define LNS_UNROLL _Pragma("GCC unroll 16")
+#elif defined(_MSC_VER)
+#define LNS_INLINE static __forceinline
+#define LNS_NOINLINE static __declspec(noinline)
+#define LNS_UNROLL
+#else
+#define LNS_INLINE static inline
+#define LNS_NOINLINE static
+#define LNS_UNROLL
+#endif
+
 /* A parallel loop over independent iterations; serial, and threads unused, where there is no OpenMP. */
 #ifdef _OPENMP
 #define LNS_PRAGMA(text) _Pragma(#text)

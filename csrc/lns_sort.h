@@ -5,12 +5,17 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Columns are sorted LNS_LANES at a time, side by side in a tile: n rows of LNS_LANES integers that sort like the values.
- * In float32 one integer holds value and index, so that a comparison is a minimum and a maximum; in float64 the indices
- * follow in n rows of their own. */
-enum { LNS_LANES = 64 };
+/* Columns are sorted LNS_LANES at a time, side by side in a tile: rows of LNS_LANES integers that sort like the values.
+ * Beside its value each entry keeps its place, which is row * LNS_LANES + lane of where it was loaded. In float32 one
+ * integer holds both, value above and place below, so that a comparison is a minimum and a maximum; in float64 the
+ * places follow in rows of their own. Rows lie LNS_PITCH apart, a cache line more than they are long: rows a power of
+ * two apart, which a sort compares, would else compete for one set of the cache. */
+enum { LNS_LANES = 64, LNS_PITCH = LNS_LANES + 8 };
 
-/* int64 entries of a tile of n rows. */
+/* Places are below 2^32. */
+#define LNS_MAX_ROWS ((size_t)1 << 26)
+
+/* int64 entries of a tile of n rows; one row more than that serves the sort. */
 size_t lns_tile_entries_f32(size_t n);
 size_t lns_tile_entries_f64(size_t n);
 
@@ -18,39 +23,46 @@ size_t lns_tile_entries_f64(size_t n);
 void lns_tile_load_f32(int64_t *tile, const float *x, size_t n, size_t stride, size_t width);
 void lns_tile_load_f64(int64_t *tile, const double *x, size_t n, size_t stride, size_t width);
 
-/* Sort every lane of a tile in place, ascending. Equal values keep the order of their index, so the permutation is the
- * stable one; -0 equals +0. Values must not be NaN; n < 2^31. O(n log^2 n) a lane, no branch on the data. */
+/* Sort every lane of a tile in place, ascending. Equal values keep the order of their place, so the permutation is the
+ * stable one; -0 equals +0. Values must not be NaN; n <= LNS_MAX_ROWS. O(n log^2 n) a lane, no branch on the data. */
 void lns_tile_sort_f32(int64_t *tile, size_t n);
 void lns_tile_sort_f64(int64_t *tile, size_t n);
 
-/* Row i of a tile: its LNS_LANES values (a zero is +0), and from which row of x each came. Inline, so that loops over
- * rows keep it in registers. The integers are the bits of the values, with the lower bits of negative ones flipped. */
-static inline void lns_tile_row_f32(float *restrict values, int32_t *restrict index, const int64_t *restrict tile,
-                                    size_t i, size_t n)
+/* Row i of a tile of n rows: its places, in the lower half of each entry. */
+static inline const int64_t *lns_tile_places_f32(const int64_t *tile, size_t i, size_t n)
 {
     (void)n;
-    for (size_t l = 0; l < LNS_LANES; l++) {
-        int64_t entry = tile[i * LNS_LANES + l];
-        int32_t bits = (int32_t)(entry >> 32);
-        bits ^= (bits >> 31) & INT32_MAX;
-        memcpy(values + l, &bits, sizeof bits);
-        index[l] = (int32_t)(entry & INT32_MAX);
-    }
+    return tile + i * LNS_PITCH;
 }
 
-static inline void lns_tile_row_f64(double *restrict values, int32_t *restrict index, const int64_t *restrict tile,
-                                    size_t i, size_t n)
+static inline const int64_t *lns_tile_places_f64(const int64_t *tile, size_t i, size_t n)
+{
+    return tile + (n + 1 + i) * LNS_PITCH;
+}
+
+/* Row i of a tile: its values (a zero is +0). The integers are the bits of the values, with the lower bits of negative
+ * ones flipped. Inline, so that loops over rows keep them in registers. */
+static inline void lns_tile_values_f32(float *restrict values, const int64_t *restrict tile, size_t i)
 {
     for (size_t l = 0; l < LNS_LANES; l++) {
-        int64_t bits = tile[i * LNS_LANES + l];
-        bits ^= (bits >> 63) & INT64_MAX;
+        int32_t bits = (int32_t)(tile[i * LNS_PITCH + l] >> 32);
+        bits ^= (bits >> 31) & INT32_MAX;
         memcpy(values + l, &bits, sizeof bits);
-        index[l] = (int32_t)tile[(n + i) * LNS_LANES + l];
     }
 }
 
-/* sorted[:, c] = x[:, c] in ascending order, index[:, c] = where each value came from.
- * x, sorted, index: (n, columns), C-contiguous, non-overlapping; 1 <= n < 2^31, columns >= 1, threads >= 1.
+static inline void lns_tile_values_f64(double *restrict values, const int64_t *restrict tile, size_t i)
+{
+    for (size_t l = 0; l < LNS_LANES; l++) {
+        int64_t bits = tile[i * LNS_PITCH + l];
+        bits ^= (bits >> 63) & INT64_MAX;
+        memcpy(values + l, &bits, sizeof bits);
+    }
+}
+
+/* sorted[:, c] = x[:, c] in ascending order, index[:, c] = where each value came from; index may be NULL, and then every
+ * zero is +0.
+ * x, sorted, index: (n, columns), C-contiguous, non-overlapping; 1 <= n <= LNS_MAX_ROWS, columns >= 1, threads >= 1.
  * scratch: threads * lns_sort_scratch_f32(n) bytes, aligned for double; faster when aligned to 64.
  * Never fails; allocates nothing; the bits do not depend on threads. */
 size_t lns_sort_scratch_f32(size_t n);

@@ -1,57 +1,154 @@
 /* Included by lns_sort.c once per precision; not a header of its own. */
 
-/* Batcher's merge exchange (Knuth, The Art of Computer Programming 3, algorithm 5.2.2M) on rows [first, first + count)
- * of n: the comparisons do not depend on the data, so all lanes make the same ones, and it works for every count. The
- * index is part of what is compared, which makes an unstable network stable. */
-LNS_CLONES static void NAME(network)(int64_t *tile, size_t first, size_t count, size_t n)
+size_t NAME(lns_tile_entries)(size_t n) { return PARTS * (n + 1) * LNS_PITCH; }
+
+/* A full row at once; the last tile of a matrix may be narrower than that. */
+void NAME(lns_tile_load)(int64_t *tile, const REAL *x, size_t n, size_t stride, size_t width)
 {
-    size_t top = 1;
-    while (top < count) top <<= 1;
-    for (size_t p = top >> 1; p > 0; p >>= 1) {
-        size_t r = 0, d = p;
-        for (size_t q = top >> 1;; q >>= 1) {
-            for (size_t i = 0; i + d < count; i++)
-                if ((i & p) == r) NAME(exchange)(tile, first + i, first + i + d, n);
-            if (q == p) break;
-            d = q - p;
-            r = p;
-        }
+    for (size_t i = 0; i < n; i++) {
+        REAL padded[LNS_LANES] = {0};
+        if (width < LNS_LANES) memcpy(padded, x + i * stride, width * sizeof *x);
+        NAME(load_row)(tile + i * LNS_PITCH, width < LNS_LANES ? padded : x + i * stride, i, n);
     }
 }
 
-/* Batcher's odd-even merge of two sorted halves of a block of size rows, a power of two. Rows from n on are not there;
- * they count as larger than any, and no comparison ever moves such a row. */
-LNS_CLONES static void NAME(merge)(int64_t *tile, size_t first, size_t size, size_t n)
+/* ---- a group of rows: Batcher's odd-even merge sort (Knuth, The Art of Computer Programming 3, section 5.3.4) ----
+ * Straight lines of comparisons between rows whose numbers the compiler knows, so that eight lanes of sixteen rows stay
+ * in vector registers. Which comparisons are made does not depend on the data, so all lanes make the same; the place is
+ * part of what is compared, which makes an unstable network stable. */
+
+LNS_INLINE void NAME(take)(int64_t *restrict v, const int64_t *restrict tile, const size_t *restrict at, size_t n)
 {
-    size_t half = size / 2;
-    for (size_t i = first; i < first + half && i + half < n; i++) NAME(exchange)(tile, i, i + half, n);
-    for (size_t k = half / 2; k > 0; k /= 2)
-        for (size_t j = first + k; j + k < first + size; j += 2 * k)
-            for (size_t i = j; i < j + k && i + k < n; i++) NAME(exchange)(tile, i, i + k, n);
+    LNS_UNROLL
+    for (size_t k = 0; k < GROUP; k++)
+        for (size_t part = 0; part < PARTS; part++)
+            for (size_t l = 0; l < VECTOR; l++)
+                v[(part * GROUP + k) * VECTOR + l] = tile[part * (n + 1) * LNS_PITCH + at[k] + l];
 }
 
-/* Long columns in halves, depth first, so that most comparisons are among rows that are in the cache. */
+LNS_INLINE void NAME(put)(int64_t *restrict tile, const int64_t *restrict v, const size_t *restrict at, size_t n)
+{
+    LNS_UNROLL
+    for (size_t k = 0; k < GROUP; k++)
+        for (size_t part = 0; part < PARTS; part++)
+            for (size_t l = 0; l < VECTOR; l++)
+                tile[part * (n + 1) * LNS_PITCH + at[k] + l] = v[(part * GROUP + k) * VECTOR + l];
+}
+
+LNS_INLINE void NAME(pair)(int64_t *v, size_t i, size_t j)
+{
+    NAME(exchange)(v + i * VECTOR, v + j * VECTOR, GROUP * VECTOR, VECTOR);
+}
+
+LNS_INLINE void NAME(sort4)(int64_t *v, size_t i)
+{
+    NAME(pair)(v, i, i + 1); NAME(pair)(v, i + 2, i + 3);
+    NAME(pair)(v, i, i + 2); NAME(pair)(v, i + 1, i + 3);
+    NAME(pair)(v, i + 1, i + 2);
+}
+
+LNS_INLINE void NAME(merge8)(int64_t *v, size_t i)
+{
+    NAME(pair)(v, i, i + 4); NAME(pair)(v, i + 1, i + 5); NAME(pair)(v, i + 2, i + 6); NAME(pair)(v, i + 3, i + 7);
+    NAME(pair)(v, i + 2, i + 4); NAME(pair)(v, i + 3, i + 5);
+    NAME(pair)(v, i + 1, i + 2); NAME(pair)(v, i + 3, i + 4); NAME(pair)(v, i + 5, i + 6);
+}
+
+LNS_INLINE void NAME(merge16)(int64_t *v)
+{
+    NAME(pair)(v, 0, 8); NAME(pair)(v, 1, 9); NAME(pair)(v, 2, 10); NAME(pair)(v, 3, 11);
+    NAME(pair)(v, 4, 12); NAME(pair)(v, 5, 13); NAME(pair)(v, 6, 14); NAME(pair)(v, 7, 15);
+    NAME(pair)(v, 4, 8); NAME(pair)(v, 5, 9); NAME(pair)(v, 6, 10); NAME(pair)(v, 7, 11);
+    NAME(pair)(v, 2, 4); NAME(pair)(v, 3, 5); NAME(pair)(v, 6, 8); NAME(pair)(v, 7, 9);
+    NAME(pair)(v, 10, 12); NAME(pair)(v, 11, 13);
+    NAME(pair)(v, 1, 2); NAME(pair)(v, 3, 4); NAME(pair)(v, 5, 6); NAME(pair)(v, 7, 8);
+    NAME(pair)(v, 9, 10); NAME(pair)(v, 11, 12); NAME(pair)(v, 13, 14);
+}
+
+LNS_CLONES static void NAME(sort_group)(int64_t *restrict tile, const size_t *restrict at, size_t n)
+{
+    for (size_t l = 0; l < LNS_LANES; l += VECTOR) {
+        int64_t v[PARTS * GROUP * VECTOR];
+        NAME(take)(v, tile + l, at, n);
+        NAME(sort4)(v, 0); NAME(sort4)(v, 4); NAME(sort4)(v, 8); NAME(sort4)(v, 12);
+        NAME(merge8)(v, 0); NAME(merge8)(v, 8);
+        NAME(merge16)(v);
+        NAME(put)(tile + l, v, at, n);
+    }
+}
+
+/* The first eight rows of the group are sorted, and so are the last. */
+LNS_CLONES static void NAME(merge_group)(int64_t *restrict tile, const size_t *restrict at, size_t n)
+{
+    for (size_t l = 0; l < LNS_LANES; l += VECTOR) {
+        int64_t v[PARTS * GROUP * VECTOR];
+        NAME(take)(v, tile + l, at, n);
+        NAME(merge16)(v);
+        NAME(put)(tile + l, v, at, n);
+    }
+}
+
+/* ---- a tile ---- */
+
+/* The rounds of an odd-even merge of a block of size rows that compare rows less than stride apart. */
+LNS_CLONES static void NAME(merge_near)(int64_t *tile, size_t first, size_t size, size_t stride, size_t n)
+{
+    for (size_t k = stride / 2; k > 0; k /= 2)
+        for (size_t j = first + k; j + k < first + size; j += 2 * k)
+            for (size_t i = j; i < j + k && i + k < n; i++)
+                NAME(exchange)(tile + i * LNS_PITCH, tile + (i + k) * LNS_PITCH, (n + 1) * LNS_PITCH, LNS_LANES);
+}
+
+/* Rows [first, first + size), size a power of two from GROUP on: halves first, so that most comparisons are among rows
+ * that are in the cache, then Batcher's odd-even merge. Its first four rounds compare rows that are multiples of a
+ * sixteenth of the block apart: they merge groups. */
 static void NAME(sort_rows)(int64_t *tile, size_t first, size_t size, size_t n)
 {
-    enum { BLOCK = 64 };                                      /* 64 rows of 64 lanes fill a first-level cache */
-    if (first >= n) return;
-    if (size <= BLOCK) {
-        NAME(network)(tile, first, n - first < size ? n - first : size, n);
+    size_t at[GROUP], stride = size / GROUP;
+    if (size == GROUP) {
+        group_at(at, first, 1, n);
+        NAME(sort_group)(tile, at, n);
         return;
     }
     NAME(sort_rows)(tile, first, size / 2, n);
+    if (first + size / 2 >= n) return;
     NAME(sort_rows)(tile, first + size / 2, size / 2, n);
-    NAME(merge)(tile, first, size, n);
+    for (size_t r = 0; r < stride; r++) {
+        group_at(at, first + r, stride, n);
+        NAME(merge_group)(tile, at, n);
+    }
+    NAME(merge_near)(tile, first, size, stride, n);
 }
 
 void NAME(lns_tile_sort)(int64_t *tile, size_t n)
 {
-    size_t top = 1;
+    size_t top = GROUP;
     while (top < n) top <<= 1;
+    for (size_t part = 0; part < PARTS; part++)
+        for (size_t l = 0; l < LNS_LANES; l++) tile[(part * (n + 1) + n) * LNS_PITCH + l] = INT64_MAX;
     NAME(sort_rows)(tile, 0, top, n);
 }
 
 size_t NAME(lns_sort_scratch)(size_t n) { return NAME(lns_tile_entries)(n) * sizeof(int64_t); }
+
+/* From x, not from the tile: a zero keeps its sign. */
+static void NAME(store_index)(REAL *restrict sorted, int32_t *restrict index, const REAL *restrict x,
+                              const int64_t *restrict tile, size_t i, size_t n, size_t columns, size_t width)
+{
+    const int64_t *places = NAME(lns_tile_places)(tile, i, n);
+    for (size_t l = 0; l < width; l++) {
+        size_t row = (uint32_t)places[l] / LNS_LANES;
+        index[l] = (int32_t)row;
+        sorted[l] = x[row * columns + l];
+    }
+}
+
+LNS_CLONES static void NAME(store_values)(REAL *restrict sorted, const int64_t *restrict tile, size_t i, size_t width)
+{
+    REAL values[LNS_LANES];
+    NAME(lns_tile_values)(values, tile, i);
+    memcpy(sorted, values, width * sizeof *sorted);
+}
 
 void NAME(lns_sort)(REAL *sorted, int32_t *index, const REAL *x, size_t n, size_t columns, void *scratch, int threads)
 {
@@ -64,13 +161,9 @@ void NAME(lns_sort)(REAL *sorted, int32_t *index, const REAL *x, size_t n, size_
         NAME(lns_tile_load)(tile, x + first, n, columns, width);
         NAME(lns_tile_sort)(tile, n);
         for (size_t i = 0; i < n; i++) {
-            REAL values[LNS_LANES];
-            int32_t at[LNS_LANES];
-            NAME(lns_tile_row)(values, at, tile, i, n);
-            memcpy(index + i * columns + first, at, width * sizeof *at);
-            /* From x, not from values: a zero keeps its sign. */
-            for (size_t l = 0; l < width; l++)
-                sorted[i * columns + first + l] = x[(size_t)at[l] * columns + first + l];
+            size_t out = i * columns + first;
+            if (index) NAME(store_index)(sorted + out, index + out, x + first, tile, i, n, columns, width);
+            else NAME(store_values)(sorted + out, tile, i, width);
         }
     }
 }

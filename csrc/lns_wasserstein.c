@@ -6,6 +6,8 @@
 #include "lns_port.h"
 #include "lns_sort.h"
 
+enum { BLOCK = 16 };                                          /* lanes whose sums fit into vector registers */
+
 /* |difference|^p, and its derivative in *slope. p = 1 and 2 are the ones that matter, and pow is slow. */
 static inline double power_cost(double difference, double p, double *slope)
 {

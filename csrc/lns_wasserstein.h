@@ -11,7 +11,7 @@
  * grad: like x, or NULL when it is not wanted.  coefficient: (columns,), or NULL for ones.
  * x_weights (n,), y_weights (m,): positive or zero, each summing to one, or both NULL for equal weights; y_index is
  * read only with weights and may else be NULL.  p >= 1.
- * C-contiguous, non-overlapping, no NaN; 1 <= n, m < 2^31; columns >= 1, threads >= 1.
+ * C-contiguous, non-overlapping, no NaN; 1 <= n <= LNS_MAX_ROWS, 1 <= m < 2^31; columns >= 1, threads >= 1.
  * scratch: threads * lns_wasserstein_scratch_f32(n) bytes, aligned for double.
  * Sums in double; never fails; allocates nothing; the bits do not depend on threads. O(n log^2 n + m) a column. */
 size_t lns_wasserstein_scratch_f32(size_t n);

@@ -61,8 +61,8 @@ int require_shape(PyObject *object, const char *name, int type, int dims, const 
 
 int require_rows(const PyArrayObject *array, const char *name)
 {
-    if (PyArray_DIM(array, 0) < INT32_MAX) return 0;
-    PyErr_Format(PyExc_ValueError, "%s: expected fewer than 2^31 rows", name);
+    if (PyArray_DIM(array, 0) <= (npy_intp)LNS_MAX_ROWS) return 0;
+    PyErr_Format(PyExc_ValueError, "%s: expected at most 2^26 rows, got %zd", name, (Py_ssize_t)PyArray_DIM(array, 0));
     return -1;
 }
 

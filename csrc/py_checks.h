@@ -29,7 +29,7 @@ int require(PyObject *object, const char *name, int type, int dims);
 int require_vector(PyObject *object, const char *name, int type, npy_intp size);
 int require_shape(PyObject *object, const char *name, int type, int dims, const npy_intp *shape);
 int require_writeable(PyObject *object, const char *name, npy_intp size);
-/* Fewer than 2^31 rows, which is what an index holds. */
+/* No more rows than LNS_MAX_ROWS. */
 int require_rows(const PyArrayObject *array, const char *name);
 int require_finite(PyArrayObject *array, const char *name);
 int require_threads(int threads);

@@ -6,30 +6,47 @@
 
 /* ---- lns_sort ---- */
 
+/* A new array like x with every column sorted, and the rows they came from in *index unless index is NULL. */
+static PyArrayObject *sort_columns(PyObject *x, PyArrayObject **index, int threads)
+{
+    PyArrayObject *sorted = NULL, *in = (PyArrayObject *)x;
+    void *scratch = NULL;
+    int type = real_type(x, "x");
+    if (type < 0 || require(x, "x", type, 2) < 0 || require_threads(threads) < 0) return NULL;
+    if (require_rows(in, "x") < 0 || require_finite(in, "x") < 0) return NULL;
+    npy_intp *shape = PyArray_DIMS(in);
+    size_t n = (size_t)shape[0], columns = (size_t)shape[1];
+    size_t each = type == NPY_FLOAT32 ? lns_sort_scratch_f32(n) : lns_sort_scratch_f64(n);
+    if (index && !(*index = NEW(2, shape, NPY_INT32))) return NULL;
+    if (!(scratch = tile_scratch(each, shape[1], &threads)) || !(sorted = NEW(2, shape, type))) goto done;
+    int32_t *rows = index ? INTS(*index) : NULL;
+    Py_BEGIN_ALLOW_THREADS
+    if (type == NPY_FLOAT32) lns_sort_f32(FLOATS(sorted), rows, FLOATS(in), n, columns, on_line(scratch), threads);
+    else lns_sort_f64(DOUBLES(sorted), rows, DOUBLES(in), n, columns, on_line(scratch), threads);
+    Py_END_ALLOW_THREADS
+done:
+    PyMem_Free(scratch);
+    return sorted;
+}
+
 static PyObject *py_sort_columns(PyObject *Py_UNUSED(self), PyObject *args)
 {
     PyObject *x, *result = NULL;                              /* x borrowed */
     PyArrayObject *sorted = NULL, *index = NULL;
-    void *scratch = NULL;
-    int threads, type;
+    int threads;
     if (!PyArg_ParseTuple(args, "Oi:sort_columns", &x, &threads)) goto done;
-    if ((type = real_type(x, "x")) < 0 || require(x, "x", type, 2) < 0 || require_threads(threads) < 0) goto done;
-    PyArrayObject *in = (PyArrayObject *)x;
-    if (require_rows(in, "x") < 0 || require_finite(in, "x") < 0) goto done;
-    npy_intp *shape = PyArray_DIMS(in);
-    size_t n = (size_t)shape[0], columns = (size_t)shape[1];
-    if (!(sorted = NEW(2, shape, type)) || !(index = NEW(2, shape, NPY_INT32))) goto done;
-    size_t each = type == NPY_FLOAT32 ? lns_sort_scratch_f32(n) : lns_sort_scratch_f64(n);
-    if (!(scratch = tile_scratch(each, shape[1], &threads))) goto done;
-    Py_BEGIN_ALLOW_THREADS
-    if (type == NPY_FLOAT32) lns_sort_f32(FLOATS(sorted), INTS(index), FLOATS(in), n, columns, on_line(scratch), threads);
-    else lns_sort_f64(DOUBLES(sorted), INTS(index), DOUBLES(in), n, columns, on_line(scratch), threads);
-    Py_END_ALLOW_THREADS
-    result = PyTuple_Pack(2, sorted, index);
+    if ((sorted = sort_columns(x, &index, threads))) result = PyTuple_Pack(2, sorted, index);
 done:
-    PyMem_Free(scratch);
     Py_XDECREF(sorted); Py_XDECREF(index);
     return result;
+}
+
+static PyObject *py_sort_values(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    PyObject *x;                                              /* borrowed */
+    int threads;
+    if (!PyArg_ParseTuple(args, "Oi:sort_values", &x, &threads)) return NULL;
+    return (PyObject *)sort_columns(x, NULL, threads);
 }
 
 static PyObject *py_first_nonfinite(PyObject *Py_UNUSED(self), PyObject *x)
@@ -96,10 +113,19 @@ static int require_transport(transport_t *t, PyObject *x, PyObject *y, PyObject 
         if (require_vector(coefficient, "coefficient", NPY_FLOAT64, columns) < 0) return -1;
         t->coefficient = (PyArrayObject *)coefficient;
     }
-    return require_finite(t->x, "x") < 0 ? -1 : require_finite(t->y, "y");
+    return 0;
 }
 
 #define DOUBLES_OR_NULL(array) ((array) ? DOUBLES(array) : NULL)
+
+/* No kernel reads or writes astray for a NaN, so they are looked for only where a cost shows that there is one. A sample
+ * of weight zero has no part in a cost. */
+static int require_finite_samples(const transport_t *t, PyArrayObject *cost)
+{
+    if (!t->x_weights && lns_first_nonfinite_f64(DOUBLES(cost), (size_t)PyArray_SIZE(cost)) == (size_t)PyArray_SIZE(cost))
+        return 0;
+    return require_finite(t->x, "x") < 0 ? -1 : require_finite(t->y, "y");
+}
 
 /* Fill cost (columns,), and grad (like x) unless it is NULL. */
 static int transport(const transport_t *t, PyArrayObject *cost, PyArrayObject *grad)
@@ -121,7 +147,7 @@ static int transport(const transport_t *t, PyArrayObject *cost, PyArrayObject *g
                             x_weights, y_weights, coefficient, t->p, n, m, columns, on_line(scratch), threads);
     Py_END_ALLOW_THREADS
     PyMem_Free(scratch);
-    return 0;
+    return require_finite_samples(t, cost);
 }
 
 static PyObject *py_wasserstein(PyObject *Py_UNUSED(self), PyObject *args)
@@ -156,6 +182,7 @@ done:
 
 PyMethodDef transport_methods[] = {
     {"sort_columns", py_sort_columns, METH_VARARGS, "sort_columns(x, threads) -> sorted, index"},
+    {"sort_values", py_sort_values, METH_VARARGS, "sort_values(x, threads) -> sorted, every zero +0"},
     {"first_nonfinite", py_first_nonfinite, METH_O, "first_nonfinite(x) -> flat position, or -1"},
     {"wasserstein", py_wasserstein, METH_VARARGS,
      "wasserstein(x, y_sorted, y_index, x_weights, y_weights, p, threads) -> cost"},

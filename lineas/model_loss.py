@@ -24,9 +24,9 @@ class ModelLoss:
 
     def __init__(self, runner: Runner, sources: list[Batch], targets: list[NDArray[np.float32]]):
         self.runner, self.sources, self.targets = runner, sources, targets
-        self.target = ops.prepare_target(np.concatenate(targets))
         self.sizes = runner.mapped.sizes
         self.samples = sum(batch.size for batch in sources)
+        self.target = ops.prepare_target(np.concatenate(targets), self.samples)
         compared = runner.compared.sizes
         self.coefficient = np.repeat(1.0 / (len(compared) * np.array(compared)), compared)
         self._minibatches: dict[tuple[int, int], ModelLoss] = {}

@@ -125,13 +125,34 @@ class NonFiniteError(ValueError):
 class Target(NamedTuple):
     """The target's samples, sorted once and used at every step."""
 
-    values: NDArray  # (m, N), every column ascending
-    permutation: NDArray[np.int32]  # (m, N), where each value came from
+    values: NDArray  # (m, N), every column ascending; or the (n, N) means that n sources meet
+    spread: NDArray[np.float64] | None = None  # (N,): with means, what W_2^2 exceeds W_2^2 to them by
 
 
-def prepare_target(y: NDArray, *, threads: int | None = None) -> Target:
-    """Sort every column of y (m, N), float32 or float64. ValueError on NaN or infinity."""
-    return Target(*_core.sort_columns(np.ascontiguousarray(y), thread_count(threads, y.size)))
+def prepare_target(y: NDArray, n: int | None = None, *, threads: int | None = None) -> Target:
+    """Sort every column of y (m, N), float32 or float64, for any number of sources and any p; or for n and p = 2.
+
+    The i-th smallest of n sources meets the i-th n-th part of the target, whose mean is all that it pulls towards:
+    W_2^2(x, y) = W_2^2(x, means) + spread. A step then costs the same however many samples the target has.
+    ValueError on NaN or infinity.
+    """
+    values = _core.sort_values(np.ascontiguousarray(y), thread_count(threads, y.size))
+    if n in (None, len(values)):
+        return Target(values)
+    parts = _parts(n, len(values))
+    means, spread = np.zeros((n, values.shape[1])), np.zeros(values.shape[1])
+    for i, j, mass in parts:
+        means[i] += n * mass * values[j]
+    for i, j, mass in parts:
+        spread += mass * (values[j] - means[i]) ** 2
+    return Target(means.astype(values.dtype), spread)
+
+
+def _parts(n: int, m: int) -> list[tuple[int, int, float]]:
+    """(i, j, mass): how much of the i-th of n equal parts of the unit interval lies in the j-th of m."""
+    cuts = np.unique(np.concatenate([np.arange(n + 1) * m, np.arange(m + 1) * n]))  # in units of 1 / (n m)
+    starts, masses = cuts[:-1], np.diff(cuts) / (n * m)
+    return list(zip((starts // m).tolist(), (starts // n).tolist(), masses.tolist(), strict=True))
 
 
 def loss(
@@ -145,7 +166,7 @@ def loss(
     responses : (n, N) float32, C-contiguous
         Pooled source responses of all sites side by side.
     target : Target of (m, N)
-        From `prepare_target`; m need not be n.
+        From `prepare_target`; m need not be n unless it was prepared for n.
     coefficient : (N,) float64
         What one unit's W_p^p counts in the loss.
 
@@ -155,9 +176,13 @@ def loss(
 
     Notes
     -----
-    O(N (n log^2 n + m)), in C. Written out in `_reference.wasserstein`. Source: LinEAS, arXiv 2503.10679.
+    O(N (n log^2 n + m)), in C; without m where the target was prepared for n. Written out in `_reference.wasserstein`. Source: LinEAS, arXiv 2503.10679.
     """
+    if target.spread is not None and (p != 2 or len(responses) != len(target.values)):
+        raise ValueError(
+            f"target: prepared for p = 2 and {len(target.values)} sources, got p = {p} and {len(responses)}"
+        )
     cost, gradient = _core.wasserstein_grad(
         responses, target.values, None, None, None, coefficient, p, thread_count(threads, responses.size)
     )
-    return coefficient * cost, gradient
+    return coefficient * (cost if target.spread is None else cost + target.spread), gradient

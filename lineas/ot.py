@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core
-from .ops import prepare_target, thread_count
+from .ops import thread_count
 
 __all__ = ["wasserstein_1d", "wasserstein_1d_grad"]
 
@@ -53,11 +53,11 @@ def _prepare(
         raise TypeError(f"p: expected a number, got {type(p).__name__}")
     if not 1 <= p < float("inf"):
         raise ValueError(f"p: expected a finite number of at least 1, got {p!r}")
-    sorted_y = prepare_target(y)
+    threads = thread_count(work=y.size)
     if source_weights is None and target_weights is None:
-        return x, sorted_y.values, None, None, None
+        return x, _core.sort_values(y, threads), None, None, None
     x_weights = _weights(source_weights, len(x), "source_weights")
-    return x, sorted_y.values, sorted_y.permutation, x_weights, _weights(target_weights, len(y), "target_weights")
+    return x, *_core.sort_columns(y, threads), x_weights, _weights(target_weights, len(y), "target_weights")
 
 
 def wasserstein_1d(

@@ -149,6 +149,48 @@ def test_loss_is_the_reference_times_each_units_coefficient(n, m, p):
     assert (gradient[:, 3] == 0).all()
 
 
+@bounded
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 9))
+def test_a_target_prepared_for_n_sources_gives_the_same_loss_and_gradient(n, m, seed):
+    for dtype, tolerance in ((np.float32, 1e-6), (np.float64, 1e-12)):
+        x, y = make_samples(n, m, 5, seed=seed, dtype=dtype)
+        expected, slope = ops.loss(x, ops.prepare_target(y), np.full(5, 0.2))
+        unit_loss, gradient = ops.loss(x, ops.prepare_target(y, n), np.full(5, 0.2))
+        np.testing.assert_allclose(unit_loss, expected, rtol=tolerance)
+        np.testing.assert_allclose(gradient, slope, rtol=tolerance, atol=tolerance)
+
+
+def test_a_target_prepared_for_n_sources_is_refused_for_others():
+    x, y = make_samples(6, 9, 3)
+    target = ops.prepare_target(y, 6)
+    for responses, p in ((x, 1), (x[:5], 2)):
+        with pytest.raises(
+            ValueError, match=f"target: prepared for p = 2 and 6 sources, got p = {p} and {len(responses)}"
+        ):
+            ops.loss(responses, target, np.ones(3), p=p)
+
+
+@pytest.mark.parametrize("kernel", [_core.wasserstein, lambda *a: _core.wasserstein_grad(*a[:5], None, *a[5:])])
+@pytest.mark.parametrize("p", POWERS)
+@pytest.mark.parametrize("m", [6, 9])
+def test_the_core_finds_a_sample_that_is_not_finite_wherever_it_is(m, p, kernel):
+    for dtype in (np.float32, np.float64):
+        for bad in (np.nan, np.inf, -np.inf):
+            for which, rows in (("x", 6), ("y", m)):
+                for row in range(rows):
+                    x, y = make_samples(6, m, 70, dtype=dtype)
+                    y = np.sort(y, axis=0)
+                    (x if which == "x" else y)[row, 65] = bad
+                    with pytest.raises(ValueError, match=f"^{which}: expected finite.*position {70 * row + 65}$"):
+                        kernel(x, y, None, None, None, float(p), 1)
+
+
+def test_a_cost_beyond_the_largest_number_is_infinite():
+    x, y = np.full((2, 1), 1e200), np.full((2, 1), -1e200)
+    assert wasserstein_1d(x, y) == np.inf
+    assert wasserstein_1d(x, y, p=1) == 2e200
+
+
 # ---- properties ----
 
 

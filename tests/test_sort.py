@@ -98,7 +98,23 @@ def test_prepare_target_takes_what_is_not_contiguous():
     x = make_columns("random", 7, 40, np.float32)[:, ::2]
     target = ops.prepare_target(x)
     np.testing.assert_array_equal(target.values, np.sort(x, axis=0))
-    np.testing.assert_array_equal(np.take_along_axis(x, target.permutation, axis=0), target.values)
+
+
+@pytest.mark.parametrize("dtype", REALS)
+@pytest.mark.parametrize("n", [8, 31, 32, 48, 63, 100, 128, 129, 257, 511, 2048, 5000, 8192])
+def test_long_columns_and_those_around_powers_of_two_are_sorted_too(n, dtype):
+    for kind in ("random", "ties", "descending"):
+        assert_sorted_as_numpy_does(make_columns(kind, n, 3, dtype))
+
+
+@pytest.mark.parametrize("dtype", REALS)
+@pytest.mark.parametrize("n", SIZES)
+def test_sort_values_are_those_of_sort_columns(n, dtype):
+    for kind in KINDS:
+        x = make_columns(kind, n, 70, dtype)
+        values = _core.sort_values(x, 2)
+        np.testing.assert_array_equal(values, _core.sort_columns(x, 1)[0])
+        assert not np.signbit(values[values == 0]).any()
 
 
 @pytest.mark.parametrize("dtype", REALS)

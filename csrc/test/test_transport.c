@@ -60,17 +60,17 @@ static void test_tile(void)
     float *x = random_floats((N - 1) * STRIDE + WIDTH), row[LNS_LANES], before[LNS_LANES];
     double *wide = widened(x, (N - 1) * STRIDE + WIDTH), wide_row[LNS_LANES];
     int64_t *tile = NEW(int64_t, lns_tile_entries_f32(N)), *wide_tile = NEW(int64_t, lns_tile_entries_f64(N));
-    int32_t index[LNS_LANES], wide_index[LNS_LANES];
     lns_tile_load_f32(tile, x, N, STRIDE, WIDTH);
     lns_tile_load_f64(wide_tile, wide, N, STRIDE, WIDTH);
     int right = 1;
     for (size_t i = 0; i < N; i++) {
-        lns_tile_row_f32(row, index, tile, i, N);
-        lns_tile_row_f64(wide_row, wide_index, wide_tile, i, N);
+        const int64_t *places = lns_tile_places_f32(tile, i, N), *wide_places = lns_tile_places_f64(wide_tile, i, N);
+        lns_tile_values_f32(row, tile, i);
+        lns_tile_values_f64(wide_row, wide_tile, i);
         for (size_t l = 0; l < LNS_LANES; l++) {
             double expected = l < WIDTH ? (double)x[i * STRIDE + l] : 0;
             right &= (double)row[l] == expected && wide_row[l] == expected;
-            right &= index[l] == (int32_t)i && wide_index[l] == (int32_t)i;
+            right &= (uint32_t)places[l] == i * LNS_LANES + l && (uint32_t)wide_places[l] == i * LNS_LANES + l;
         }
     }
     check(right, "lns_tile_load_f32, _f64: a narrow tile, zeros beside it");
@@ -78,11 +78,14 @@ static void test_tile(void)
     lns_tile_sort_f64(wide_tile, N);
     right = 1;
     for (size_t i = 0; i < N; i++) {
-        lns_tile_row_f32(row, index, tile, i, N);
-        lns_tile_row_f64(wide_row, wide_index, wide_tile, i, N);
+        const int64_t *places = lns_tile_places_f32(tile, i, N), *wide_places = lns_tile_places_f64(wide_tile, i, N);
+        lns_tile_values_f32(row, tile, i);
+        lns_tile_values_f64(wide_row, wide_tile, i);
         for (size_t l = 0; l < LNS_LANES; l++) {
-            right &= (double)row[l] == wide_row[l] && index[l] == wide_index[l] && (i == 0 || before[l] <= row[l]);
-            right &= l < WIDTH ? x[(size_t)index[l] * STRIDE + l] == row[l] : index[l] == (int32_t)i;
+            size_t at = (uint32_t)places[l] / LNS_LANES;
+            right &= (double)row[l] == wide_row[l] && (i == 0 || before[l] <= row[l]);
+            right &= (uint32_t)places[l] == (uint32_t)wide_places[l] && (uint32_t)places[l] % LNS_LANES == l;
+            right &= l < WIDTH ? x[at * STRIDE + l] == row[l] : at == i;
         }
         memcpy(before, row, sizeof before);
     }

@@ -1,5 +1,5 @@
 # make demo | make test: on a fresh machine with Python >= 3.10, a C compiler and make.
-# The rest is for development: check (linters, types), kernels (the C program), sanitize, serial, dist.
+# The rest is for development: check (linters, types), kernels (the C program), sanitize, serial, dist, wheel.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ PYTEST = HF_HUB_OFFLINE=1 $(BIN)/pytest
 # Another build in the place of the installed one: first on the path, and the tests check that it is the one they got.
 PYTEST_ON = PYTHONPATH=$(1) LINEAS_EXPECT_BUILD=$(1) $(PYTEST) -q -m "not slow" -o addopts=--strict-markers tests
 
-.PHONY: demo test fast check kernels sanitize serial dist clean
+.PHONY: demo test fast check kernels sanitize serial dist wheel clean
 
 demo: $(VENV)/.installed
 	$(if $(MODEL),,HF_HUB_OFFLINE=1) $(BIN)/python examples/demo.py $(if $(SRC),--src "$(SRC)") $(if $(TGT),--tgt "$(TGT)") $(if $(MODEL),--model "$(MODEL)")
@@ -62,6 +62,19 @@ serial: $(VENV)/.environment
 
 dist: $(VENV)/.environment
 	$(BIN)/python -m build
+
+# What a Linux user gets: the wheel, made from the source archive alone, in an environment that has seen nothing else.
+# The tests come from that archive, and run where no source of lineas is in the current folder.
+WHEEL = $(abspath build/wheel)
+wheel: $(VENV)/.environment
+	rm -rf $(WHEEL) && mkdir -p $(WHEEL)/empty
+	$(BIN)/python -m build --outdir $(WHEEL)/raw
+	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --exclude libgomp.so.1 --wheel-dir $(WHEEL)/dist $(WHEEL)/raw/*.whl
+	$(PYTHON) -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/python -m pip install --quiet -r requirements-dev.txt $(WHEEL)/dist/*.whl
+	tar -xzf $(WHEEL)/raw/*.tar.gz -C $(WHEEL)
+	cd $(WHEEL)/empty && HF_HUB_OFFLINE=1 LINEAS_EXPECT_BUILD=$(WHEEL)/venv \
+	../venv/bin/pytest -q -m "not slow" -o addopts=--strict-markers -c ../lineas-*/pyproject.toml ../lineas-*/tests
 
 clean:
 	rm -rf build dist out *.egg-info lineas/*.so

@@ -7,6 +7,7 @@ LINEAS_OPENMP=0    a serial build, also made wherever the compiler has no OpenMP
 
 import glob
 import os
+import sysconfig
 import tempfile
 
 import numpy
@@ -16,6 +17,8 @@ from setuptools.errors import CompileError, LinkError
 
 GNU = ["-std=c11", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
+# One binary for every Python from 3.10 on; a free-threaded one has no limited API and gets its own.
+LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 
 class BuildExt(build_ext):
@@ -24,7 +27,7 @@ class BuildExt(build_ext):
     def build_extensions(self):
         msvc = self.compiler.compiler_type == "msvc"
         compile_args = ["/std:c11", "/O2"] if msvc else list(GNU)
-        link_args = []
+        link_args = [] if msvc else ["-lm"]
         if os.environ.get("LINEAS_WERROR") == "1":
             compile_args.append("/WX" if msvc else "-Werror")
         if os.environ.get("LINEAS_SANITIZE") == "1":
@@ -62,7 +65,10 @@ setup(
             sources=sorted(glob.glob("csrc/*.c")),
             depends=sorted(glob.glob("csrc/*.h")),
             include_dirs=[numpy.get_include()],
+            define_macros=[("Py_LIMITED_API", "0x030a0000")] if LIMITED else [],
+            py_limited_api=LIMITED,
         )
     ],
     cmdclass={"build_ext": BuildExt},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if LIMITED else {},
 )

@@ -14,6 +14,7 @@ static int module_exec(PyObject *module)
 
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, module_exec},
+    GIL_SLOT
     {0, NULL},
 };
 

@@ -37,15 +37,21 @@ enum { LNS_HAS_OPENMP = 0 };
 #define LNS_UNROLL
 #endif
 
-/* A parallel loop over independent iterations; serial, and threads unused, where there is no OpenMP. */
+/* A parallel loop over independent iterations; serial, and threads unused, where there is no OpenMP. Its index is signed
+ * and declared before the loop: MSVC has OpenMP 2.0, which in C takes no declaration there. */
 #ifdef _OPENMP
 #define LNS_PRAGMA(text) _Pragma(#text)
 #define LNS_PARALLEL_FOR(threads) LNS_PRAGMA(omp parallel for schedule(static) num_threads(threads) if ((threads) > 1))
-/* A sum may be split over SIMD lanes; without leave a compiler keeps a float sum in its order, one term at a time. */
+#else
+#define LNS_PARALLEL_FOR(threads) (void)(threads);
+#endif
+
+/* A sum may be split over SIMD lanes; without leave a compiler keeps a float sum in its order, one term at a time.
+ * OpenMP 2.0 has no such leave to give. */
+#if defined(_OPENMP) && !defined(_MSC_VER)
 #define LNS_SIMD_SUM(...) LNS_PRAGMA(omp simd reduction(+ : __VA_ARGS__))
 #else
 #define LNS_SIMD_SUM(...)
-#define LNS_PARALLEL_FOR(threads) (void)(threads);
 #endif
 
 #endif

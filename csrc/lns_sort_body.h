@@ -153,8 +153,9 @@ LNS_CLONES static void NAME(store_values)(REAL *restrict sorted, const int64_t *
 void NAME(lns_sort)(REAL *sorted, int32_t *index, const REAL *x, size_t n, size_t columns, void *scratch, int threads)
 {
     ptrdiff_t tiles = (ptrdiff_t)((columns + LNS_LANES - 1) / LNS_LANES);
+    ptrdiff_t t;
     LNS_PARALLEL_FOR(threads)
-    for (ptrdiff_t t = 0; t < tiles; t++) {
+    for (t = 0; t < tiles; t++) {
         int64_t *tile = (int64_t *)scratch + (size_t)lns_thread() * NAME(lns_tile_entries)(n);
         size_t first = (size_t)t * LNS_LANES;
         size_t width = columns - first < LNS_LANES ? columns - first : LNS_LANES;

@@ -166,8 +166,9 @@ void NAME(lns_wasserstein)(double *cost, REAL *grad, const REAL *x, const REAL *
     ptrdiff_t tiles = (ptrdiff_t)((columns + LNS_LANES - 1) / LNS_LANES);
     int paired = n == m && !x_weights;
     double mass = paired ? 1 / (double)n : 1;
+    ptrdiff_t t;
     LNS_PARALLEL_FOR(threads)
-    for (ptrdiff_t t = 0; t < tiles; t++) {
+    for (t = 0; t < tiles; t++) {
         NAME(work_t) work;
         work.tile = (int64_t *)(void *)((char *)scratch + (size_t)lns_thread() * NAME(lns_wasserstein_scratch)(n));
         work.at_place = (REAL *)(work.tile + NAME(lns_tile_entries)(n));

@@ -5,7 +5,7 @@
 int require(PyObject *object, const char *name, int type, int dims)
 {
     if (!PyArray_Check(object)) {
-        PyErr_Format(PyExc_TypeError, "%s: expected an array, got %.100s", name, Py_TYPE(object)->tp_name);
+        PyErr_Format(PyExc_TypeError, "%s: expected an array, got %R", name, (PyObject *)Py_TYPE(object));
         return -1;
     }
     PyArrayObject *array = (PyArrayObject *)object;

@@ -13,6 +13,14 @@
 #endif
 #include <numpy/arrayobject.h>
 
+/* A slot for Pythons without a GIL: the bindings have no state, and no array is touched that was not passed. The limited
+ * API, which every other Python gets, has no such slot. */
+#ifdef Py_GIL_DISABLED
+#define GIL_SLOT {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#else
+#define GIL_SLOT
+#endif
+
 #define FLOATS(array) ((float *)PyArray_DATA(array))
 #define DOUBLES(array) ((double *)PyArray_DATA(array))
 #define INTS(array) ((int32_t *)PyArray_DATA(array))

@@ -2,6 +2,8 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+import torch as _torch  # noqa: F401 -- first: it loads the OpenMP runtime of its wheel, and _core then shares that one
+
 from . import evaluate, ot, penalties, samples
 from .fit import fit
 from .sites import Site, find_sites

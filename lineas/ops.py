@@ -176,7 +176,8 @@ def loss(
 
     Notes
     -----
-    O(N (n log^2 n + m)), in C; without m where the target was prepared for n. Written out in `_reference.wasserstein`. Source: LinEAS, arXiv 2503.10679.
+    O(N (n log^2 n + m)), in C; without m where the target was prepared for n. Written out in `_reference.wasserstein`.
+    Source: LinEAS, arXiv 2503.10679.
     """
     if target.spread is not None and (p != 2 or len(responses) != len(target.values)):
         raise ValueError(

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
 import lineas
@@ -66,6 +68,24 @@ def test_samples_are_real_disjoint_and_seeded():
         lineas.samples.movie_reviews(161)
     with pytest.raises(ValueError, match="count: expected 1 to 200, got 0"):
         lineas.samples.neutral_sentences(0)
+
+
+def test_lineas_and_torch_share_one_openmp_runtime():
+    """lineas/__init__.py imports torch first: the libgomp of its wheel, where it has one, is the only one mapped."""
+    bundled = {str(path) for path in (Path(torch.__file__).parent / "lib").glob("libgomp*")}
+    if not bundled:
+        pytest.skip("torch has no libgomp of its own here")
+    code = "import re, lineas; print(*set(re.findall(r'/\\S*lib[gi]?omp\\S*', open('/proc/self/maps').read())))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(ran.stdout.split()) == bundled
+
+
+def test_one_binary_serves_every_python_with_a_gil():
+    from lineas import _core
+
+    free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+    expected = sysconfig.get_config_var("EXT_SUFFIX") if free_threaded else (".abi3.so", ".pyd")
+    assert Path(_core.__file__).name.removeprefix("_core") in expected, "an older build in its place? make clean"
 
 
 @pytest.mark.slow

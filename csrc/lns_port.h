@@ -1,6 +1,7 @@
 /* Everything that differs between compilers and builds; no other file has an #ifdef. */
 #ifndef LNS_PORT_H
 #define LNS_PORT_H
+#include <stdint.h>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -20,6 +21,20 @@ enum { LNS_HAS_OPENMP = 0 };
 #else
 #define LNS_CLONES
 #endif
+
+/* Position of the lowest bit that is set; one must be. */
+static inline int lns_lowest_bit(uint64_t x)
+{
+#ifdef __GNUC__
+    return __builtin_ctzll(x);
+#else                                                         /* how many bits there are below it, counted in parallel */
+    x = (x & (0 - x)) - 1;
+    x -= (x >> 1) & 0x5555555555555555;
+    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333);
+    x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F;
+    return (int)((x * 0x0101010101010101) >> 56);
+#endif
+}
 
 /* A parallel loop over independent iterations; serial, and threads unused, where there is no OpenMP. */
 #ifdef _OPENMP

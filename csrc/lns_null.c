@@ -1,0 +1,171 @@
+#include "lns_null.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "lns_port.h"
+#include "lns_sort.h"
+
+static inline double power(double difference, double p)
+{
+    if (p == 2) return difference * difference;
+    if (p == 1) return fabs(difference);
+    return pow(fabs(difference), p);
+}
+
+/* ---- labels in the order of the sorted values ---- */
+
+/* Bit c of word r becomes bit r of word c: off-diagonal squares change places, smaller and smaller ones (Warren,
+ * Hacker's Delight, sec. 7-3, which numbers bits from the other end). */
+LNS_CLONES static void transpose(uint64_t *restrict words)
+{
+    uint64_t low = 0x00000000FFFFFFFF;                        /* the bits of the squares in the first column */
+    for (size_t side = LNS_BLOCK / 2; side > 0; side /= 2, low ^= low << side)
+        for (size_t first = 0; first < LNS_BLOCK; first += 2 * side)
+            for (size_t k = first; k < first + side; k++) {
+                uint64_t change = ((words[k] >> side) ^ words[k + side]) & low;
+                words[k + side] ^= change;
+                words[k] ^= change << side;
+            }
+}
+
+/* A block of labels, one word a sample, as one string of words[0, r], words[1, r], ... for each relabelling r: its bit k
+ * is the label of the k-th smallest of the rows values. Bits past the last value are clear. */
+static void sort_labels(uint64_t *restrict words, const uint64_t *restrict labels, const int32_t *restrict index,
+                        size_t rows)
+{
+    for (size_t start = 0; start < rows; start += LNS_BLOCK, words += LNS_BLOCK) {
+        size_t count = rows - start < LNS_BLOCK ? rows - start : LNS_BLOCK;
+        memset(words, 0, LNS_BLOCK * sizeof *words);
+        for (size_t k = 0; k < count; k++) words[k] = labels[index[start + k]];
+        transpose(words);
+    }
+}
+
+/* ---- the cost of each relabelling of a block ---- */
+
+/* n = m, and all labels in one word: the i-th bit that is set meets the i-th that is not. Several relabellings at once,
+ * because each bit found waits for the one before. */
+static inline void cost_pairs(double *restrict cost, const uint64_t *restrict words, const double *restrict values,
+                              size_t n, double p)
+{
+    enum { GROUP = 4 };
+    for (size_t r = 0; r < LNS_BLOCK; r += GROUP) {
+        uint64_t source[GROUP], target[GROUP];
+        double sum[GROUP] = {0};
+        for (size_t q = 0; q < GROUP; q++) target[q] = ~(source[q] = words[r + q]);
+        for (size_t i = 0; i < n; i++)
+            for (size_t q = 0; q < GROUP; q++) {
+                sum[q] += power(values[lns_lowest_bit(source[q])] - values[lns_lowest_bit(target[q])], p);
+                source[q] &= source[q] - 1;
+                target[q] &= target[q] - 1;
+            }
+        for (size_t q = 0; q < GROUP; q++) cost[r + q] = sum[q] / (double)n;
+    }
+}
+
+/* Where one side of one relabelling is in the sorted values, and the bits of its own that are left in this word. */
+typedef struct {
+    const uint64_t *word;
+    const double *values;
+    uint64_t left, flip;                                      /* flip: all bits for the targets, whose bits are clear */
+} walk_t;
+
+static inline double next_value(walk_t *walk)
+{
+    while (!walk->left) {
+        walk->word += LNS_BLOCK;
+        walk->values += LNS_BLOCK;
+        walk->left = *walk->word ^ walk->flip;
+    }
+    double value = walk->values[lns_lowest_bit(walk->left)];
+    walk->left &= walk->left - 1;
+    return value;
+}
+
+/* The general case. A source has the mass of x_mass units, a target that of y_mass: integers, so that no cut of the unit
+ * interval is lost or doubled by rounding. */
+static inline void cost_runs(double *restrict cost, const uint64_t *restrict words, const double *restrict values,
+                             size_t n, size_t x_mass, size_t y_mass, double p)
+{
+    for (size_t r = 0; r < LNS_BLOCK; r++) {
+        walk_t source = {words + r, values, words[r], 0}, target = {words + r, values, ~words[r], UINT64_MAX};
+        double sum = 0, y = 0;
+        size_t left_y = 0;
+        for (size_t i = 0; i < n; i++) {
+            double x = next_value(&source);
+            for (size_t left_x = x_mass; left_x > 0;) {
+                if (left_y == 0) {
+                    y = next_value(&target);
+                    left_y = y_mass;
+                }
+                size_t run = left_x < left_y ? left_x : left_y;
+                sum += (double)run * power(x - y, p);
+                left_x -= run;
+                left_y -= run;
+            }
+        }
+        cost[r] = sum / ((double)n * (double)x_mass);
+    }
+}
+
+static inline void cost_any(double *restrict cost, const uint64_t *restrict words, const double *restrict values,
+                            size_t n, size_t m, size_t divisor, double p)
+{
+    if (n == m && n + m <= LNS_BLOCK) cost_pairs(cost, words, values, n, p);
+    else if (n == m) cost_runs(cost, words, values, n, 1, 1, p);
+    else cost_runs(cost, words, values, n, m / divisor, n / divisor, p);
+}
+
+/* The powers that matter are constants where they are inlined; divisor is a common one of n and m. */
+LNS_CLONES static void cost_block(double *restrict cost, const uint64_t *restrict words, const double *restrict values,
+                                  size_t n, size_t m, size_t divisor, double p)
+{
+    if (p == 2) cost_any(cost, words, values, n, m, divisor, 2);
+    else if (p == 1) cost_any(cost, words, values, n, m, divisor, 1);
+    else cost_any(cost, words, values, n, m, divisor, p);
+}
+
+/* ---- all relabellings of a column ---- */
+
+/* Differences from a cost of the null and then from its mean: nothing cancels, and equal costs have deviation 0. */
+LNS_CLONES static void summarise(double *restrict mean, double *restrict std, double *restrict p_value,
+                                 const double *restrict cost, size_t relabellings)
+{
+    double observed = cost[0], first = cost[1], count = (double)(relabellings - 1);
+    double sum = 0, squares = 0, reached = 0;
+    LNS_SIMD_SUM(sum, reached)
+    for (size_t r = 1; r < relabellings; r++) {
+        sum += cost[r] - first;
+        reached += cost[r] >= observed ? 1 : 0;
+    }
+    double center = first + sum / count;
+    LNS_SIMD_SUM(squares)
+    for (size_t r = 1; r < relabellings; r++) squares += (cost[r] - center) * (cost[r] - center);
+    *mean = center;
+    *std = sqrt(squares / count);
+    *p_value = (1 + reached) / (1 + count);
+}
+
+static size_t greatest_divisor(size_t a, size_t b)
+{
+    while (b > 0) {
+        size_t rest = a % b;
+        a = b;
+        b = rest;
+    }
+    return a;
+}
+
+static size_t blocks_of(size_t count) { return (count + LNS_BLOCK - 1) / LNS_BLOCK; }
+
+/* The same text for both precisions: REAL is the type, NAME(f) its symbol. */
+#define REAL float
+#define NAME(f) f##_f32
+#include "lns_null_body.h"
+#undef REAL
+#undef NAME
+
+#define REAL double
+#define NAME(f) f##_f64
+#include "lns_null_body.h"

@@ -11,8 +11,9 @@ typedef struct {
 
 size_t NAME(lns_null_scratch)(size_t rows, size_t relabellings)
 {
-    size_t words = LNS_BLOCK * (blocks_of(relabellings) + blocks_of(rows)), each = sizeof(double) + sizeof(int32_t);
-    return NAME(lns_tile_entries)(rows) * sizeof(int64_t) + words * sizeof(uint64_t) + LNS_LANES * rows * each;
+    size_t costs = LNS_BLOCK * parts(relabellings, LNS_BLOCK), words = STRIDE * parts(rows, BITS);
+    size_t each = sizeof(double) + sizeof(int32_t);
+    return NAME(lns_tile_entries)(rows) * sizeof(int64_t) + (costs + words) * sizeof(double) + LNS_LANES * rows * each;
 }
 
 static NAME(work_t) NAME(divide)(void *scratch, size_t rows, size_t relabellings)
@@ -21,8 +22,8 @@ static NAME(work_t) NAME(divide)(void *scratch, size_t rows, size_t relabellings
     work.tile = (int64_t *)scratch;
     work.values = (double *)(work.tile + NAME(lns_tile_entries)(rows));
     work.cost = work.values + LNS_LANES * rows;
-    work.words = (uint64_t *)(work.cost + LNS_BLOCK * blocks_of(relabellings));
-    work.index = (int32_t *)(work.words + LNS_BLOCK * blocks_of(rows));
+    work.words = (uint64_t *)(work.cost + LNS_BLOCK * parts(relabellings, LNS_BLOCK));
+    work.index = (int32_t *)(work.words + STRIDE * parts(rows, BITS));
     return work;
 }
 
@@ -45,7 +46,7 @@ static void NAME(sort_tile)(NAME(work_t) work, const REAL *x, size_t rows, size_
 void NAME(lns_null)(double *mean, double *std, double *p_value, const REAL *x, const uint64_t *labels, double p,
                     size_t n, size_t m, size_t columns, size_t relabellings, void *scratch, int threads)
 {
-    size_t rows = n + m, blocks = blocks_of(relabellings), divisor = greatest_divisor(n, m);
+    size_t rows = n + m, divisor = greatest_divisor(n, m);
     ptrdiff_t tiles = (ptrdiff_t)((columns + LNS_LANES - 1) / LNS_LANES);
     LNS_PARALLEL_FOR(threads)
     for (ptrdiff_t t = 0; t < tiles; t++) {
@@ -55,9 +56,10 @@ void NAME(lns_null)(double *mean, double *std, double *p_value, const REAL *x, c
         size_t width = columns - first < LNS_LANES ? columns - first : LNS_LANES;
         NAME(sort_tile)(work, x + first, rows, columns, width);
         for (size_t l = 0; l < width; l++) {
-            for (size_t b = 0; b < blocks; b++) {
-                sort_labels(work.words, labels + b * rows, work.index + l * rows, rows);
-                cost_block(work.cost + b * LNS_BLOCK, work.words, work.values + l * rows, n, m, divisor, p);
+            for (size_t r = 0; r < relabellings; r += LNS_BLOCK) {
+                size_t count = relabellings - r < LNS_BLOCK ? relabellings - r : LNS_BLOCK;
+                sort_labels(work.words, labels + r / LNS_BLOCK * LNS_WORDS * rows, work.index + l * rows, rows);
+                cost_block(work.cost + r, work.words, work.values + l * rows, count, n, m, divisor, p);
             }
             size_t c = first + l;
             summarise(mean + c, std + c, p_value + c, work.cost, relabellings);

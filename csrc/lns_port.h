@@ -27,7 +27,7 @@ static inline int lns_lowest_bit(uint64_t x)
 {
 #ifdef __GNUC__
     return __builtin_ctzll(x);
-#else                                                         /* how many bits there are below it, counted in parallel */
+#else                                                         /* the bits below it, counted side by side */
     x = (x & (0 - x)) - 1;
     x -= (x >> 1) & 0x5555555555555555;
     x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333);

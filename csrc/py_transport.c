@@ -161,14 +161,15 @@ done:
 
 /* ---- lns_null ---- */
 
-/* Every relabelling calls n samples source, those that fill the last word included: the kernel relies on it. */
+/* Every relabelling calls n samples source, those that fill the last block included: the kernel relies on it. */
 static int require_labels(PyArrayObject *labels, npy_intp n)
 {
     npy_intp blocks = PyArray_DIM(labels, 0), rows = PyArray_DIM(labels, 1);
     for (npy_intp b = 0; b < blocks; b++) {
+        const uint64_t *words = WORDS(labels) + b * rows * LNS_WORDS;
         npy_intp sources[LNS_BLOCK] = {0};
         for (npy_intp s = 0; s < rows; s++)
-            for (int r = 0; r < LNS_BLOCK; r++) sources[r] += (npy_intp)(WORDS(labels)[b * rows + s] >> r & 1);
+            for (int r = 0; r < LNS_BLOCK; r++) sources[r] += (npy_intp)(words[s * LNS_WORDS + r / 64] >> r % 64 & 1);
         for (int r = 0; r < LNS_BLOCK; r++)
             if (sources[r] != n) {
                 PyErr_Format(PyExc_ValueError, "labels: expected %zd sources in every relabelling, got %zd in number "
@@ -197,8 +198,8 @@ static PyObject *py_permutation_null(PyObject *Py_UNUSED(self), PyObject *args)
                      (Py_ssize_t)rows - 1, n, relabellings);
         goto done;
     }
-    npy_intp shape[2] = {(relabellings - 1) / LNS_BLOCK + 1, rows};
-    if (require_shape(labels, "labels", NPY_UINT64, 2, shape) < 0) goto done;
+    npy_intp shape[3] = {(relabellings - 1) / LNS_BLOCK + 1, rows, LNS_WORDS};
+    if (require_shape(labels, "labels", NPY_UINT64, 3, shape) < 0) goto done;
     if (require_labels((PyArrayObject *)labels, n) < 0) goto done;
     if (!(mean = NEW(1, &columns, NPY_FLOAT64)) || !(std = NEW(1, &columns, NPY_FLOAT64))) goto done;
     if (!(p_value = NEW(1, &columns, NPY_FLOAT64))) goto done;

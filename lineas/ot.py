@@ -147,24 +147,25 @@ class PermutationNull(NamedTuple):
     p_value: NDArray[np.float64]
 
 
-_WORD = 64  # relabellings whose labels of one sample share an integer
+_BLOCK = 256  # relabellings whose labels the core takes together, four integers a sample
 _DRAWN_AT_ONCE = 1 << 24  # labels, a byte each before they are packed
 
 
 def _relabellings(n: int, m: int, count: int, seed: int) -> NDArray[np.uint64]:
-    """The observed labelling and `count` random ones, and as many more as fill whole words: (words, n + m), where bit r
-    of [b, s] says whether sample s is a source in labelling 64 b + r."""
+    """The observed labelling and `count` random ones, and as many more as fill whole blocks: (blocks, n + m, 4), where
+    bit r of [b, s, w] says whether sample s is a source in labelling 256 b + 64 w + r."""
     generator = np.random.default_rng(seed)
     observed = np.arange(n + m) < n
-    words = []
-    step = max(1, _DRAWN_AT_ONCE // (_WORD * (n + m)))
-    for start in range(0, 1 + count // _WORD, step):
-        drawn = min(step, 1 + count // _WORD - start)
-        rows = np.tile(observed, (_WORD * drawn, 1))
-        rows[not start :] = generator.permuted(rows[not start :], axis=1)
-        by_sample = np.ascontiguousarray(rows.reshape(drawn, _WORD, n + m).swapaxes(1, 2))
-        words.append(np.packbits(by_sample, axis=2, bitorder="little").view("<u8")[..., 0])
-    return np.concatenate(words).astype(np.uint64, copy=False)
+    blocks = 1 + count // _BLOCK
+    step = max(1, _DRAWN_AT_ONCE // (_BLOCK * (n + m)))
+    labels = []
+    for start in range(0, blocks, step):
+        drawn = min(step, blocks - start)
+        rows = np.tile(observed, (_BLOCK * drawn, 1))
+        rows[not start :] = generator.permuted(rows[not start :], axis=1)  # all but the very first
+        by_sample = np.ascontiguousarray(rows.reshape(drawn, _BLOCK, n + m).swapaxes(1, 2))
+        labels.append(np.packbits(by_sample, axis=2, bitorder="little").view("<u8"))
+    return np.concatenate(labels).astype(np.uint64, copy=False)
 
 
 def permutation_null(

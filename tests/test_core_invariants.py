@@ -46,8 +46,8 @@ def arguments(kernel: str, big: bool = False) -> dict:
     vectors = {name: np.abs(reals(dim)) for name in ("x", "first", "second", "velocity", "gradient", "to", "from")}
     groups = {"v": reals(6), "center": 1.0, "offsets": np.array([0, 2, 2, 6]), "l1": 0.1, "group": 0.2, "ridge": 0.3}
 
-    def same_sources(rows, n):  # of 128 relabellings, the first n rows
-        return np.repeat((np.arange(rows) < n)[None], 2, axis=0) * np.uint64(2**64 - 1)
+    def same_sources(rows, n):  # of 512 relabellings, the first n rows
+        return np.tile((np.arange(rows) < n)[:, None], (2, 1, 4)) * np.uint64(2**64 - 1)
 
     def some(*names):
         return {name: vectors[name] for name in names}
@@ -57,7 +57,7 @@ def arguments(kernel: str, big: bool = False) -> dict:
         "first_nonfinite": lambda: {"x": samples["x"]},
         "wasserstein": lambda: {**samples, "p": 2.0, "threads": 2},
         "wasserstein_grad": lambda: {**samples, "coefficient": rng.uniform(size=columns), "p": 2.0, "threads": 2},
-        "permutation_null": lambda: {"x": samples["x"], "labels": same_sources(n, 2), "n": 2, "relabellings": 65,
+        "permutation_null": lambda: {"x": samples["x"], "labels": same_sources(n, 2), "n": 2, "relabellings": 257,
                                      "p": 2.0, "threads": 2},
         "affine_pool": lambda: {**maps, "shift": reals(dim), **pool},
         "affine_pool_grad": lambda: {**gradients, **maps, **pool},
@@ -222,17 +222,17 @@ def refusals(kernel: str):
         yield instead("y in another precision", TypeError, "y: expected dtype.'float32'., got dtype.'float64'",
                       y=right["y"].astype(np.float64))  # fmt: skip
     if "labels" in right:
-        for block, bit, flipped in ((0, 0, 1), (1, 63, 3)):  # also a relabelling past the last
+        for block, word, bit, flipped, got in ((0, 0, 0, 1, 1), (1, 3, 63, 3, 3)):  # also a relabelling past the last
             labels = right["labels"].copy()
-            labels[block, flipped] ^= np.uint64(1) << np.uint64(bit)
-            yield instead(f"{1 + (flipped > 1) * 2} sources", ValueError,
-                          f"labels: expected 2 sources.*got {1 + (flipped > 1) * 2} in number {64 * block + bit}$",
-                          labels=labels)  # fmt: skip
+            labels[block, flipped, word] ^= np.uint64(1) << np.uint64(bit)
+            number = 256 * block + 64 * word + bit
+            says = f"labels: expected 2 sources in every relabelling, got {got} in number {number}$"
+            yield instead(f"{got} sources", ValueError, says, labels=labels)
         for changes in ({"n": 0}, {"n": 5}, {"n": -1}, {"relabellings": 1}, {"relabellings": -1}):
             yield instead(
                 f"{changes}", ValueError, "expected 1 to 4 sources and at least 2 relabellings, got", **changes
             )
-        yield instead("too few words", ValueError, "labels: expected 3 entries in dimension 0, got 2", relabellings=129)
+        yield instead("too few words", ValueError, "labels: expected 3 entries in dimension 0, got 2", relabellings=513)
         yield instead("p 0.99", ValueError, "p: expected at least 1", p=0.99)
     if "offsets" in right:
         for bad in ([0, 4, 2, 6], [0, 2, 5], [0, 2, 7], [1, 2, 6], [0], [6], [0, -1, 6], [-1, 2, 6]):

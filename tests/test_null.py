@@ -24,16 +24,16 @@ def make_samples(n: int, m: int, columns: int, *, seed: int = 0, dtype=np.float6
 
 
 def unpack(labels: np.ndarray, relabellings: int) -> np.ndarray:
-    """Words of labels (blocks, n + m) -> one row of booleans a relabelling."""
-    bits = labels[:, None, :] >> np.arange(64, dtype=np.uint64)[:, None] & np.uint64(1)
-    return bits.reshape(-1, labels.shape[1])[:relabellings].astype(bool)
+    """(blocks, n + m, 4) words of labels -> one row of booleans a relabelling."""
+    bits = labels[..., None] >> np.arange(64, dtype=np.uint64) & np.uint64(1)  # blocks, samples, words, bits
+    return bits.transpose(0, 2, 3, 1).reshape(-1, labels.shape[1])[:relabellings].astype(bool)
 
 
 def pack(rows: np.ndarray) -> np.ndarray:
-    """The way back; the last row fills the last word."""
-    padded = np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % 64, axis=0)])
-    blocks = padded.reshape(-1, 64, rows.shape[1]).astype(np.uint64)
-    return np.bitwise_or.reduce(blocks << np.arange(64, dtype=np.uint64)[:, None], axis=1)
+    """The way back; the last row fills the last block."""
+    padded = np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % 256, axis=0)])
+    blocks = padded.reshape(-1, 4, 64, rows.shape[1]).transpose(0, 3, 1, 2).astype(np.uint64)
+    return np.ascontiguousarray(np.bitwise_or.reduce(blocks << np.arange(64, dtype=np.uint64), axis=3))
 
 
 def costs(x: np.ndarray, y: np.ndarray, rows: np.ndarray, p: float) -> np.ndarray:
@@ -48,7 +48,7 @@ def costs(x: np.ndarray, y: np.ndarray, rows: np.ndarray, p: float) -> np.ndarra
 @pytest.mark.parametrize("p", POWERS)
 @pytest.mark.parametrize(("n", "m"), COUNTS)
 def test_null_matches_the_reference(n, m, p):
-    for columns, count, dtype in ((1, 1, np.float32), (5, 63, np.float64), (65, 70, np.float32)):
+    for columns, count, dtype in ((1, 1, np.float32), (5, 70, np.float64), (65, 20, np.float32), (2, 257, np.float32)):
         x, y = make_samples(n, m, columns, dtype=dtype)
         rows = unpack(ot._relabellings(n, m, count, 0), 1 + count)
         pooled = torch.from_numpy(np.concatenate([x, y]).astype(np.float64))
@@ -154,12 +154,12 @@ def test_relabellings_are_shared_by_all_units():
 # ---- the labels ----
 
 
-@pytest.mark.parametrize(("n", "m", "count"), [(1, 2, 1), (3, 5, 62), (3, 5, 63), (3, 5, 64), (40, 30, 1000)])
+@pytest.mark.parametrize(("n", "m", "count"), [(1, 2, 1), (3, 5, 254), (3, 5, 255), (3, 5, 256), (40, 30, 1000)])
 def test_relabellings_are_random_keep_the_counts_and_start_with_the_observed_one(n, m, count):
     labels = ot._relabellings(n, m, count, 0)
     assert labels.dtype == np.uint64
-    assert labels.shape == ((1 + count + 63) // 64, n + m)
-    rows = unpack(labels, 64 * len(labels))
+    assert labels.shape == ((1 + count + 255) // 256, n + m, 4)
+    rows = unpack(labels, 256 * len(labels))
     assert (rows.sum(1) == n).all()
     assert rows[0].tolist() == [True] * n + [False] * m
     if count == 1000:
@@ -173,10 +173,10 @@ def test_relabellings_are_random_keep_the_counts_and_start_with_the_observed_one
 
 def test_labels_drawn_in_small_portions_are_the_same(monkeypatch):
     expected = ot._relabellings(7, 9, 1000, 3)
-    for portion in (1, 64 * 16, 64 * 16 * 5, 64 * 16 * 16):
+    for portion in (1, 256 * 16, 256 * 16 * 3, 256 * 16 * 4):
         monkeypatch.setattr(ot, "_DRAWN_AT_ONCE", portion)
         assert_same_bits(ot._relabellings(7, 9, 1000, 3), expected)
-    assert_same_bits(ot._relabellings(7, 9, 100, 3), expected[:2])  # and fewer are the first of many
+    assert_same_bits(ot._relabellings(7, 9, 300, 3), expected[:2])  # and fewer are the first of many
 
 
 def test_the_seed_decides_and_no_global_state_is_touched():

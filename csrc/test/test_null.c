@@ -101,16 +101,14 @@ static int is_null_of_costs(size_t n, size_t m, size_t columns, size_t relabelli
 void test_null(void)
 {
     const size_t counts[][2] = {{1, 2}, {2, 1}, {3, 3}, {4, 6}, {32, 32}, {33, 33}, {40, 24}, {60, 70}};
-    const size_t columns[] = {1, 65}, relabellings[] = {2, 67, 256, 258};
+    const size_t sizes[][2] = {{65, 2}, {1, 256}, {2, 258}};  /* columns and relabellings */
     const double powers[] = {1, 1.5, 2};
     for (int tied = 0; tied < 2; tied++) {
         int right = 1;
         for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
-            for (size_t j = 0; j < sizeof columns / sizeof *columns; j++)
-                for (size_t k = 0; k < sizeof relabellings / sizeof *relabellings; k++)
-                    for (size_t l = 0; l < sizeof powers / sizeof *powers; l++)
-                        right &= is_null_of_costs(counts[i][0], counts[i][1], columns[j], relabellings[k], powers[l],
-                                                  tied);
+            for (size_t j = 0; j < sizeof sizes / sizeof *sizes; j++)
+                for (size_t k = 0; k < sizeof powers / sizeof *powers; k++)
+                    right &= is_null_of_costs(counts[i][0], counts[i][1], sizes[j][0], sizes[j][1], powers[k], tied);
         check(right, tied ? "lns_null_f32, _f64: ties" : "lns_null_f32, _f64: the costs of all relabellings");
     }
 }

@@ -1,6 +1,7 @@
 /* Everything that differs between compilers and builds; no other file has an #ifdef. */
 #ifndef LNS_PORT_H
 #define LNS_PORT_H
+#include <stdint.h>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -36,6 +37,20 @@ enum { LNS_HAS_OPENMP = 0 };
 #define LNS_NOINLINE static
 #define LNS_UNROLL
 #endif
+
+/* Position of the lowest bit that is set; one must be. */
+static inline int lns_lowest_bit(uint64_t x)
+{
+#ifdef __GNUC__
+    return __builtin_ctzll(x);
+#else                                                         /* the bits below it, counted side by side */
+    x = (x & (0 - x)) - 1;
+    x -= (x >> 1) & 0x5555555555555555;
+    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333);
+    x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F;
+    return (int)((x * 0x0101010101010101) >> 56);
+#endif
+}
 
 /* A parallel loop over independent iterations; serial, and threads unused, where there is no OpenMP. Its index is signed
  * and declared before the loop: MSVC has OpenMP 2.0, which in C takes no declaration there. */

@@ -25,6 +25,7 @@
 #define DOUBLES(array) ((double *)PyArray_DATA(array))
 #define INTS(array) ((int32_t *)PyArray_DATA(array))
 #define LONGS(array) ((int64_t *)PyArray_DATA(array))
+#define WORDS(array) ((uint64_t *)PyArray_DATA(array))
 #define NEW(dims, shape, type) ((PyArrayObject *)PyArray_SimpleNew(dims, shape, type))
 
 /* The functions of each file, which lns_module.c adds to the module. */

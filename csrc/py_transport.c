@@ -1,6 +1,7 @@
 /* Binding of what sorts columns and compares distributions. */
 #include "py_checks.h"
 
+#include "lns_null.h"
 #include "lns_sort.h"
 #include "lns_wasserstein.h"
 
@@ -65,6 +66,13 @@ static PyObject *py_first_nonfinite(PyObject *Py_UNUSED(self), PyObject *x)
 
 /* ---- lns_wasserstein ---- */
 
+static int require_power(double p)
+{
+    if (p >= 1) return 0;
+    PyErr_SetString(PyExc_ValueError, "p: expected at least 1");
+    return -1;
+}
+
 typedef struct {
     PyArrayObject *x, *y, *y_index, *x_weights, *y_weights, *coefficient;     /* borrowed; the last four may be NULL */
     double p;
@@ -96,10 +104,7 @@ static int require_transport(transport_t *t, PyObject *x, PyObject *y, PyObject 
         return -1;
     }
     if (require_rows(t->x, "x") < 0 || require_rows(t->y, "y") < 0 || require_threads(t->threads) < 0) return -1;
-    if (!(t->p >= 1)) {
-        PyErr_SetString(PyExc_ValueError, "p: expected at least 1");
-        return -1;
-    }
+    if (require_power(t->p) < 0) return -1;
     if (x_weights != Py_None || y_weights != Py_None) {
         if (require_vector(x_weights, "x_weights", NPY_FLOAT64, PyArray_DIM(t->x, 0)) < 0) return -1;
         if (require_vector(y_weights, "y_weights", NPY_FLOAT64, shape[0]) < 0) return -1;
@@ -180,6 +185,68 @@ done:
     return result;
 }
 
+/* ---- lns_null ---- */
+
+/* Every relabelling calls n samples source, those that fill the last block included: the kernel relies on it. */
+static int require_labels(PyArrayObject *labels, npy_intp n)
+{
+    npy_intp blocks = PyArray_DIM(labels, 0), rows = PyArray_DIM(labels, 1);
+    for (npy_intp b = 0; b < blocks; b++) {
+        const uint64_t *words = WORDS(labels) + b * rows * LNS_WORDS;
+        npy_intp sources[LNS_BLOCK] = {0};
+        for (npy_intp s = 0; s < rows; s++)
+            for (int r = 0; r < LNS_BLOCK; r++) sources[r] += (npy_intp)(words[s * LNS_WORDS + r / 64] >> r % 64 & 1);
+        for (int r = 0; r < LNS_BLOCK; r++)
+            if (sources[r] != n) {
+                PyErr_Format(PyExc_ValueError, "labels: expected %zd sources in every relabelling, got %zd in number "
+                             "%zd", (Py_ssize_t)n, (Py_ssize_t)sources[r], (Py_ssize_t)(b * LNS_BLOCK + r));
+                return -1;
+            }
+    }
+    return 0;
+}
+
+static PyObject *py_permutation_null(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    PyObject *x, *labels, *result = NULL;                     /* x and labels borrowed */
+    PyArrayObject *mean = NULL, *std = NULL, *p_value = NULL;
+    void *scratch = NULL;
+    Py_ssize_t n, relabellings;
+    double p;
+    int threads, type;
+    if (!PyArg_ParseTuple(args, "OOnndi:permutation_null", &x, &labels, &n, &relabellings, &p, &threads)) goto done;
+    if ((type = real_type(x, "x")) < 0 || require(x, "x", type, 2) < 0 || require_threads(threads) < 0) goto done;
+    PyArrayObject *in = (PyArrayObject *)x;
+    npy_intp rows = PyArray_DIM(in, 0), columns = PyArray_DIM(in, 1);
+    if (require_rows(in, "x") < 0 || require_finite(in, "x") < 0 || require_power(p) < 0) goto done;
+    if (n < 1 || n >= rows || relabellings < 2) {
+        PyErr_Format(PyExc_ValueError, "expected 1 to %zd sources and at least 2 relabellings, got %zd and %zd",
+                     (Py_ssize_t)rows - 1, n, relabellings);
+        goto done;
+    }
+    npy_intp shape[3] = {(relabellings - 1) / LNS_BLOCK + 1, rows, LNS_WORDS};
+    if (require_shape(labels, "labels", NPY_UINT64, 3, shape) < 0) goto done;
+    if (require_labels((PyArrayObject *)labels, n) < 0) goto done;
+    if (!(mean = NEW(1, &columns, NPY_FLOAT64)) || !(std = NEW(1, &columns, NPY_FLOAT64))) goto done;
+    if (!(p_value = NEW(1, &columns, NPY_FLOAT64))) goto done;
+    size_t each = type == NPY_FLOAT32 ? lns_null_scratch_f32((size_t)rows, (size_t)relabellings)
+                                      : lns_null_scratch_f64((size_t)rows, (size_t)relabellings);
+    if (!(scratch = tile_scratch(each, columns, &threads))) goto done;
+    Py_BEGIN_ALLOW_THREADS
+    if (type == NPY_FLOAT32)
+        lns_null_f32(DOUBLES(mean), DOUBLES(std), DOUBLES(p_value), FLOATS(in), WORDS((PyArrayObject *)labels), p,
+                     (size_t)n, (size_t)(rows - n), (size_t)columns, (size_t)relabellings, on_line(scratch), threads);
+    else
+        lns_null_f64(DOUBLES(mean), DOUBLES(std), DOUBLES(p_value), DOUBLES(in), WORDS((PyArrayObject *)labels), p,
+                     (size_t)n, (size_t)(rows - n), (size_t)columns, (size_t)relabellings, on_line(scratch), threads);
+    Py_END_ALLOW_THREADS
+    result = PyTuple_Pack(3, mean, std, p_value);
+done:
+    PyMem_Free(scratch);
+    Py_XDECREF(mean); Py_XDECREF(std); Py_XDECREF(p_value);
+    return result;
+}
+
 PyMethodDef transport_methods[] = {
     {"sort_columns", py_sort_columns, METH_VARARGS, "sort_columns(x, threads) -> sorted, index"},
     {"sort_values", py_sort_values, METH_VARARGS, "sort_values(x, threads) -> sorted, every zero +0"},
@@ -188,5 +255,7 @@ PyMethodDef transport_methods[] = {
      "wasserstein(x, y_sorted, y_index, x_weights, y_weights, p, threads) -> cost"},
     {"wasserstein_grad", py_wasserstein_grad, METH_VARARGS,
      "wasserstein_grad(x, y_sorted, y_index, x_weights, y_weights, coefficient, p, threads) -> cost, grad"},
+    {"permutation_null", py_permutation_null, METH_VARARGS,
+     "permutation_null(x, labels, n, relabellings, p, threads) -> mean, std, p_value"},
     {NULL, NULL, 0, NULL},
 };

@@ -9,6 +9,7 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
+U64 = NDArray[np.uint64]
 
 def sort_columns(x: NDArray, threads: int, /) -> tuple[NDArray, I32]: ...
 def sort_values(x: NDArray, threads: int, /) -> NDArray: ...
@@ -20,6 +21,9 @@ def wasserstein_grad(
     x: NDArray, y: NDArray, y_index: I32 | None, x_weights: F64 | None, y_weights: F64 | None,
     coefficient: F64 | None, p: float, threads: int, /
 ) -> tuple[F64, NDArray]: ...  # fmt: skip
+def permutation_null(
+    x: NDArray, labels: U64, n: int, relabellings: int, p: float, threads: int, /
+) -> tuple[F64, F64, F64]: ...
 def affine_pool(
     h: F32, scale: F32, shift: F32, pool: F32, channels_first: bool, threads: int, /
 ) -> tuple[F32, F32]: ...

@@ -26,6 +26,9 @@ OPTIONAL = {
 }
 
 
+FREE = {("permutation_null", "x"): 1}  # a dimension that no other argument shares
+
+
 def arguments(kernel: str, big: bool = False) -> dict:
     """A call that works: arguments in their order, by name. Big enough to be shared among threads, or small."""
     rng = np.random.default_rng(0)
@@ -43,6 +46,9 @@ def arguments(kernel: str, big: bool = False) -> dict:
     vectors = {name: np.abs(reals(dim)) for name in ("x", "first", "second", "velocity", "gradient", "to", "from")}
     groups = {"v": reals(6), "center": 1.0, "offsets": np.array([0, 2, 2, 6]), "l1": 0.1, "group": 0.2, "ridge": 0.3}
 
+    def same_sources(rows, n):  # of 512 relabellings, the first n rows
+        return np.tile((np.arange(rows) < n)[:, None], (2, 1, 4)) * np.uint64(2**64 - 1)
+
     def some(*names):
         return {name: vectors[name] for name in names}
 
@@ -52,6 +58,8 @@ def arguments(kernel: str, big: bool = False) -> dict:
         "first_nonfinite": lambda: {"x": samples["x"]},
         "wasserstein": lambda: {**samples, "p": 2.0, "threads": 2},
         "wasserstein_grad": lambda: {**samples, "coefficient": rng.uniform(size=columns), "p": 2.0, "threads": 2},
+        "permutation_null": lambda: {"x": samples["x"], "labels": same_sources(n, 2), "n": 2, "relabellings": 257,
+                                     "p": 2.0, "threads": 2},
         "affine_pool": lambda: {**maps, "shift": reals(dim), **pool},
         "affine_pool_grad": lambda: {**gradients, **maps, **pool},
         "penalty": lambda: groups,
@@ -82,6 +90,8 @@ def variants(kernel: str) -> list[dict]:
     uniform = {"x_weights": None, "y_weights": None}
     if kernel.startswith("wasserstein"):
         return [{**change, "p": p} for p in (1.0, 1.5, 2.0) for change in ({}, uniform)]
+    if kernel == "permutation_null":
+        return [{"p": p} for p in (1.0, 1.5, 2.0)]
     return {
         "affine_pool": [{}, {"channels_first": True, "pool": np.full((17, 33), 1 / 33, np.float32)}],
         "affine_pool_grad": [{}, {"grad_out": None}],
@@ -162,7 +172,7 @@ def refusals(kernel: str):
             return what.format(name), {**right, name: value}, error, says
 
         any_rank = kernel == "first_nonfinite"
-        either = any_rank or kernel.startswith("sort_") or (name == "x" and "y" in arrays)  # float32 or float64
+        either = any_rank or kernel.startswith("sort_") or (name == "x" and bool({"y", "labels"} & set(arrays)))
         kind = "a float32 or float64 array" if either else "an array|dtype"
         yield wrong("{} is a list", a.tolist(), TypeError, f"{mine}({kind}).*got .*list")
         yield wrong("{} is float16", a.astype(np.float16), TypeError, f"{mine}({kind}).*got dtype.*float16")
@@ -176,14 +186,14 @@ def refusals(kernel: str):
             yield wrong("{} has a dimension more", a[None], ValueError, f"{mine}{a.ndim} dim.*got {a.ndim + 1}$")
             yield wrong("{} has a dimension less", a[0].copy() if a.ndim > 1 else np.array(a[0]), ValueError,
                         f"{mine}{a.ndim} dim.*got {a.ndim - 1}$")  # fmt: skip
-        for axis in range(a.ndim if len(arrays) > 1 else 0):
+        for axis in range(FREE.get((kernel, name), a.ndim) if len(arrays) > 1 else 0):
             longer = np.concatenate([a, np.take(a, [0], axis)], axis)
             yield wrong(f"{{}} is longer in dimension {axis}", longer, ValueError, f"^({'|'.join(arrays)}): expected ")
         if name in IN_PLACE.get(kernel, ()):
             locked = a.copy()
             locked.flags.writeable = False
             yield wrong("{} is read-only", locked, ValueError, f"{name} is read-only")
-        if name in ("x", "y") and kernel.startswith(("wasserstein", "sort_")):
+        if name in ("x", "y") and kernel.startswith(("wasserstein", "sort_", "permutation_null")):
             for bad in (np.nan, np.inf):
                 spoilt = a.copy()
                 spoilt[1, 2] = bad
@@ -210,6 +220,19 @@ def refusals(kernel: str):
         yield instead("weights without an index", TypeError, "y_index: expected an array, got", y_index=None)
         yield instead("y in another precision", TypeError, "y: expected dtype.'float32'., got dtype.'float64'",
                       y=right["y"].astype(np.float64))  # fmt: skip
+    if "labels" in right:
+        for block, word, bit, flipped, got in ((0, 0, 0, 1, 1), (1, 3, 63, 3, 3)):  # also a relabelling past the last
+            labels = right["labels"].copy()
+            labels[block, flipped, word] ^= np.uint64(1) << np.uint64(bit)
+            number = 256 * block + 64 * word + bit
+            says = f"labels: expected 2 sources in every relabelling, got {got} in number {number}$"
+            yield instead(f"{got} sources", ValueError, says, labels=labels)
+        for changes in ({"n": 0}, {"n": 5}, {"n": -1}, {"relabellings": 1}, {"relabellings": -1}):
+            yield instead(
+                f"{changes}", ValueError, "expected 1 to 4 sources and at least 2 relabellings, got", **changes
+            )
+        yield instead("too few words", ValueError, "labels: expected 3 entries in dimension 0, got 2", relabellings=513)
+        yield instead("p 0.99", ValueError, "p: expected at least 1", p=0.99)
     if "offsets" in right:
         for bad in ([0, 4, 2, 6], [0, 2, 5], [0, 2, 7], [1, 2, 6], [0], [6], [0, -1, 6], [-1, 2, 6]):
             yield instead(

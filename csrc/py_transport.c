@@ -1,6 +1,7 @@
-/* Binding of what sorts columns and compares distributions. */
+/* Binding of what sorts columns, compares distributions, and projects samples for that. */
 #include "py_checks.h"
 
+#include "lns_product.h"
 #include "lns_sort.h"
 #include "lns_wasserstein.h"
 
@@ -154,6 +155,32 @@ done:
     return result;
 }
 
+/* ---- lns_product ---- */
+
+static PyObject *py_product(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    PyObject *a, *b;                                          /* borrowed */
+    int threads, type;
+    if (!PyArg_ParseTuple(args, "OOi:product", &a, &b, &threads)) return NULL;
+    if ((type = real_type(a, "a")) < 0 || require(a, "a", type, 2) < 0 || require(b, "b", type, 2) < 0) return NULL;
+    PyArrayObject *left = (PyArrayObject *)a, *right = (PyArrayObject *)b;
+    npy_intp shape[2] = {PyArray_DIM(left, 0), PyArray_DIM(right, 1)}, inner = PyArray_DIM(left, 1);
+    if (PyArray_DIM(right, 0) != inner) {
+        PyErr_Format(PyExc_ValueError, "b: expected %zd rows, as many as a has columns, got %zd", (Py_ssize_t)inner,
+                     (Py_ssize_t)PyArray_DIM(right, 0));
+        return NULL;
+    }
+    if (require_threads(threads) < 0) return NULL;
+    PyArrayObject *out = NEW(2, shape, type);
+    if (!out) return NULL;
+    size_t n = (size_t)shape[0], d = (size_t)inner, columns = (size_t)shape[1];
+    Py_BEGIN_ALLOW_THREADS
+    if (type == NPY_FLOAT32) lns_product_f32(FLOATS(out), FLOATS(left), FLOATS(right), n, d, columns, threads);
+    else lns_product_f64(DOUBLES(out), DOUBLES(left), DOUBLES(right), n, d, columns, threads);
+    Py_END_ALLOW_THREADS
+    return (PyObject *)out;
+}
+
 PyMethodDef transport_methods[] = {
     {"sort_columns", py_sort_columns, METH_VARARGS, "sort_columns(x, threads) -> sorted, index"},
     {"first_nonfinite", py_first_nonfinite, METH_O, "first_nonfinite(x) -> flat position, or -1"},
@@ -161,5 +188,6 @@ PyMethodDef transport_methods[] = {
      "wasserstein(x, y_sorted, y_index, x_weights, y_weights, p, threads) -> cost"},
     {"wasserstein_grad", py_wasserstein_grad, METH_VARARGS,
      "wasserstein_grad(x, y_sorted, y_index, x_weights, y_weights, coefficient, p, threads) -> cost, grad"},
+    {"product", py_product, METH_VARARGS, "product(a, b, threads) -> a @ b"},
     {NULL, NULL, 0, NULL},
 };

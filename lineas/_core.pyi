@@ -19,6 +19,7 @@ def wasserstein_grad(
     x: NDArray, y: NDArray, y_index: I32 | None, x_weights: F64 | None, y_weights: F64 | None,
     coefficient: F64 | None, p: float, threads: int, /
 ) -> tuple[F64, NDArray]: ...  # fmt: skip
+def product(a: NDArray, b: NDArray, threads: int, /) -> NDArray: ...
 def affine_pool(
     h: F32, scale: F32, shift: F32, pool: F32, channels_first: bool, threads: int, /
 ) -> tuple[F32, F32]: ...

@@ -51,6 +51,7 @@ def arguments(kernel: str, big: bool = False) -> dict:
         "first_nonfinite": lambda: {"x": samples["x"]},
         "wasserstein": lambda: {**samples, "p": 2.0, "threads": 2},
         "wasserstein_grad": lambda: {**samples, "coefficient": rng.uniform(size=columns), "p": 2.0, "threads": 2},
+        "product": lambda: {"a": reals(3 * n, m), "b": reals(m, columns), "threads": 2},
         "affine_pool": lambda: {**maps, "shift": reals(dim), **pool},
         "affine_pool_grad": lambda: {**gradients, **maps, **pool},
         "penalty": lambda: groups,
@@ -161,7 +162,9 @@ def refusals(kernel: str):
             return what.format(name), {**right, name: value}, error, says
 
         any_rank = kernel == "first_nonfinite"
-        either = any_rank or kernel == "sort_columns" or (name == "x" and "y" in arrays)  # float32 or float64
+        either = (
+            any_rank or kernel == "sort_columns" or (name == "x" and "y" in arrays) or name == "a"
+        )  # float32 or float64
         kind = "a float32 or float64 array" if either else "an array|dtype"
         yield wrong("{} is a list", a.tolist(), TypeError, f"{mine}({kind}).*got .*list")
         yield wrong("{} is float16", a.astype(np.float16), TypeError, f"{mine}({kind}).*got dtype.*float16")
@@ -175,7 +178,8 @@ def refusals(kernel: str):
             yield wrong("{} has a dimension more", a[None], ValueError, f"{mine}{a.ndim} dim.*got {a.ndim + 1}$")
             yield wrong("{} has a dimension less", a[0].copy() if a.ndim > 1 else np.array(a[0]), ValueError,
                         f"{mine}{a.ndim} dim.*got {a.ndim - 1}$")  # fmt: skip
-        for axis in range(a.ndim if len(arrays) > 1 else 0):
+        free = {"a": 0, "b": 1}.get(name)  # of a product: any number of rows, of columns
+        for axis in (axis for axis in range(a.ndim if len(arrays) > 1 else 0) if axis != free):
             longer = np.concatenate([a, np.take(a, [0], axis)], axis)
             yield wrong(f"{{}} is longer in dimension {axis}", longer, ValueError, f"^({'|'.join(arrays)}): expected ")
         if name in IN_PLACE.get(kernel, ()):
@@ -302,7 +306,8 @@ def work(threads=None):
     out, pooled = lineas.ops.affine_pool(h, scale, shift, pool, threads=threads)
     (out.sum() + pooled.sum()).backward()
     cost, gradient = lineas.ot.wasserstein_1d_grad(x, y)
-    return [a.tobytes() for a in (cost, gradient, pooled.detach().numpy(), scale.grad.numpy(), shift.grad.numpy())]
+    pull = lineas.ot.sliced_wasserstein_grad(x, y)[1]
+    return [a.tobytes() for a in (cost, gradient, pull, pooled.detach().numpy(), scale.grad.numpy(), shift.grad.numpy())]
 """
 
 

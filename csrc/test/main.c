@@ -57,6 +57,7 @@ double *widened(const float *x, size_t count)
 int main(void)
 {
     test_transport();
+    test_product();
     test_affine();
     test_optim();
     printf("%d checks, %d failed\n", checks, failures);

@@ -4,7 +4,8 @@
 
 #include "lns_port.h"
 
-enum { BLOCK = 64, ROWS = 4, WIDTH = 16 };                    /* ROWS by WIDTH sums stay in vector registers */
+/* A thread takes BLOCK rows at a time; of them, ROWS by WIDTH sums stay in vector registers. */
+enum { BLOCK = 64, ROWS = 4, WIDTH = 16 };
 
 /* The same text for both precisions: REAL is the type, NAME(f) its symbol. */
 #define REAL float

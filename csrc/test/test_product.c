@@ -6,8 +6,10 @@ static int multiplies_in_order(size_t n, size_t d, size_t columns, int threads)
 {
     float *a = random_floats(n * d), *b = random_floats(d * columns), *out = NEW(float, n * columns);
     double *wide_a = widened(a, n * d), *wide_b = widened(b, d * columns), *wide_out = NEW(double, n * columns);
-    lns_product_f32(out, a, b, n, d, columns, threads);
-    lns_product_f64(wide_out, wide_a, wide_b, n, d, columns, threads);
+    void *scratch = allocate((size_t)threads * lns_product_scratch_f32(d));
+    void *wide_scratch = allocate((size_t)threads * lns_product_scratch_f64(d));
+    lns_product_f32(out, a, b, n, d, columns, scratch, threads);
+    lns_product_f64(wide_out, wide_a, wide_b, n, d, columns, wide_scratch, threads);
     int right = 1;
     for (size_t i = 0; i < n; i++)
         for (size_t c = 0; c < columns; c++) {
@@ -19,7 +21,7 @@ static int multiplies_in_order(size_t n, size_t d, size_t columns, int threads)
             }
             right &= sum == out[i * columns + c] && wide_sum == wide_out[i * columns + c];
         }
-    free(a); free(b); free(out); free(wide_a); free(wide_b); free(wide_out);
+    free(a); free(b); free(out); free(wide_a); free(wide_b); free(wide_out); free(scratch); free(wide_scratch);
     return right;
 }
 

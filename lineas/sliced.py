@@ -116,7 +116,7 @@ def sliced_wasserstein(
     Parameters
     ----------
     source : array (n, d), and target : array (m, d)
-        Samples in rows. float32 is projected in float32, all else in float64; sums are float64.
+        Samples in rows. float32 is projected in float32, all else in float64; costs are summed in float64.
     p : float
         Exponent, at least 1.
     n_projections : int

@@ -163,8 +163,8 @@ def refusals(kernel: str):
 
         any_rank = kernel == "first_nonfinite"
         either = (
-            any_rank or kernel == "sort_columns" or (name == "x" and "y" in arrays) or name == "a"
-        )  # float32 or float64
+            any_rank or kernel == "sort_columns" or name == "a" or (name == "x" and "y" in arrays)
+        )  # both precisions
         kind = "a float32 or float64 array" if either else "an array|dtype"
         yield wrong("{} is a list", a.tolist(), TypeError, f"{mine}({kind}).*got .*list")
         yield wrong("{} is float16", a.astype(np.float16), TypeError, f"{mine}({kind}).*got dtype.*float16")

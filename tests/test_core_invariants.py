@@ -307,7 +307,8 @@ def work(threads=None):
     (out.sum() + pooled.sum()).backward()
     cost, gradient = lineas.ot.wasserstein_1d_grad(x, y)
     pull = lineas.ot.sliced_wasserstein_grad(x, y)[1]
-    return [a.tobytes() for a in (cost, gradient, pull, pooled.detach().numpy(), scale.grad.numpy(), shift.grad.numpy())]
+    own = (x.numpy().tobytes() for x in (pooled.detach(), scale.grad, shift.grad))
+    return [cost.tobytes(), gradient.tobytes(), pull.tobytes(), *own]
 """
 
 

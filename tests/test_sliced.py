@@ -179,7 +179,7 @@ def test_memory_does_not_grow_with_the_number_of_directions(function):
             tracemalloc.stop()
 
     peak(10)
-    assert peak(8192) < 1.2 * peak(2 * sliced.BLOCK)
+    assert peak(8192) < 1.2 * peak(512)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -63,14 +63,15 @@ LNS_CLONES static void load_row_f64(int64_t *restrict row, const double *restric
 }
 
 LNS_INLINE void exchange_f64(int64_t *restrict low, int64_t *restrict high, size_t apart, size_t count)
-{
+{   /* By bits: with conditions instead, GCC makes scalar code of eight lanes, ten times slower. */
     for (size_t l = 0; l < count; l++) {
         int64_t a = low[l], b = high[l], at_a = low[apart + l], at_b = high[apart + l];
-        int swap = (a > b) | ((a == b) & (at_a > at_b));
-        low[l] = swap ? b : a;
-        high[l] = swap ? a : b;
-        low[apart + l] = swap ? at_b : at_a;
-        high[apart + l] = swap ? at_a : at_b;
+        int64_t swap = -(int64_t)((a > b) | ((a == b) & (at_a > at_b)));
+        int64_t change = (a ^ b) & swap, moved = (at_a ^ at_b) & swap;
+        low[l] = a ^ change;
+        high[l] = b ^ change;
+        low[apart + l] = at_a ^ moved;
+        high[apart + l] = at_b ^ moved;
     }
 }
 

@@ -1,7 +1,8 @@
-/* Binding of what sorts columns and compares distributions. */
+/* Binding of what sorts columns, compares distributions, and projects samples for that. */
 #include "py_checks.h"
 
 #include "lns_null.h"
+#include "lns_product.h"
 #include "lns_sort.h"
 #include "lns_wasserstein.h"
 
@@ -247,6 +248,38 @@ done:
     return result;
 }
 
+/* ---- lns_product ---- */
+
+static PyObject *py_product(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    PyObject *a, *b;                                          /* borrowed */
+    PyArrayObject *out = NULL;
+    void *scratch = NULL;
+    int threads, type;
+    if (!PyArg_ParseTuple(args, "OOi:product", &a, &b, &threads)) goto done;
+    if ((type = real_type(a, "a")) < 0 || require(a, "a", type, 2) < 0 || require(b, "b", type, 2) < 0) goto done;
+    PyArrayObject *left = (PyArrayObject *)a, *right = (PyArrayObject *)b;
+    npy_intp shape[2] = {PyArray_DIM(left, 0), PyArray_DIM(right, 1)}, inner = PyArray_DIM(left, 1);
+    if (PyArray_DIM(right, 0) != inner) {
+        PyErr_Format(PyExc_ValueError, "b: expected %zd rows, as many as a has columns, got %zd", (Py_ssize_t)inner,
+                     (Py_ssize_t)PyArray_DIM(right, 0));
+        goto done;
+    }
+    if (require_threads(threads) < 0) goto done;
+    size_t n = (size_t)shape[0], d = (size_t)inner, columns = (size_t)shape[1];
+    size_t each = type == NPY_FLOAT32 ? lns_product_scratch_f32(d) : lns_product_scratch_f64(d);
+    /* Threads share blocks of rows here, which are as high as tiles are wide. */
+    if (!(scratch = tile_scratch(each, shape[0], &threads)) || !(out = NEW(2, shape, type))) goto done;
+    Py_BEGIN_ALLOW_THREADS
+    if (type == NPY_FLOAT32)
+        lns_product_f32(FLOATS(out), FLOATS(left), FLOATS(right), n, d, columns, on_line(scratch), threads);
+    else lns_product_f64(DOUBLES(out), DOUBLES(left), DOUBLES(right), n, d, columns, on_line(scratch), threads);
+    Py_END_ALLOW_THREADS
+done:
+    PyMem_Free(scratch);
+    return (PyObject *)out;
+}
+
 PyMethodDef transport_methods[] = {
     {"sort_columns", py_sort_columns, METH_VARARGS, "sort_columns(x, threads) -> sorted, index"},
     {"sort_values", py_sort_values, METH_VARARGS, "sort_values(x, threads) -> sorted, every zero +0"},
@@ -257,5 +290,6 @@ PyMethodDef transport_methods[] = {
      "wasserstein_grad(x, y_sorted, y_index, x_weights, y_weights, coefficient, p, threads) -> cost, grad"},
     {"permutation_null", py_permutation_null, METH_VARARGS,
      "permutation_null(x, labels, n, relabellings, p, threads) -> mean, std, p_value"},
+    {"product", py_product, METH_VARARGS, "product(a, b, threads) -> a @ b"},
     {NULL, NULL, 0, NULL},
 };

@@ -54,6 +54,23 @@ def permutation_null(x: Tensor, labels: Tensor, p: float = 2) -> tuple[Tensor, T
     return null.mean(0), null.std(0, unbiased=False), (1 + (null >= observed).to(x.dtype).sum(0)) / len(costs)
 
 
+def sliced_wasserstein(
+    x: Tensor, y: Tensor, directions: Tensor, p: float = 2, x_weights: Tensor | None = None,
+    y_weights: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """p-th root of the mean W_p^p of x (n, d) and y (m, d) projected on each of directions (d, k).
+    Source: Bonneel et al., J. Math. Imaging Vis. 51 (2015)."""
+    return wasserstein(x @ directions, y @ directions, p, x_weights, y_weights).mean() ** (1 / p)
+
+
+def max_sliced_wasserstein(
+    x: Tensor, y: Tensor, directions: Tensor, p: float = 2, x_weights: Tensor | None = None,
+    y_weights: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """The same with the largest W_p^p instead of the mean. Source: Deshpande et al., arXiv 1904.05877."""
+    return wasserstein(x @ directions, y @ directions, p, x_weights, y_weights).max() ** (1 / p)
+
+
 def affine(h: Tensor, scale: Tensor, shift: Tensor, channel_dim: int = -1) -> Tensor:
     """scale * h + shift along channel_dim, computed in the maps' precision, returned in that of h."""
     shape = [1] * h.ndim

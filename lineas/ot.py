@@ -1,69 +1,38 @@
-"""One-dimensional optimal transport between samples, unit by unit, on NumPy arrays."""
+"""Optimal transport between samples on NumPy arrays: unit by unit, and along directions (`sliced.py`)."""
 
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _core
+from . import _checks, _core
 from .ops import thread_count
+from .sliced import (
+    max_sliced_wasserstein,
+    max_sliced_wasserstein_grad,
+    sliced_wasserstein,
+    sliced_wasserstein_grad,
+)
 
-__all__ = ["PermutationNull", "permutation_null", "wasserstein_1d", "wasserstein_1d_grad"]
-
-
-def _real(values: ArrayLike, name: str) -> NDArray:
-    given = np.asarray(values)
-    if given.dtype.kind not in "fiub":
-        raise TypeError(f"{name}: expected real numbers, got dtype {given.dtype}")
-    return given
-
-
-def _samples(source: ArrayLike, target: ArrayLike) -> tuple[NDArray, NDArray]:
-    x, y = _real(source, "source"), _real(target, "target")
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or 0 in x.shape or 0 in y.shape:
-        raise ValueError(f"expected source (n, d) and target (m, d), none empty; got {x.shape} and {y.shape}")
-    dtype = np.float32 if x.dtype == y.dtype == np.float32 else np.float64
-    x, y = np.ascontiguousarray(x, dtype), np.ascontiguousarray(y, dtype)
-    for name, values in (("source", x), ("target", y)):
-        if (bad := _core.first_nonfinite(values)) >= 0:
-            row, column = divmod(bad, values.shape[1])
-            raise ValueError(f"{name}: expected finite values, got {values[row, column]} at [{row}, {column}]")
-    return x, y
-
-
-def _weights(weights: ArrayLike | None, count: int, name: str) -> NDArray[np.float64]:
-    if weights is None:
-        return np.full(count, 1 / count)
-    given = _real(weights, name).astype(np.float64)
-    if given.shape != (count,):
-        raise ValueError(f"{name}: expected shape ({count},), one weight a sample; got {given.shape}")
-    if not (np.isfinite(given).all() and (given >= 0).all() and given.max() > 0):
-        raise ValueError(f"{name}: expected finite weights, none negative, not all zero; got {given}")
-    given /= given.max()  # huge weights must not overflow their sum
-    return given / given.sum()
-
-
-def _check_power(p: float) -> None:
-    if not isinstance(p, (int, float, np.number)):
-        raise TypeError(f"p: expected a number, got {type(p).__name__}")
-    if not 1 <= p < float("inf"):
-        raise ValueError(f"p: expected a finite number of at least 1, got {p!r}")
-
-
-Prepared = tuple[NDArray, NDArray, NDArray | None, NDArray | None, NDArray | None]
+__all__ = [
+    "PermutationNull",
+    "max_sliced_wasserstein",
+    "max_sliced_wasserstein_grad",
+    "permutation_null",
+    "sliced_wasserstein",
+    "sliced_wasserstein_grad",
+    "wasserstein_1d",
+    "wasserstein_1d_grad",
+]
 
 
 def _prepare(
     source: ArrayLike, target: ArrayLike, p: float, source_weights: ArrayLike | None, target_weights: ArrayLike | None
-) -> Prepared:
-    """What the core takes: x, sorted y, the permutation of y, weights of x, weights of y."""
-    x, y = _samples(source, target)
-    _check_power(p)
-    threads = thread_count(work=y.size)
-    if source_weights is None and target_weights is None:
-        return x, _core.sort_values(y, threads), None, None, None
-    x_weights = _weights(source_weights, len(x), "source_weights")
-    return x, *_core.sort_columns(y, threads), x_weights, _weights(target_weights, len(y), "target_weights")
+) -> _checks.Prepared:
+    x, y = _checks.samples(source, target)
+    _checks.power(p)
+    x_weights, y_weights = _checks.weights(source_weights, target_weights, len(x), len(y))
+    return x, *_checks.sorted_target(y, x_weights is not None), x_weights, y_weights
 
 
 def wasserstein_1d(
@@ -218,8 +187,8 @@ def permutation_null(
     >>> null.p_value.round(2)  # 2 of 20 relabellings separate the first unit; the second costs nothing as it is
     array([0.1, 1. ])
     """
-    x, y = _samples(source, target)
-    _check_power(p)
+    x, y = _checks.samples(source, target)
+    _checks.power(p)
     if len(x) + len(y) < 3:
         raise ValueError("expected at least 3 samples in source and target together, so that labels can be exchanged")
     for name, given, least in (("n_permutations", n_permutations, 1), ("seed", seed, 0)):

@@ -26,7 +26,8 @@ OPTIONAL = {
 }
 
 
-FREE = {("permutation_null", "x"): 1}  # a dimension that no other argument shares
+# A dimension that no other argument shares.
+FREE = {("permutation_null", "x"): 1, ("product", "a"): 0, ("product", "b"): 1}
 
 
 def arguments(kernel: str, big: bool = False) -> dict:
@@ -60,6 +61,7 @@ def arguments(kernel: str, big: bool = False) -> dict:
         "wasserstein_grad": lambda: {**samples, "coefficient": rng.uniform(size=columns), "p": 2.0, "threads": 2},
         "permutation_null": lambda: {"x": samples["x"], "labels": same_sources(n, 2), "n": 2, "relabellings": 257,
                                      "p": 2.0, "threads": 2},
+        "product": lambda: {"a": reals(3 * n, m), "b": reals(m, columns), "threads": 2},
         "affine_pool": lambda: {**maps, "shift": reals(dim), **pool},
         "affine_pool_grad": lambda: {**gradients, **maps, **pool},
         "penalty": lambda: groups,
@@ -172,10 +174,11 @@ def refusals(kernel: str):
             return what.format(name), {**right, name: value}, error, says
 
         any_rank = kernel == "first_nonfinite"
-        either = any_rank or kernel.startswith("sort_") or (name == "x" and bool({"y", "labels"} & set(arrays)))
+        either = any_rank or kernel.startswith("sort_") or name == "a"  # float32 or float64
+        either = either or (name == "x" and bool({"y", "labels"} & set(arrays)))
         kind = "a float32 or float64 array" if either else "an array|dtype"
         yield wrong("{} is a list", a.tolist(), TypeError, f"{mine}({kind}).*got .*list")
-        yield wrong("{} is float16", a.astype(np.float16), TypeError, f"{mine}({kind}).*got dtype.*float16")
+        yield wrong("{} is float16", np.ones(a.shape, np.float16), TypeError, f"{mine}({kind}).*got dtype.*float16")
         yield wrong("{} is byteswapped", a.astype(a.dtype.newbyteorder()), TypeError, f"{mine}dtype.*got dtype.*>")
         yield wrong("{} is empty", a[:0], ValueError, f"{mine}at least one entry, got none")
         yield wrong("{} is strided", np.repeat(a, 2, axis=-1)[..., ::2], ValueError, f"{mine}a C-contiguous")
@@ -186,7 +189,9 @@ def refusals(kernel: str):
             yield wrong("{} has a dimension more", a[None], ValueError, f"{mine}{a.ndim} dim.*got {a.ndim + 1}$")
             yield wrong("{} has a dimension less", a[0].copy() if a.ndim > 1 else np.array(a[0]), ValueError,
                         f"{mine}{a.ndim} dim.*got {a.ndim - 1}$")  # fmt: skip
-        for axis in range(FREE.get((kernel, name), a.ndim) if len(arrays) > 1 else 0):
+        for axis in range(a.ndim if len(arrays) > 1 else 0):
+            if axis == FREE.get((kernel, name)):
+                continue
             longer = np.concatenate([a, np.take(a, [0], axis)], axis)
             yield wrong(f"{{}} is longer in dimension {axis}", longer, ValueError, f"^({'|'.join(arrays)}): expected ")
         if name in IN_PLACE.get(kernel, ()):
@@ -326,7 +331,9 @@ def work(threads=None):
     out, pooled = lineas.ops.affine_pool(h, scale, shift, pool, threads=threads)
     (out.sum() + pooled.sum()).backward()
     cost, gradient = lineas.ot.wasserstein_1d_grad(x, y)
-    return [a.tobytes() for a in (cost, gradient, pooled.detach().numpy(), scale.grad.numpy(), shift.grad.numpy())]
+    pull = lineas.ot.sliced_wasserstein_grad(x, y)[1]
+    own = (x.numpy().tobytes() for x in (pooled.detach(), scale.grad, shift.grad))
+    return [cost.tobytes(), gradient.tobytes(), pull.tobytes(), *own]
 """
 
 

@@ -58,6 +58,7 @@ int main(void)
 {
     test_transport();
     test_null();
+    test_product();
     test_affine();
     test_optim();
     printf("%d checks, %d failed\n", checks, failures);

@@ -1,0 +1,65 @@
+"""What callers of `lineas.ot` give, checked once: samples, weights, exponent."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import _core
+from .ops import thread_count
+
+# What the core takes: x, sorted y, the permutation of y, weights of x, weights of y; the last three only with weights.
+Prepared = tuple[NDArray, NDArray, NDArray | None, NDArray | None, NDArray | None]
+
+
+def real(values: ArrayLike, name: str) -> NDArray:
+    given = np.asarray(values)
+    if given.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: expected real numbers, got dtype {given.dtype}")
+    return given
+
+
+def samples(source: ArrayLike, target: ArrayLike) -> tuple[NDArray, NDArray]:
+    x, y = real(source, "source"), real(target, "target")
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or 0 in x.shape or 0 in y.shape:
+        raise ValueError(f"expected source (n, d) and target (m, d), none empty; got {x.shape} and {y.shape}")
+    dtype = np.float32 if x.dtype == y.dtype == np.float32 else np.float64
+    x, y = np.ascontiguousarray(x, dtype), np.ascontiguousarray(y, dtype)
+    for name, values in (("source", x), ("target", y)):
+        if (bad := _core.first_nonfinite(values)) >= 0:
+            row, column = divmod(bad, values.shape[1])
+            raise ValueError(f"{name}: expected finite values, got {values[row, column]} at [{row}, {column}]")
+    return x, y
+
+
+def weights(
+    source_weights: ArrayLike | None, target_weights: ArrayLike | None, n: int, m: int
+) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
+    """Both summing to one; both None where neither is given, for which the core has a faster path."""
+    if source_weights is None and target_weights is None:
+        return None, None
+    return _weights(source_weights, n, "source_weights"), _weights(target_weights, m, "target_weights")
+
+
+def _weights(weights: ArrayLike | None, count: int, name: str) -> NDArray[np.float64]:
+    if weights is None:
+        return np.full(count, 1 / count)
+    given = real(weights, name).astype(np.float64)
+    if given.shape != (count,):
+        raise ValueError(f"{name}: expected shape ({count},), one weight a sample; got {given.shape}")
+    if not (np.isfinite(given).all() and (given >= 0).all() and given.max() > 0):
+        raise ValueError(f"{name}: expected finite weights, none negative, not all zero; got {given}")
+    given /= given.max()  # huge weights must not overflow their sum
+    return given / given.sum()
+
+
+def power(p: float) -> float:
+    if not isinstance(p, (int, float, np.number)):
+        raise TypeError(f"p: expected a number, got {type(p).__name__}")
+    if not 1 <= p < float("inf"):
+        raise ValueError(f"p: expected a finite number of at least 1, got {p!r}")
+    return float(p)
+
+
+def sorted_target(y: NDArray, weighted: bool) -> tuple[NDArray, NDArray | None]:
+    """y sorted and, where weights must follow, its permutation."""
+    threads = thread_count(work=y.size)
+    return _core.sort_columns(y, threads) if weighted else (_core.sort_values(y, threads), None)

@@ -81,7 +81,7 @@ def prox(
         s = u.sign() * (u.abs() - step * l1).clamp(min=0)
         damping, pressure = 1 + 2 * ridge * step, group * math.sqrt(len(u)) * step
         low, high = s.new_zeros(()), s.norm()
-        for _ in range(200):
+        for _ in range(100):
             norm = (low + high) / 2
             shrunk = torch.where(s == 0, 0, s / (norm * damping + pressure))
             low, high = (norm, high) if shrunk.norm() > 1 else (low, norm)

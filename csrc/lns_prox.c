@@ -55,7 +55,7 @@ static double step_evenly(float *out, const float *x, const float *gradient, flo
 
 /* ---- a step size for each entry ----
  * With s = soft(v, t * l1), c = 1 + 2 * ridge * t and pressure = group * sqrt(d), stationarity reads
- *     w = s * norm / (norm * c + pressure * t),   where norm = |w|   solves   F(norm) := |s / (norm c + pressure t)|^2 = 1.
+ *     w = s * norm / (norm * c + pressure * t),  where norm = |w| solves  F(norm) := |s / (norm c + pressure t)|^2 = 1.
  * F falls; the group vanishes where F(0) <= 1. All in double, since norm may be small beside pressure * t. */
 
 static const double ENOUGH = 1e200;                           /* strengths that leave nothing; products stay finite */

@@ -14,13 +14,14 @@ typedef struct {
  * order: (units,), a permutation, or NULL for groups that lie side by side (sites); offsets: (groups + 1,), ascending
  * from 0. A permutation rather than a label per unit, so that a group's sums are made in one place, by one thread.
  *
- * Entry j has the step size t[j] = step * scales[j]; scales: (2 * units,), finite, >= 0, or NULL for all ones; step >= 0.
+ * Entry j has the step size t[j] = step * scales[j], finite and >= 0; scales: (2 * units,), or NULL for all ones.
  *     v = x - t * gradient, in float, or x where gradient is NULL;
  *     out = argmin over w of  penalty(w) + sum over j of (w[j] - v[j])^2 / (2 * t[j]).
  * An entry with t = 0 stays; one that is shrunk to nothing is 1 or 0, exactly.
  * sums[0] = penalty(out);  sums[1] = <gradient, out - x>,  sums[2] = |out - x|^2, both 0 where gradient is NULL.
- * Sums in double, and for one step size entries in float, as in the published recipe: out is right to an ulp or two of
- * max(|x|, |center|), and with nothing to shrink it is v. With scales, the minimiser is right to 1e-12 before rounding.
+ * With one step size, entries are computed in float, as in the published recipe: out is right to an ulp or two of
+ * max(|x|, center), and is v where nothing shrinks it. With scales all is double, the minimiser right to 1e-12 before it
+ * is rounded. The penalty is that of out before rounding, summed in double; the other two are right to 1e-7.
  *
  * out: (2 * units,), x is not changed.  parts: 6 * groups doubles of scratch.  rows: scratch of 4 * widest floats a
  * thread, where widest is the largest group's d; not looked at where order is NULL.  threads >= 1.

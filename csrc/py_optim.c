@@ -28,7 +28,8 @@ static int require_offsets(proximal_t *t)
     t->units = (npy_intp)at[t->groups];
     npy_intp count = PyArray_DIM(t->x, 0);
     if (right && t->units == count / 2 && count % 2 == 0) return 0;
-    PyErr_Format(PyExc_ValueError, "offsets: expected an ascent from 0 to half of the %zd entries of x", (Py_ssize_t)count);
+    PyErr_Format(PyExc_ValueError, "offsets: expected an ascent from 0 to half of the %zd entries of x",
+                 (Py_ssize_t)count);
     return -1;
 }
 
@@ -173,8 +174,8 @@ static PyObject *py_adam(PyObject *Py_UNUSED(self), PyObject *args)
     }
     Py_BEGIN_ALLOW_THREADS
     lns_adam_f32(FLOATS((PyArrayObject *)x), FLOATS((PyArrayObject *)first), FLOATS((PyArrayObject *)second),
-                 FLOATS((PyArrayObject *)gradient), rate, beta1, beta2, epsilon, decay, (size_t)iteration, (size_t)count,
-                 threads);
+                 FLOATS((PyArrayObject *)gradient), rate, beta1, beta2, epsilon, decay, (size_t)iteration,
+                 (size_t)count, threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

@@ -116,7 +116,8 @@ static void test_optim_of(size_t count)
     int sgd = 1, adam = 1, decay = 1;
     memcpy(x, start, count * sizeof *x);
     lns_sgd_f32(x, NULL, gradient, 0.25, 0, count, THREADS);
-    for (size_t j = 0; j < count; j++) sgd &= is_close((double)x[j], (double)start[j] - 0.25 * (double)gradient[j], 1e-6);
+    for (size_t j = 0; j < count; j++)
+        sgd &= is_close((double)x[j], (double)start[j] - 0.25 * (double)gradient[j], 1e-6);
     memcpy(before, velocity, count * sizeof *before);
     memcpy(x, start, count * sizeof *x);
     lns_sgd_f32(x, velocity, gradient, 0.25, 0.5, count, THREADS);

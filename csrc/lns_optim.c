@@ -4,52 +4,58 @@
 
 #include "lns_port.h"
 
-void lns_gradient_step_f32(float *out, const float *x, const float *gradient, double step, size_t count)
-{   /* No restrict, since out may be x: compilers then check for overlap once and vectorise all the same. */
-    float rate = (float)step;
-    for (size_t j = 0; j < count; j++) out[j] = x[j] - rate * gradient[j];
+enum { BLOCK = 8192 };                                        /* entries that a thread takes at a time */
+
+static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+LNS_CLONES static void descend(float *restrict x, const float *restrict gradient, float rate, size_t count)
+{
+    for (size_t j = 0; j < count; j++) x[j] -= rate * gradient[j];
 }
 
-void lns_sgd_f32(float *x, float *velocity, const float *gradient, double rate, double momentum, size_t count)
+LNS_CLONES static void roll(float *restrict x, float *restrict velocity, const float *restrict gradient, float rate,
+                            float momentum, size_t count)
 {
-    if (!velocity) {
-        lns_gradient_step_f32(x, x, gradient, rate, count);
-        return;
+    for (size_t j = 0; j < count; j++) {
+        velocity[j] = momentum * velocity[j] + gradient[j];
+        x[j] -= rate * velocity[j];
     }
-    for (size_t j = 0; j < count; j++) velocity[j] = (float)momentum * velocity[j] + gradient[j];
-    lns_gradient_step_f32(x, x, velocity, rate, count);
+}
+
+void lns_sgd_f32(float *x, float *velocity, const float *gradient, double rate, double momentum, size_t count,
+                 int threads)
+{
+    LNS_PARALLEL_FOR(threads)
+    for (ptrdiff_t k = 0; k < (ptrdiff_t)((count + BLOCK - 1) / BLOCK); k++) {
+        size_t at = (size_t)k * BLOCK, length = smaller(BLOCK, count - at);
+        if (velocity) roll(x + at, velocity + at, gradient + at, (float)rate, (float)momentum, length);
+        else descend(x + at, gradient + at, (float)rate, length);
+    }
 }
 
 LNS_CLONES static void adam(float *restrict x, float *restrict first, float *restrict second,
                             const float *restrict gradient, float decay1, float new1, float decay2, float new2,
-                            float step, float root, float tiny, size_t count)
+                            float step, float root, float tiny, float pull, float center, size_t count)
 {
     for (size_t j = 0; j < count; j++) {
         first[j] = decay1 * first[j] + new1 * gradient[j];
         second[j] = decay2 * second[j] + new2 * gradient[j] * gradient[j];
-        x[j] -= step * first[j] / (sqrtf(second[j]) / root + tiny);
+        x[j] -= pull * (x[j] - center) + step * first[j] / (sqrtf(second[j]) / root + tiny);
     }
 }
 
 void lns_adam_f32(float *x, float *first, float *second, const float *gradient, double rate, double beta1,
-                  double beta2, double epsilon, size_t iteration, size_t count)
+                  double beta2, double epsilon, double decay, size_t iteration, size_t count, int threads)
 {
     double correction1 = 1 - pow(beta1, (double)iteration), correction2 = 1 - pow(beta2, (double)iteration);
-    adam(x, first, second, gradient, (float)beta1, (float)(1 - beta1), (float)beta2, (float)(1 - beta2),
-         (float)(rate / correction1), (float)sqrt(correction2), (float)epsilon, count);
-}
-
-void lns_movement_f32(double *slope, double *square, const float *to, const float *from, const float *gradient,
-                      size_t count)
-{
-    double inner = 0, norm = 0;
-    for (size_t j = 0; j < count; j++) {
-        double move = (double)to[j] - (double)from[j];
-        inner += move * (double)gradient[j];
-        norm += move * move;
+    size_t units = count / 2, blocks = (units + BLOCK - 1) / BLOCK;
+    LNS_PARALLEL_FOR(threads)
+    for (ptrdiff_t k = 0; k < 2 * (ptrdiff_t)blocks; k++) {   /* a block is all weights, or all biases */
+        size_t bias = (size_t)k >= blocks, in = ((size_t)k - bias * blocks) * BLOCK, at = bias * units + in;
+        adam(x + at, first + at, second + at, gradient + at, (float)beta1, (float)(1 - beta1), (float)beta2,
+             (float)(1 - beta2), (float)(rate / correction1), (float)sqrt(correction2), (float)epsilon,
+             (float)(rate * decay), bias ? 0 : 1, smaller(BLOCK, units - in));
     }
-    *slope = inner;
-    *square = norm;
 }
 
 double lns_cosine(double rate, double floor, size_t at, size_t total)

@@ -7,75 +7,146 @@
 /* ---- lns_prox ---- */
 
 typedef struct {
-    PyArrayObject *v, *offsets;                               /* borrowed */
-    float center;
-    size_t groups;
-    double l1, group, ridge;
-} penalty_t;
+    PyArrayObject *x, *gradient, *scales, *offsets, *order;   /* borrowed; NULL for None */
+    size_t groups, widest;
+    npy_intp units;
+    double step;
+    lns_strengths weights, biases;
+    int threads;
+} proximal_t;
 
-static int require_penalty(penalty_t *t, PyObject *v, PyObject *offsets)
+/* Ascending from 0; finds the units that they lead to and the widest group. */
+static int require_offsets(proximal_t *t)
 {
-    if (require(v, "v", NPY_FLOAT32, 1) < 0 || require(offsets, "offsets", NPY_INT64, 1) < 0) return -1;
-    t->v = (PyArrayObject *)v;
-    t->offsets = (PyArrayObject *)offsets;
-    t->groups = (size_t)PyArray_DIM(t->offsets, 0) - 1;
     const int64_t *at = LONGS(t->offsets);
-    int right = at[0] == 0 && at[t->groups] == PyArray_DIM(t->v, 0);
-    for (size_t k = 0; right && k < t->groups; k++) right = at[k] <= at[k + 1];
-    if (!right) {
-        PyErr_Format(PyExc_ValueError, "offsets: expected an ascent from 0 to %zd", (Py_ssize_t)PyArray_DIM(t->v, 0));
-        return -1;
+    t->groups = (size_t)PyArray_DIM(t->offsets, 0) - 1;
+    int right = at[0] == 0;
+    for (size_t k = 0; right && k < t->groups; k++) {
+        right = at[k] <= at[k + 1];
+        if (right && (size_t)(at[k + 1] - at[k]) > t->widest) t->widest = (size_t)(at[k + 1] - at[k]);
     }
-    if (t->l1 >= 0 && t->group >= 0 && t->ridge >= 0) return 0;
-    PyErr_SetString(PyExc_ValueError, "l1, group, ridge: expected strengths of at least 0");
+    t->units = (npy_intp)at[t->groups];
+    npy_intp count = PyArray_DIM(t->x, 0);
+    if (right && t->units == count / 2 && count % 2 == 0) return 0;
+    PyErr_Format(PyExc_ValueError, "offsets: expected an ascent from 0 to half of the %zd entries of x",
+                 (Py_ssize_t)count);
     return -1;
 }
 
-static PyObject *py_penalty(PyObject *Py_UNUSED(self), PyObject *args)
+static int require_permutation(PyArrayObject *order)
 {
-    PyObject *v, *offsets;                                    /* borrowed */
-    penalty_t t = {0};
-    if (!PyArg_ParseTuple(args, "OfOddd:penalty", &v, &t.center, &offsets, &t.l1, &t.group, &t.ridge)) return NULL;
-    if (require_penalty(&t, v, offsets) < 0) return NULL;
-    double value;
-    Py_BEGIN_ALLOW_THREADS
-    value = lns_penalty_f32(FLOATS(t.v), t.center, LONGS(t.offsets), t.groups, t.l1, t.group, t.ridge);
-    Py_END_ALLOW_THREADS
-    return PyFloat_FromDouble(value);
+    npy_intp count = PyArray_DIM(order, 0), seen = 0;
+    const int64_t *unit = LONGS(order);
+    char *met = PyMem_Calloc((size_t)count, 1);
+    if (!met) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (npy_intp j = 0; j < count; j++)
+        if (unit[j] >= 0 && unit[j] < count && !met[unit[j]]) {
+            met[unit[j]] = 1;
+            seen++;
+        }
+    PyMem_Free(met);
+    if (seen == count) return 0;
+    PyErr_Format(PyExc_ValueError, "order: expected every unit from 0 to %zd once", (Py_ssize_t)(count - 1));
+    return -1;
 }
 
-static PyObject *py_prox(PyObject *Py_UNUSED(self), PyObject *args)
+static int require_strengths(const proximal_t *t)
 {
-    PyObject *v, *offsets;                                    /* borrowed */
-    PyArrayObject *out = NULL;
-    penalty_t t = {0};
-    double step;
-    if (!PyArg_ParseTuple(args, "OfOdddd:prox", &v, &t.center, &offsets, &t.l1, &t.group, &t.ridge, &step)) return NULL;
-    if (require_penalty(&t, v, offsets) < 0 || !(out = NEW(1, PyArray_DIMS(t.v), NPY_FLOAT32))) return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    lns_prox_f32(FLOATS(out), FLOATS(t.v), t.center, LONGS(t.offsets), t.groups, t.l1, t.group, t.ridge, step);
-    Py_END_ALLOW_THREADS
-    return (PyObject *)out;
+    if (t->weights.l1 >= 0 && t->weights.group >= 0 && t->weights.ridge >= 0 && t->biases.l1 >= 0
+        && t->biases.group >= 0) return 0;
+    PyErr_SetString(PyExc_ValueError, "l1, group, l1_bias, group_bias, ridge: expected strengths of at least 0");
+    return -1;
 }
 
-/* ---- lns_optim: in place where an optimiser is, new arrays where a line search tries ---- */
+static int require_proximal(proximal_t *t, PyObject *args)
+{
+    PyObject *x, *gradient, *scales, *offsets, *order;        /* borrowed */
+    if (!PyArg_ParseTuple(args, "OOOOOddddddi:proximal_step", &x, &gradient, &scales, &offsets, &order, &t->step,
+                          &t->weights.l1, &t->weights.group, &t->biases.l1, &t->biases.group, &t->weights.ridge,
+                          &t->threads)) return -1;
+    t->biases.ridge = t->weights.ridge;
+    if (require(x, "x", NPY_FLOAT32, 1) < 0) return -1;
+    t->x = (PyArrayObject *)x;
+    npy_intp count = PyArray_DIM(t->x, 0);
+    if (gradient != Py_None) {
+        if (require_vector(gradient, "gradient", NPY_FLOAT32, count) < 0) return -1;
+        t->gradient = (PyArrayObject *)gradient;
+    }
+    if (scales != Py_None) {
+        if (require_vector(scales, "scales", NPY_FLOAT32, count) < 0) return -1;
+        t->scales = (PyArrayObject *)scales;
+    }
+    if (require(offsets, "offsets", NPY_INT64, 1) < 0) return -1;
+    t->offsets = (PyArrayObject *)offsets;
+    if (require_offsets(t) < 0) return -1;
+    if (order != Py_None) {
+        if (require_vector(order, "order", NPY_INT64, t->units) < 0) return -1;
+        t->order = (PyArrayObject *)order;
+        if (require_permutation(t->order) < 0) return -1;
+    }
+    if (!(t->step >= 0)) {
+        PyErr_SetString(PyExc_ValueError, "step: expected at least 0");
+        return -1;
+    }
+    return require_strengths(t) < 0 ? -1 : require_threads(t->threads);
+}
+
+static PyObject *py_proximal_step(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    proximal_t t = {0};
+    PyArrayObject *out = NULL;                                /* owned, as are parts, rows and result */
+    PyObject *result = NULL;
+    double *parts = NULL, sums[3];
+    float *rows = NULL;
+    if (require_proximal(&t, args) < 0) goto done;
+    if ((size_t)t.threads > 2 * t.groups) t.threads = (int)(2 * t.groups);
+    if (!(out = NEW(1, PyArray_DIMS(t.x), NPY_FLOAT32))) goto done;
+    /* No overflow: there are at most as many units as x has entries, but groups may be empty. */
+    if (t.groups > PY_SSIZE_T_MAX / (6 * sizeof *parts) || !(parts = PyMem_Malloc(6 * t.groups * sizeof *parts))) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    if (t.order && (t.widest > PY_SSIZE_T_MAX / (4 * sizeof *rows) / (size_t)t.threads
+                    || !(rows = PyMem_Malloc(4 * t.widest * (size_t)t.threads * sizeof *rows)))) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    lns_proximal_step_f32(FLOATS(out), sums, FLOATS(t.x), t.gradient ? FLOATS(t.gradient) : NULL,
+                          t.scales ? FLOATS(t.scales) : NULL, LONGS(t.offsets), t.order ? LONGS(t.order) : NULL,
+                          t.weights, t.biases, t.step, parts, rows, t.groups, t.widest, t.threads);
+    Py_END_ALLOW_THREADS
+    result = Py_BuildValue("Oddd", out, sums[0], sums[1], sums[2]);
+done:
+    Py_XDECREF(out);
+    PyMem_Free(parts);
+    PyMem_Free(rows);
+    return result;
+}
+
+/* ---- lns_optim: in place ---- */
 
 static PyObject *py_sgd(PyObject *Py_UNUSED(self), PyObject *args)
 {
     PyObject *x, *velocity, *gradient;                        /* borrowed */
     double rate, momentum;
-    if (!PyArg_ParseTuple(args, "OOOdd:sgd", &x, &velocity, &gradient, &rate, &momentum)) return NULL;
+    int threads;
+    if (!PyArg_ParseTuple(args, "OOOddi:sgd", &x, &velocity, &gradient, &rate, &momentum, &threads)) return NULL;
     if (require(x, "x", NPY_FLOAT32, 1) < 0) return NULL;
     npy_intp count = PyArray_DIM((PyArrayObject *)x, 0);
     if (require_writeable(x, "x", count) < 0 || require_vector(gradient, "gradient", NPY_FLOAT32, count) < 0) return NULL;
     if (velocity != Py_None && require_writeable(velocity, "velocity", count) < 0) return NULL;
+    if (require_threads(threads) < 0) return NULL;
     if (velocity == Py_None && momentum != 0) {
         PyErr_SetString(PyExc_ValueError, "velocity: expected an array where momentum is not 0");
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
     lns_sgd_f32(FLOATS((PyArrayObject *)x), velocity == Py_None ? NULL : FLOATS((PyArrayObject *)velocity),
-                FLOATS((PyArrayObject *)gradient), rate, momentum, (size_t)count);
+                FLOATS((PyArrayObject *)gradient), rate, momentum, (size_t)count, threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -83,56 +154,30 @@ static PyObject *py_sgd(PyObject *Py_UNUSED(self), PyObject *args)
 static PyObject *py_adam(PyObject *Py_UNUSED(self), PyObject *args)
 {
     PyObject *x, *first, *second, *gradient;                  /* borrowed */
-    double rate, beta1, beta2, epsilon;
+    double rate, beta1, beta2, epsilon, decay;
     Py_ssize_t iteration;
-    if (!PyArg_ParseTuple(args, "OOOOddddn:adam", &x, &first, &second, &gradient, &rate, &beta1, &beta2, &epsilon,
-                          &iteration)) return NULL;
+    int threads;
+    if (!PyArg_ParseTuple(args, "OOOOdddddni:adam", &x, &first, &second, &gradient, &rate, &beta1, &beta2, &epsilon,
+                          &decay, &iteration, &threads)) return NULL;
     if (require(x, "x", NPY_FLOAT32, 1) < 0) return NULL;
     npy_intp count = PyArray_DIM((PyArrayObject *)x, 0);
     if (require_writeable(x, "x", count) < 0 || require_writeable(first, "first", count) < 0
         || require_writeable(second, "second", count) < 0
-        || require_vector(gradient, "gradient", NPY_FLOAT32, count) < 0) return NULL;
+        || require_vector(gradient, "gradient", NPY_FLOAT32, count) < 0 || require_threads(threads) < 0) return NULL;
+    if (count % 2) {
+        PyErr_Format(PyExc_ValueError, "x: expected [weights, biases], as many of each, got %zd", (Py_ssize_t)count);
+        return NULL;
+    }
     if (iteration < 1) {
         PyErr_Format(PyExc_ValueError, "iteration: expected at least 1, got %zd", iteration);
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
     lns_adam_f32(FLOATS((PyArrayObject *)x), FLOATS((PyArrayObject *)first), FLOATS((PyArrayObject *)second),
-                 FLOATS((PyArrayObject *)gradient), rate, beta1, beta2, epsilon, (size_t)iteration, (size_t)count);
+                 FLOATS((PyArrayObject *)gradient), rate, beta1, beta2, epsilon, decay, (size_t)iteration,
+                 (size_t)count, threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
-}
-
-static PyObject *py_gradient_step(PyObject *Py_UNUSED(self), PyObject *args)
-{
-    PyObject *x, *gradient;                                   /* borrowed */
-    PyArrayObject *out = NULL;
-    double step;
-    if (!PyArg_ParseTuple(args, "OOd:gradient_step", &x, &gradient, &step)) return NULL;
-    if (require(x, "x", NPY_FLOAT32, 1) < 0) return NULL;
-    npy_intp count = PyArray_DIM((PyArrayObject *)x, 0);
-    if (require_vector(gradient, "gradient", NPY_FLOAT32, count) < 0 || !(out = NEW(1, &count, NPY_FLOAT32))) return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    lns_gradient_step_f32(FLOATS(out), FLOATS((PyArrayObject *)x), FLOATS((PyArrayObject *)gradient), step,
-                          (size_t)count);
-    Py_END_ALLOW_THREADS
-    return (PyObject *)out;
-}
-
-static PyObject *py_movement(PyObject *Py_UNUSED(self), PyObject *args)
-{
-    PyObject *to, *from, *gradient;                           /* borrowed */
-    if (!PyArg_ParseTuple(args, "OOO:movement", &to, &from, &gradient)) return NULL;
-    if (require(to, "to", NPY_FLOAT32, 1) < 0) return NULL;
-    npy_intp count = PyArray_DIM((PyArrayObject *)to, 0);
-    if (require_vector(from, "from", NPY_FLOAT32, count) < 0
-        || require_vector(gradient, "gradient", NPY_FLOAT32, count) < 0) return NULL;
-    double slope, square;
-    Py_BEGIN_ALLOW_THREADS
-    lns_movement_f32(&slope, &square, FLOATS((PyArrayObject *)to), FLOATS((PyArrayObject *)from),
-                     FLOATS((PyArrayObject *)gradient), (size_t)count);
-    Py_END_ALLOW_THREADS
-    return Py_BuildValue("dd", slope, square);
 }
 
 static PyObject *py_cosine(PyObject *Py_UNUSED(self), PyObject *args)
@@ -148,14 +193,13 @@ static PyObject *py_cosine(PyObject *Py_UNUSED(self), PyObject *args)
 }
 
 PyMethodDef optim_methods[] = {
-    {"penalty", py_penalty, METH_VARARGS, "penalty(v, center, offsets, l1, group, ridge) -> value"},
-    {"prox", py_prox, METH_VARARGS, "prox(v, center, offsets, l1, group, ridge, step) -> new v"},
-    {"sgd", py_sgd, METH_VARARGS, "sgd(x, velocity, gradient, rate, momentum): x and velocity change in place"},
+    {"proximal_step", py_proximal_step, METH_VARARGS,
+     "proximal_step(x, gradient, scales, offsets, order, step, l1, group, l1_bias, group_bias, ridge, threads)"
+     " -> new x, its penalty, <gradient, move>, |move|^2"},
+    {"sgd", py_sgd, METH_VARARGS,
+     "sgd(x, velocity, gradient, rate, momentum, threads): x and velocity change in place"},
     {"adam", py_adam, METH_VARARGS,
-     "adam(x, first, second, gradient, rate, beta1, beta2, epsilon, iteration): in place"},
-    {"gradient_step", py_gradient_step, METH_VARARGS, "gradient_step(x, gradient, step) -> x - step * gradient"},
-    {"movement", py_movement, METH_VARARGS,
-     "movement(to, from, gradient) -> <gradient, to - from>, |to - from|^2"},
+     "adam(x, first, second, gradient, rate, beta1, beta2, epsilon, decay, iteration, threads): in place"},
     {"cosine", py_cosine, METH_VARARGS, "cosine(rate, floor, at, total) -> rate at that iteration"},
     {NULL, NULL, 0, NULL},
 };

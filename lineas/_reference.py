@@ -90,25 +90,38 @@ def affine_pool(
     return affine(h, scale, shift, 1 if channels_first else 2), scale * average + shift * weights.sum(2)
 
 
-def penalty(v: Tensor, center: float, sizes: list[int], l1: float, group: float, ridge: float = 0.0) -> Tensor:
-    """Sparse group lasso with a ridge on v - center, groups side by side (Simon et al., JCGS 2013)."""
-    groups = (v - center).split(sizes)
+def penalty(v: Tensor, center: float, labels: Tensor, l1: float, group: float, ridge: float = 0.0) -> Tensor:
+    """Sparse group lasso with a ridge on v - center, labels (d,) telling the groups apart (Simon et al., JCGS 2013)."""
+    groups = [(v - center)[labels == k] for k in labels.unique()]
     return sum(l1 * u.abs().sum() + group * math.sqrt(len(u)) * u.norm() + ridge * u.square().sum() for u in groups)
 
 
 def prox(
-    v: Tensor, center: float, sizes: list[int], l1: float, group: float, ridge: float = 0.0, step: float = 1.0
+    v: Tensor, center: float, labels: Tensor, l1: float, group: float, ridge: float = 0.0, step: Tensor | float = 1.0
 ) -> Tensor:
-    """argmin over w of penalty(w) + |w - v|^2 / (2 step): soft-threshold, shrink each group's norm, scale down."""
+    """argmin over w of penalty(w) + sum of (w - v)^2 / (2 step), step a number or one for each entry.
 
-    def one(u: Tensor) -> Tensor:
-        u = u.sign() * (u.abs() - step * l1).clamp(min=0)
-        norm = u.norm()
-        if norm > 0:
-            u = u * (1 - step * group * math.sqrt(len(u)) / norm).clamp(min=0)
-        return u / (1 + 2 * step * ridge)
+    Soft-threshold, then shrink each group's norm: where the group does not vanish, stationarity gives every entry from
+    the norm that the group will have, and that norm by bisection. For one step size it is norm(s) - step * pressure.
+    """
 
-    return torch.cat([one(u) for u in (v - center).split(sizes)]) + center
+    def one(u: Tensor, step: Tensor) -> Tensor:
+        s = u.sign() * (u.abs() - step * l1).clamp(min=0)
+        damping, pressure = 1 + 2 * ridge * step, group * math.sqrt(len(u)) * step
+        low, high = s.new_zeros(()), s.norm()
+        for _ in range(100):
+            norm = (low + high) / 2
+            shrunk = torch.where(s == 0, 0, s / (norm * damping + pressure))
+            low, high = (norm, high) if shrunk.norm() > 1 else (low, norm)
+        vanishes = (s.abs() <= pressure).all() and torch.where(s == 0, 0, s / pressure).norm() <= 1
+        return torch.where((s == 0) | (vanishes & (group > 0)), 0, s * high / (high * damping + pressure))
+
+    step = torch.as_tensor(step, dtype=v.dtype).expand_as(v)
+    out = torch.empty_like(v)
+    for k in labels.unique():
+        here = labels == k
+        out[here] = one(v[here] - center, step[here]) + center
+    return out
 
 
 def sgd(x: Tensor, velocity: Tensor, gradient: Tensor, rate: float, momentum: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -118,20 +131,18 @@ def sgd(x: Tensor, velocity: Tensor, gradient: Tensor, rate: float, momentum: fl
 
 
 def adam(
-    x: Tensor,
-    first: Tensor,
-    second: Tensor,
-    gradient: Tensor,
-    rate: float,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
-    iteration: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of Adam, iterations counted from 1 -> new x, new moments (Kingma & Ba, arXiv 1412.6980, alg. 1)."""
+    x: Tensor, first: Tensor, second: Tensor, gradient: Tensor, rate: float, beta1: float, beta2: float,
+    epsilon: float, decay: float, iteration: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """One step of Adam, iterations counted from 1 -> new x, new moments (Kingma & Ba, arXiv 1412.6980, alg. 1).
+
+    With a decay it is AdamW (Loshchilov & Hutter, arXiv 1711.05101, alg. 2) on maps x = [weights, biases], which decay
+    towards the identity."""
+    center = torch.cat([torch.ones(len(x) // 2), torch.zeros(len(x) // 2)]).to(x)
     first = beta1 * first + (1 - beta1) * gradient
     second = beta2 * second + (1 - beta2) * gradient**2
     unbiased = second / (1 - beta2**iteration)
+    x = x - rate * decay * (x - center)
     return x - rate / (1 - beta1**iteration) * first / (unbiased.sqrt() + epsilon), first, second
 
 

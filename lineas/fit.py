@@ -75,8 +75,9 @@ def fit(
         What to minimise; "auto" is at present "wasserstein", the mean over sites and units of W_2^2.
     penalty : SparseGroupLasso, optional
         In units of the recipe's loss: the published recipe's loss is n times that of the fast one (n source samples).
-    optimizer : {"sgd", "adam"}, learning_rate : float
-        For `recipe="published"` only; "sgd" at 0.1, "adam" at 0.01 if not given.
+    optimizer : {"sgd", "momentum", "adam", "adamw"}, learning_rate : float
+        For `recipe="published"` only; "sgd" at 0.1, the others at 0.01 if not given. The paper uses "sgd" and "adam";
+        "momentum" is heavy ball with 0.9, "adamw" decays maps towards the identity by 0.01 times the rate.
     steps : int, optional
         At most so many accepted steps; 1000 in the published recipe, no limit in the fast one.
     max_evaluations : int, optional

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .ops import NonFiniteError
+from .ops import NonFiniteError, thread_count
 from .penalties import SparseGroupLasso
 
 Vector = NDArray[np.float32]
@@ -46,13 +46,27 @@ class SGD:
     learning_rate = 0.1
 
     def step(self, x: Vector, gradient: Vector, rate: float) -> None:
-        _core.sgd(x, None, gradient, rate, 0.0)
+        _core.sgd(x, None, gradient, rate, 0.0, thread_count(None, x.size))
+
+
+class Momentum:
+    """Heavy-ball descent; its steps add up to ten times the rate, hence a tenth of that of plain descent."""
+
+    learning_rate = 1e-2
+
+    def __init__(self) -> None:
+        self.velocity: Vector | None = None
+
+    def step(self, x: Vector, gradient: Vector, rate: float) -> None:
+        if self.velocity is None:
+            self.velocity = np.zeros_like(x)
+        _core.sgd(x, self.velocity, gradient, rate, 0.9, thread_count(None, x.size))
 
 
 class Adam:
     """Adam with the released implementation's second decay: 0.9, not the usual 0.999."""
 
-    learning_rate = 1e-2
+    learning_rate, second_decay, decay = 1e-2, 0.9, 0.0
 
     def __init__(self) -> None:
         self.moments: tuple[Vector, Vector] | None = None
@@ -61,10 +75,21 @@ class Adam:
     def step(self, x: Vector, gradient: Vector, rate: float) -> None:
         self.moments = self.moments or (np.zeros_like(x), np.zeros_like(x))
         self.iteration += 1
-        _core.adam(x, *self.moments, gradient, rate, 0.9, 0.9, 1e-8, self.iteration)
+        _core.adam(
+            x, *self.moments, gradient, rate, 0.9, self.second_decay, 1e-8, self.decay, self.iteration,
+            thread_count(None, x.size),
+        )  # fmt: skip
 
 
-OPTIMIZERS: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam}
+class AdamW(Adam):
+    """Adam with decoupled decay towards the identity map, and torch's defaults for both decays."""
+
+    second_decay, decay = 0.999, 1e-2
+
+
+OPTIMIZERS: dict[str, type[SGD] | type[Momentum] | type[Adam]] = {
+    "sgd": SGD, "momentum": Momentum, "adam": Adam, "adamw": AdamW,
+}  # fmt: skip
 PUBLISHED_STEPS = 1000
 PUBLISHED_FLOOR = 1e-3  # the cosine's end, relative to its start
 
@@ -72,15 +97,7 @@ PUBLISHED_FLOOR = 1e-3  # the cosine's end, relative to its start
 # goes as far, in a few long steps: where descent stops is what keeps it from fitting the samples' noise.
 HORIZON = PUBLISHED_STEPS * SGD.learning_rate * (1 + PUBLISHED_FLOOR) / 2
 
-
-def penalty_at(penalty: SparseGroupLasso | None, x: Vector, sizes: tuple[int, ...]) -> float:
-    weight, bias = np.split(x, 2)
-    return penalty.value(weight, bias, sizes) if penalty else 0.0
-
-
-def prox(penalty: SparseGroupLasso | None, x: Vector, sizes: tuple[int, ...], step: float) -> Vector:
-    weight, bias = np.split(x, 2)
-    return np.concatenate(penalty.prox(weight, bias, sizes, step)) if penalty else x
+NO_PENALTY = SparseGroupLasso(0.0, 0.0)
 
 
 def published(
@@ -94,7 +111,8 @@ def published(
     """
     update = OPTIMIZERS[optimizer]()
     start = update.learning_rate if learning_rate is None else learning_rate
-    x = x.copy()
+    penalty = penalty or NO_PENALTY
+    x, held, *_ = penalty.proximal_step(x, None, problem.sizes, 0.0)  # a copy, and its penalty
     for k in range(steps):
         batch = problem.minibatch(k)
         try:
@@ -104,9 +122,9 @@ def published(
                 raise  # the model itself, not a step that went too far
             raise FloatingPointError(f"diverged at step {k}: learning_rate={start} is too large here") from error
         rate = _core.cosine(start, PUBLISHED_FLOOR * start, k, steps)
-        enough = record(at, penalty_at(penalty, x, problem.sizes), rate)
+        enough = record(at, held, rate)
         update.step(x, at.gradient(), rate)
-        x = prox(penalty, x, problem.sizes, rate)
+        x, held, *_ = penalty.proximal_step(x, None, problem.sizes, rate)
         if enough:
             return x, enough
     return x, "all steps done"
@@ -126,7 +144,8 @@ def fast(
     grow, sufficient = 1.5, 0.1
     horizon = HORIZON * problem.samples  # our loss is the published one divided by the samples
     here = problem.evaluate(x)
-    held = penalty_at(penalty, x, problem.sizes)
+    penalty = penalty or NO_PENALTY
+    held = penalty.proximal_step(x, None, problem.sizes, 0.0).penalty
     start = here.loss + held
     if enough := record(here, held, 0.0):
         return x, enough
@@ -137,15 +156,13 @@ def fast(
     travelled, taken = 0.0, 0
     while True:
         step = min(step, horizon - travelled)
-        there = prox(penalty, _core.gradient_step(x, gradient, step), problem.sizes, step)
-        slope, square = _core.movement(there, x, gradient)
+        there, holds, slope, square = penalty.proximal_step(x, gradient, problem.sizes, step)
         if square == 0:
             return x, "nothing left to gain"
         try:
             trial = problem.evaluate(there)
         except NonFiniteError:  # it went so far that the model overflowed
             trial = here._replace(loss=np.inf, site_loss=np.full_like(here.site_loss, np.inf))
-        holds = penalty_at(penalty, there, problem.sizes)
         gain = here.loss + held - trial.loss - holds
         accepted = gain >= sufficient * square / (2 * step)
         enough = record(trial, holds, step, accepted)

@@ -23,6 +23,7 @@ OPTIONAL = {
     "wasserstein_grad": ("y_index", "coefficient"),
     "affine_pool_grad": ("grad_out",),
     "sgd": ("velocity",),
+    "proximal_step": ("gradient", "scales", "order"),
 }
 
 
@@ -44,8 +45,10 @@ def arguments(kernel: str, big: bool = False) -> dict:
     maps = {"h": reals(batch, tokens, dim), "scale": reals(dim)}
     pool = {"pool": np.full((batch, tokens), 1 / tokens, np.float32), "channels_first": False, "threads": 2}
     gradients = {"grad_out": reals(batch, tokens, dim), "grad_pooled": reals(batch, dim)}
-    vectors = {name: np.abs(reals(dim)) for name in ("x", "first", "second", "velocity", "gradient", "to", "from")}
-    groups = {"v": reals(6), "center": 1.0, "offsets": np.array([0, 2, 2, 6]), "l1": 0.1, "group": 0.2, "ridge": 0.3}
+    count = 2 * 20_000 if big else 12  # more than a thread takes at a time
+    vectors = {name: np.abs(reals(count)) for name in ("x", "first", "second", "velocity", "gradient", "scales")}
+    groups = {"offsets": np.array([0, 2, 2, count // 2]), "order": rng.permutation(count // 2), "step": 0.5}
+    strengths = {"l1": 0.1, "group": 0.01, "l1_bias": 0.2, "group_bias": 0.02, "ridge": 0.3, "threads": 2}
 
     def same_sources(rows, n):  # of 512 relabellings, the first n rows
         return np.tile((np.arange(rows) < n)[:, None], (2, 1, 4)) * np.uint64(2**64 - 1)
@@ -64,13 +67,10 @@ def arguments(kernel: str, big: bool = False) -> dict:
         "product": lambda: {"a": reals(3 * n, m), "b": reals(m, columns), "threads": 2},
         "affine_pool": lambda: {**maps, "shift": reals(dim), **pool},
         "affine_pool_grad": lambda: {**gradients, **maps, **pool},
-        "penalty": lambda: groups,
-        "prox": lambda: {**groups, "step": 0.5},
-        "sgd": lambda: {**some("x", "velocity", "gradient"), "rate": 0.1, "momentum": 0.9},
+        "proximal_step": lambda: {**some("x", "gradient", "scales"), **groups, **strengths},
+        "sgd": lambda: {**some("x", "velocity", "gradient"), "rate": 0.1, "momentum": 0.9, "threads": 2},
         "adam": lambda: {**some("x", "first", "second", "gradient"), "rate": 0.1, "beta1": 0.9, "beta2": 0.9,
-                         "epsilon": 1e-8, "iteration": 3},
-        "gradient_step": lambda: {**some("x", "gradient"), "step": 0.1},
-        "movement": lambda: some("to", "from", "gradient"),
+                         "epsilon": 1e-8, "decay": 0.1, "iteration": 3, "threads": 2},
         "cosine": lambda: {"rate": 0.1, "floor": 0.01, "at": 2, "total": 5},
     }[kernel]()  # fmt: skip
 
@@ -82,6 +82,13 @@ THREADED = [name for name in KERNELS if "threads" in arguments(name)]
 
 def call(kernel: str, given: dict):
     return getattr(_core, kernel)(*given.values())
+
+
+def outcome(kernel: str, given: dict):
+    """What a call returns, or what it changes."""
+    given = {name: x.copy() if name in IN_PLACE.get(kernel, ()) and x is not None else x for name, x in given.items()}
+    returned = call(kernel, given)
+    return tuple(given[name] for name in IN_PLACE[kernel]) if kernel in IN_PLACE else returned
 
 
 # ---- threads ----
@@ -97,6 +104,8 @@ def variants(kernel: str) -> list[dict]:
     return {
         "affine_pool": [{}, {"channels_first": True, "pool": np.full((17, 33), 1 / 33, np.float32)}],
         "affine_pool_grad": [{}, {"grad_out": None}],
+        "sgd": [{}, {"velocity": None, "momentum": 0.0}],
+        "proximal_step": [{}, {"scales": None}, {"order": None}, {"gradient": None, "scales": None, "order": None}],
     }.get(kernel, [{}])
 
 
@@ -106,7 +115,7 @@ def test_bits_do_not_depend_on_threads(kernel):
         given = {**arguments(kernel, big=True), **change}
         if kernel == "affine_pool" and given["channels_first"]:
             given["scale"], given["shift"] = given["scale"][:9].copy(), given["shift"][:9].copy()
-        results = [call(kernel, {**given, "threads": threads}) for threads in THREADS]
+        results = [outcome(kernel, {**given, "threads": threads}) for threads in THREADS]
         for result in results[1:]:
             assert_same_bits(result, results[0])
 
@@ -139,12 +148,12 @@ def test_thread_count_is_what_was_asked_else_torchs_and_one_where_the_work_is_sm
 
 def test_many_python_threads_at_once_give_the_same_results():
     jobs = {kernel: arguments(kernel, big=True) for kernel in THREADED}
-    alone = {kernel: call(kernel, given) for kernel, given in jobs.items()}
+    alone = {kernel: outcome(kernel, given) for kernel, given in jobs.items()}
     start = threading.Barrier(8)
 
     def work(_):
         start.wait(timeout=30)
-        return [{kernel: call(kernel, given) for kernel, given in jobs.items()} for _ in range(3)]
+        return [{kernel: outcome(kernel, given) for kernel, given in jobs.items()} for _ in range(3)]
 
     with ThreadPoolExecutor(8) as pool:
         for results in pool.map(work, range(8)):
@@ -238,14 +247,20 @@ def refusals(kernel: str):
             )
         yield instead("too few words", ValueError, "labels: expected 3 entries in dimension 0, got 2", relabellings=513)
         yield instead("p 0.99", ValueError, "p: expected at least 1", p=0.99)
+    if kernel == "adam":
+        odd = {name: a[:11].copy() for name, a in arrays.items()}
+        yield instead("an odd number of entries", ValueError, r"x: expected \[weights, biases\].* got 11", **odd)
     if "offsets" in right:
-        for bad in ([0, 4, 2, 6], [0, 2, 5], [0, 2, 7], [1, 2, 6], [0], [6], [0, -1, 6], [-1, 2, 6]):
-            yield instead(
-                f"offsets {bad}", ValueError, "offsets: expected an ascent from 0 to 6", offsets=np.array(bad)
-            )
-        for name in ("l1", "group", "ridge"):
-            for bad in (-1.0, np.nan):
-                yield instead(f"{name} {bad}", ValueError, "l1, group, ridge: expected.*at least 0", **{name: bad})
+        for bad in ([0, 4, 2, 6], [0, 2, 5], [0, 2, 7], [1, 2, 6], [0], [6], [0, -1, 6], [-1, 2, 6], [0, 2, 12]):
+            yield instead(f"offsets {bad}", ValueError, "offsets: expected an ascent from 0 to half of the 12 entries",
+                          offsets=np.array(bad))  # fmt: skip
+        for bad in ([0, 1, 2, 3, 4, 4], [-1, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 6], [2**40, 1, 2, 3, 4, 5]):
+            yield instead(f"order {bad}", ValueError, "order: expected every unit from 0 to 5 once",
+                          order=np.array(bad))  # fmt: skip
+        for bad in (-1.0, np.nan):
+            yield instead(f"step {bad}", ValueError, "step: expected at least 0", step=bad)
+            for name in ("l1", "group", "l1_bias", "group_bias", "ridge"):
+                yield instead(f"{name} {bad}", ValueError, "ridge: expected strengths of at least 0", **{name: bad})
 
 
 REFUSALS = {f"{kernel}: {what}": (kernel, *rest) for kernel in KERNELS for what, *rest in refusals(kernel)}
@@ -395,7 +410,8 @@ thread = threading.Thread(target=check); thread.start(); thread.join()
 def test_kernels_take_and_return_denormals():
     tiny = np.full((3, 17), 1e-40, np.float32)
     assert_same_bits(_core.sort_columns(tiny, 1)[0], tiny)
-    assert (_core.gradient_step(tiny[0], tiny[0], 0.5) > 0).all()
+    pair, settings = np.tile(tiny[0], 2), (np.array([0, 17]), None, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 1)
+    assert (_core.proximal_step(pair, pair, None, *settings)[0][17:] > 0).all()
     assert (_core.wasserstein(tiny, 2 * tiny, None, None, None, 1.0, 1) > 0).all()
 
 

@@ -6,7 +6,7 @@ import torch
 from conftest import LANGUAGE_MODELS, Mlp, assert_untouched, normal, snapshot, tiny
 
 import lineas
-from lineas import _reference
+from lineas import _reference, optim
 from lineas.penalties import L1, SparseGroupLasso
 
 SOURCE, TARGET = normal(14, 4), normal(11, 4, seed=1, shift=0.7)
@@ -245,8 +245,8 @@ def test_a_site_penalty_drops_whole_sites(mlp):
     assert all(np.any(weights.bias(name) != 0) for name in weights.sites), "biases were not penalised"
 
 
-def test_published_adam_and_sgd_go_down(mlp):
-    for optimizer in ("sgd", "adam"):
+def test_published_optimizers_go_down(mlp):
+    for optimizer in optim.OPTIMIZERS:
         assert falls(fit(mlp, recipe="published", optimizer=optimizer, steps=100))
 
 

@@ -34,7 +34,7 @@ BAD = [
         Mlp,
         {"optimizer": "lbfgs", "recipe": "published"},
         ValueError,
-        "optimizer: expected one of 'sgd', 'adam'; got 'lbfgs'",
+        "optimizer: expected one of 'sgd', 'momentum', 'adam', 'adamw'; got 'lbfgs'",
     ),
     (Mlp, {"optimizer": "sgd"}, ValueError, 'go with recipe="published"'),
     (Mlp, {"learning_rate": 0.1}, ValueError, 'go with recipe="published"'),

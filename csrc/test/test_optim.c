@@ -4,94 +4,125 @@
 
 /* ---- lns_prox ---- */
 
-static double penalty_of(const double *u, const int64_t *offsets, size_t groups, double l1, double group, double ridge)
+/* A problem of four groups over 40 units, one of them empty, side by side or mixed. */
+typedef struct {
+    float *x, *gradient, *scales;
+    int64_t *offsets, *order;
+    lns_strengths by[2];                                      /* weights, biases */
+    double step;
+} problem;
+
+enum { GROUPS = 4, UNITS = 40, COUNT = 2 * UNITS, WIDEST = 34 };
+
+/* penalty(w) + sum of (w - v)^2 / (2 t), for u = w - center. */
+static double objective(const problem *p, const double *u, const double *v)
 {
     double total = 0;
-    for (size_t k = 0; k < groups; k++) {
+    for (size_t k = 0; k < 2 * GROUPS; k++) {
+        const lns_strengths *by = &p->by[k / GROUPS];
+        const int64_t *ends = p->offsets + k % GROUPS;
         double square = 0;
-        for (int64_t j = offsets[k]; j < offsets[k + 1]; j++) {
-            total += l1 * fabs(u[j]) + ridge * u[j] * u[j];
+        for (int64_t i = ends[0]; i < ends[1]; i++) {
+            size_t j = (size_t)(p->order ? p->order[i] : i) + k / GROUPS * UNITS;
+            total += by->l1 * fabs(u[j]) + by->ridge * u[j] * u[j];
+            if (v) total += (u[j] - v[j]) * (u[j] - v[j]) / (2 * p->step * (p->scales ? (double)p->scales[j] : 1));
             square += u[j] * u[j];
         }
-        total += group * sqrt((double)(offsets[k + 1] - offsets[k])) * sqrt(square);
+        total += by->group * sqrt((double)(ends[1] - ends[0]) * square);
     }
     return total;
 }
 
-static void test_prox(void)
+static void solve(float *out, double *sums, const problem *p, int threads)
 {
-    enum { GROUPS = 4 };
-    const int64_t ends[] = {0, 1, 1, 6, 40};                  /* one of them empty */
-    int64_t *offsets = NEW(int64_t, GROUPS + 1);
-    memcpy(offsets, ends, sizeof ends);
-    size_t count = (size_t)offsets[GROUPS];
-    float *v = random_floats(count), *out = NEW(float, count);
-    double *u = NEW(double, count), *near = NEW(double, count);
-    int value = 1, best = 1, in_place = 1, removed = 1, identity = 1;
-    for (int k = 0; k < 32; k++) {
-        double l1 = k & 1 ? 0.1 : 0, group = k & 2 ? 0.2 : 0, ridge = k & 4 ? 0.3 : 0, step = k & 8 ? 1.5 : 0.5;
-        float center = k & 16 ? 1.0f : 0.0f;
-        for (size_t j = 0; j < count; j++) u[j] = (double)v[j] - (double)center;
-        value &= is_close(lns_penalty_f32(v, center, offsets, GROUPS, l1, group, ridge),
-                          penalty_of(u, offsets, GROUPS, l1, group, ridge), 1e-12);
-        lns_prox_f32(out, v, center, offsets, GROUPS, l1, group, ridge, step);
-        double least = INFINITY;
-        for (int trial = 0; trial < 200; trial++) {           /* trial 0 is the prox itself */
-            double size = trial ? pow(10, -(trial % 4)) : 0, distance = 0;
-            for (size_t j = 0; j < count; j++) {
-                near[j] = (double)out[j] - (double)center + size * draw();
-                distance += (near[j] - u[j]) * (near[j] - u[j]);
-            }
-            double objective = penalty_of(near, offsets, GROUPS, l1, group, ridge) + distance / (2 * step);
-            if (trial) best &= objective >= least - 1e-5;
-            else least = objective;
+    double *parts = NEW(double, 6 * GROUPS);
+    float *rows = p->order ? NEW(float, 4 * WIDEST * (size_t)threads) : NULL;
+    lns_proximal_step_f32(out, sums, p->x, p->gradient, p->scales, p->offsets, p->order, p->by[0], p->by[1], p->step,
+                          parts, rows, GROUPS, WIDEST, threads);
+    free(parts); free(rows);
+}
+
+static double center_of(size_t j) { return j < UNITS ? 1 : 0; }
+
+static int no_better_nearby(const problem *p, const float *out, double value)
+{
+    double u[COUNT], v[COUNT], least = INFINITY;
+    int best = 1;
+    for (int trial = 0; trial < 200; trial++) {               /* trial 0 is the prox itself */
+        double size = trial ? pow(10, -(trial % 4)) : 0;
+        for (size_t j = 0; j < COUNT; j++) {
+            double t = p->step * (p->scales ? (double)p->scales[j] : 1);
+            v[j] = (double)p->x[j] - center_of(j) - (p->gradient ? t * (double)p->gradient[j] : 0);
+            u[j] = (double)out[j] - center_of(j) + size * draw();
         }
-        memcpy(near, v, count * sizeof *v);                   /* bytes of v, borrowed room */
-        lns_prox_f32(v, v, center, offsets, GROUPS, l1, group, ridge, step);
-        in_place &= !memcmp(v, out, count * sizeof *v);
-        memcpy(v, near, count * sizeof *v);
-        lns_prox_f32(out, v, center, offsets, GROUPS, l1, group, ridge, 0);
-        identity &= !memcmp(v, out, count * sizeof *v);
-        lns_prox_f32(out, v, center, offsets, GROUPS, k & 1 ? 1e9 : 0, k & 1 ? 0 : 1e9, ridge, step);
-        for (size_t j = 0; j < count; j++) removed &= out[j] == center && !signbit(out[j]);
+        if (trial) best &= objective(p, u, v) >= least - 1e-4;
+        else {
+            least = objective(p, u, v);
+            best &= is_close(value, objective(p, u, NULL), 1e-5);
+        }
     }
-    check(value, "lns_penalty_f32");
-    check(best, "lns_prox_f32: no better point nearby");
-    check(in_place, "lns_prox_f32: in place");
-    check(identity, "lns_prox_f32: a step of zero");
-    check(removed, "lns_prox_f32: huge strengths leave the center, exactly");
-    free(offsets); free(v); free(out); free(u); free(near);
+    return best;
+}
+
+static void test_proximal_step(void)
+{
+    const int64_t ends[] = {0, 1, 1, 6, UNITS};
+    float *x = random_floats(COUNT), *gradient = random_floats(COUNT), *scales = random_floats(COUNT);
+    float *out = NEW(float, COUNT), *again = NEW(float, COUNT);
+    int64_t *offsets = NEW(int64_t, GROUPS + 1), *order = NEW(int64_t, UNITS);
+    memcpy(offsets, ends, sizeof ends);
+    for (size_t j = 0; j < UNITS; j++) order[j] = (int64_t)(j * 7 % UNITS);
+    for (size_t j = 0; j < COUNT; j++) scales[j] = 0.1f + fabsf(scales[j]);
+    int best = 1, same = 1, moved = 1, identity = 1, removed = 1;
+    for (int k = 0; k < 64; k++) {
+        double l1 = k & 1 ? 0.1 : 0, group = k & 2 ? 0.1 : 0, ridge = k & 4 ? 0.3 : 0, sums[3], others[3];
+        problem p = {x, k & 8 ? gradient : NULL, k & 16 ? scales : NULL, offsets, k & 32 ? order : NULL,
+                     {{l1, group, ridge}, {2 * l1, group / 2, ridge}}, 0.5};
+        solve(out, sums, &p, 1);
+        best &= no_better_nearby(&p, out, sums[0]);
+        double slope = 0, square = 0;
+        for (size_t j = 0; p.gradient && j < COUNT; j++) {
+            double move = (double)out[j] - (double)x[j];
+            slope += move * (double)gradient[j];
+            square += move * move;
+        }
+        moved &= is_close(sums[1], slope, 1e-6) && is_close(sums[2], square, 1e-6);
+        solve(again, others, &p, THREADS);
+        same &= !memcmp(out, again, COUNT * sizeof *out) && !memcmp(sums, others, sizeof sums);
+        p.step = 0;
+        solve(out, sums, &p, THREADS);
+        identity &= !memcmp(out, x, COUNT * sizeof *out);
+        p.step = 1;
+        p.by[0] = p.by[1] = (lns_strengths){k & 1 ? 1e300 : 0, k & 1 ? 0 : 1e300, ridge};
+        solve(out, sums, &p, THREADS);
+        for (size_t j = 0; j < COUNT; j++) removed &= (double)out[j] == center_of(j) && !signbit(out[j]);
+        removed &= sums[0] == 0;
+    }
+    check(best, "lns_proximal_step_f32: no better point nearby, and its penalty");
+    check(moved, "lns_proximal_step_f32: how far it moved");
+    check(same, "lns_proximal_step_f32: threads");
+    check(identity, "lns_proximal_step_f32: a step of zero");
+    check(removed, "lns_proximal_step_f32: huge strengths leave the identity, exactly");
+    free(x); free(gradient); free(scales); free(out); free(again); free(offsets); free(order);
 }
 
 /* ---- lns_optim ---- */
 
 static void test_optim_of(size_t count)
 {
-    float *start = random_floats(count), *gradient = random_floats(count);
-    float *x = NEW(float, count), *out = NEW(float, count);
-    float *velocity = random_floats(count), *first = random_floats(count), *second = random_floats(count);
-    int step = 1, sgd = 1, adam = 1, movement;
-    lns_gradient_step_f32(out, start, gradient, 0.25, count);
+    float *start = random_floats(count), *gradient = random_floats(count), *x = NEW(float, count);
+    float *velocity = random_floats(count), *before = NEW(float, count);
+    float *first = random_floats(count), *second = random_floats(count);
+    int sgd = 1, adam = 1, decay = 1;
     memcpy(x, start, count * sizeof *x);
-    lns_gradient_step_f32(x, x, gradient, 0.25, count);
-    step &= !memcmp(x, out, count * sizeof *x);
+    lns_sgd_f32(x, NULL, gradient, 0.25, 0, count, THREADS);
+    for (size_t j = 0; j < count; j++)
+        sgd &= is_close((double)x[j], (double)start[j] - 0.25 * (double)gradient[j], 1e-6);
+    memcpy(before, velocity, count * sizeof *before);
     memcpy(x, start, count * sizeof *x);
-    lns_sgd_f32(x, NULL, gradient, 0.25, 0, count);
-    sgd &= !memcmp(x, out, count * sizeof *x);
-    double slope, square, expected_slope = 0, expected_square = 0;
-    lns_movement_f32(&slope, &square, out, start, gradient, count);
+    lns_sgd_f32(x, velocity, gradient, 0.25, 0.5, count, THREADS);
     for (size_t j = 0; j < count; j++) {
-        double move = (double)out[j] - (double)start[j];
-        expected_slope += move * (double)gradient[j];
-        expected_square += move * move;
-        step &= is_close(move, -0.25 * (double)gradient[j], 1e-6);
-    }
-    movement = is_close(slope, expected_slope, 1e-12) && is_close(square, expected_square, 1e-12);
-    memcpy(out, velocity, count * sizeof *out);
-    memcpy(x, start, count * sizeof *x);
-    lns_sgd_f32(x, velocity, gradient, 0.25, 0.5, count);
-    for (size_t j = 0; j < count; j++) {
-        double speed = 0.5 * (double)out[j] + (double)gradient[j];
+        double speed = 0.5 * (double)before[j] + (double)gradient[j];
         sgd &= is_close((double)velocity[j], speed, 1e-6);
         sgd &= is_close((double)x[j], (double)start[j] - 0.25 * speed, 1e-6);
     }
@@ -100,14 +131,21 @@ static void test_optim_of(size_t count)
         x[j] = start[j];
         gradient[j] += gradient[j] > 0 ? 0.1f : -0.1f;
     }
-    for (size_t k = 1; k <= 3; k++) lns_adam_f32(x, first, second, gradient, 0.01, 0.9, 0.99, 1e-8, k, count);
+    for (size_t k = 1; k <= 3; k++)
+        lns_adam_f32(x, first, second, gradient, 0.01, 0.9, 0.99, 1e-8, 0, k, count, THREADS);
     for (size_t j = 0; j < count; j++)                        /* a steady gradient: three whole steps */
         adam &= is_close((double)x[j], (double)start[j] - 0.03 * (gradient[j] > 0 ? 1 : -1), 1e-5);
-    check(step, "lns_gradient_step_f32");
+    for (size_t j = 0; j < count; j++) first[j] = second[j] = gradient[j] = 0;
+    memcpy(x, start, count * sizeof *x);
+    lns_adam_f32(x, first, second, gradient, 0.5, 0.9, 0.99, 1e-8, 0.5, 1, count, THREADS);
+    for (size_t j = 0; j < count; j++) {
+        double center = j < count / 2 ? 1 : 0;
+        decay &= is_close((double)x[j] - center, 0.75 * ((double)start[j] - center), 1e-6);
+    }
     check(sgd, "lns_sgd_f32");
     check(adam, "lns_adam_f32");
-    check(movement, "lns_movement_f32");
-    free(start); free(gradient); free(x); free(out); free(velocity); free(first); free(second);
+    check(decay, "lns_adam_f32: decay towards the identity");
+    free(start); free(gradient); free(x); free(velocity); free(before); free(first); free(second);
 }
 
 static void test_cosine(void)
@@ -119,8 +157,9 @@ static void test_cosine(void)
 
 void test_optim(void)
 {
-    test_prox();
-    test_optim_of(1);
-    test_optim_of(33);
+    test_proximal_step();
+    test_optim_of(2);
+    test_optim_of(34);
+    test_optim_of(20000);
     test_cosine();
 }

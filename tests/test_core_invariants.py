@@ -17,7 +17,7 @@ from oracle import THREADS, assert_same_bits, run_python
 from lineas import _core, ops
 
 CSRC = Path(__file__).parent.parent / "csrc"
-IN_PLACE = {"sgd": ("x", "velocity"), "adam": ("x", "first", "second")}
+IN_PLACE = {"sgd": ("x", "velocity"), "adam": ("x", "first", "second"), "affine_sparse": ("h",)}
 OPTIONAL = {
     "wasserstein": ("y_index",),
     "wasserstein_grad": ("y_index", "coefficient"),
@@ -53,6 +53,8 @@ def arguments(kernel: str, big: bool = False) -> dict:
         "wasserstein_grad": lambda: {**samples, "coefficient": rng.uniform(size=columns), "p": 2.0, "threads": 2},
         "affine_pool": lambda: {**maps, "shift": reals(dim), **pool},
         "affine_pool_grad": lambda: {**gradients, **maps, **pool},
+        "affine_sparse": lambda: {"h": reals(batch, dim, 3), "support": np.arange(1, dim, 2),
+                                  "scale": reals(dim // 2), "shift": reals(dim // 2), "threads": 2},
         "penalty": lambda: groups,
         "prox": lambda: {**groups, "step": 0.5},
         "sgd": lambda: {**some("x", "velocity", "gradient"), "rate": 0.1, "momentum": 0.9},
@@ -69,8 +71,14 @@ KERNELS = sorted(name for name in dir(_core) if callable(getattr(_core, name)) a
 THREADED = [name for name in KERNELS if "threads" in arguments(name)]
 
 
+def copies(given: dict) -> dict:
+    return {name: x.copy() if isinstance(x, np.ndarray) else x for name, x in given.items()}
+
+
 def call(kernel: str, given: dict):
-    return getattr(_core, kernel)(*given.values())
+    """What the kernel returns, or what it made of its first argument where it returns nothing."""
+    result = getattr(_core, kernel)(*given.values())
+    return next(iter(given.values())) if result is None else result
 
 
 # ---- threads ----
@@ -93,7 +101,7 @@ def test_bits_do_not_depend_on_threads(kernel):
         given = {**arguments(kernel, big=True), **change}
         if kernel == "affine_pool" and given["channels_first"]:
             given["scale"], given["shift"] = given["scale"][:9].copy(), given["shift"][:9].copy()
-        results = [call(kernel, {**given, "threads": threads}) for threads in THREADS]
+        results = [call(kernel, {**copies(given), "threads": threads}) for threads in THREADS]
         for result in results[1:]:
             assert_same_bits(result, results[0])
 
@@ -126,12 +134,12 @@ def test_thread_count_is_what_was_asked_else_torchs_and_one_where_the_work_is_sm
 
 def test_many_python_threads_at_once_give_the_same_results():
     jobs = {kernel: arguments(kernel, big=True) for kernel in THREADED}
-    alone = {kernel: call(kernel, given) for kernel, given in jobs.items()}
+    alone = {kernel: call(kernel, copies(given)) for kernel, given in jobs.items()}
     start = threading.Barrier(8)
 
     def work(_):
         start.wait(timeout=30)
-        return [{kernel: call(kernel, given) for kernel, given in jobs.items()} for _ in range(3)]
+        return [{kernel: call(kernel, copies(given)) for kernel, given in jobs.items()} for _ in range(3)]
 
     with ThreadPoolExecutor(8) as pool:
         for results in pool.map(work, range(8)):
@@ -161,10 +169,13 @@ def refusals(kernel: str):
             return what.format(name), {**right, name: value}, error, says
 
         any_rank = kernel == "first_nonfinite"
+        any_type = kernel.startswith("affine") and name == "h"  # halves as well
         either = any_rank or kernel == "sort_columns" or (name == "x" and "y" in arrays)  # float32 or float64
-        kind = "a float32 or float64 array" if either else "an array|dtype"
+        kind = "a float32 or float64 array" if either else "an array of float32" if any_type else "an array|dtype"
         yield wrong("{} is a list", a.tolist(), TypeError, f"{mine}({kind}).*got .*list")
-        yield wrong("{} is float16", a.astype(np.float16), TypeError, f"{mine}({kind}).*got dtype.*float16")
+        other = np.int32 if any_type else np.float16
+        yield wrong(f"{{}} is {other.__name__}", a.astype(other), TypeError,
+                    f"{mine}({kind}).*got dtype.*{other.__name__}")  # fmt: skip
         yield wrong("{} is byteswapped", a.astype(a.dtype.newbyteorder()), TypeError, f"{mine}dtype.*got dtype.*>")
         yield wrong("{} is empty", a[:0], ValueError, f"{mine}at least one entry, got none")
         yield wrong("{} is strided", np.repeat(a, 2, axis=-1)[..., ::2], ValueError, f"{mine}a C-contiguous")
@@ -175,7 +186,8 @@ def refusals(kernel: str):
             yield wrong("{} has a dimension more", a[None], ValueError, f"{mine}{a.ndim} dim.*got {a.ndim + 1}$")
             yield wrong("{} has a dimension less", a[0].copy() if a.ndim > 1 else np.array(a[0]), ValueError,
                         f"{mine}{a.ndim} dim.*got {a.ndim - 1}$")  # fmt: skip
-        for axis in range(a.ndim if len(arrays) > 1 else 0):
+        free = len(arrays) == 1 or (kernel, name) == ("affine_sparse", "h")  # of any shape
+        for axis in range(0 if free else a.ndim):
             longer = np.concatenate([a, np.take(a, [0], axis)], axis)
             yield wrong(f"{{}} is longer in dimension {axis}", longer, ValueError, f"^({'|'.join(arrays)}): expected ")
         if name in IN_PLACE.get(kernel, ()):
@@ -197,6 +209,10 @@ def refusals(kernel: str):
                 f"threads {threads}", ValueError, f"threads: expected 1 to 4096, got {threads}", threads=threads
             )
         yield instead("threads 2.0", TypeError, "float", threads=2.0)
+    if "support" in right:
+        for bad in ([-1, 3], [1, 5], [3, 1], [1, 1]):
+            yield instead(f"support {bad}", ValueError, "^support: expected an ascent from 0 to at most 4",
+                          support=np.array(bad))  # fmt: skip
     if "y_index" in right:
         for bad in (-1, 4):
             y_index = right["y_index"].copy()

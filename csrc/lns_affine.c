@@ -4,144 +4,109 @@
 
 #include "lns_port.h"
 
-/* A plain loop, no intrinsics: LNS_CLONES makes the compiler emit the AVX2 and AVX-512 copies. */
-LNS_CLONES static void map_row(float *restrict out, const float *restrict h, const float *restrict scale,
-                               const float *restrict shift, size_t dim)
+/* Channels (or tokens) worked on at a time: their maps and sums stay in the first-level cache. */
+enum { BLOCK = 1024 };
+
+/* ---- choices by bits ----
+ * A compiler may not do by itself the arithmetic of a branch that is not taken: choosing among bits leaves no branch, so
+ * that every SIMD unit serves. */
+
+static inline float from_bits(uint32_t bits)
 {
-    for (size_t j = 0; j < dim; j++) out[j] = scale[j] * h[j] + shift[j];
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
 }
 
-LNS_CLONES static void add_scaled(float *restrict sum, const float *restrict x, float factor, size_t count)
+static inline uint32_t to_bits(float x)
 {
-    for (size_t j = 0; j < count; j++) sum[j] += factor * x[j];
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
 }
 
-void lns_affine_last_f32(float *out, float *pooled, const float *h, const float *scale, const float *shift,
-                         const float *pool, size_t batch, size_t tokens, size_t dim, int threads)
+/* b where condition is 0, a where it is 1. */
+static inline uint32_t choose(int condition, uint32_t a, uint32_t b) { return b ^ ((a ^ b) & (0u - (uint32_t)condition)); }
+
+/* x where condition is 1, 0 where it is 0. */
+static inline float keep_f32(int condition, float x) { return from_bits(to_bits(x) & (0u - (uint32_t)condition)); }
+
+static inline double keep_f64(int condition, double x)
 {
-    LNS_PARALLEL_FOR(threads)
-    for (ptrdiff_t b = 0; b < (ptrdiff_t)batch; b++) {
-        float *response = pooled + (size_t)b * dim;
-        memset(response, 0, dim * sizeof *response);
-        for (size_t t = 0; t < tokens; t++) {
-            size_t row = (size_t)b * tokens + t;
-            map_row(out + row * dim, h + row * dim, scale, shift, dim);
-            if (pool[row] != 0) add_scaled(response, out + row * dim, pool[row], dim);
-        }
-    }
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits &= (uint64_t)0 - (uint64_t)condition;
+    memcpy(&x, &bits, sizeof x);
+    return x;
 }
 
-/* grad_h = scale * g and the sums over tokens of g * h and g, with g = grad_out + weight * grad_pooled, for one token. */
-LNS_CLONES static void grad_row(float *restrict grad_h, float *restrict sum_scale, float *restrict sum_shift,
-                                const float *restrict grad_out, const float *restrict grad_pooled,
-                                const float *restrict h, const float *restrict scale, float weight, size_t dim)
+/* ---- halves: exact to float, and back with one rounding, to the nearest even ---- */
+
+static inline float load_bf16(uint16_t half) { return from_bits((uint32_t)half << 16); }
+
+static inline uint16_t save_bf16(float x)
 {
-    for (size_t j = 0; j < dim; j++) {
-        float g = grad_out[j] + weight * grad_pooled[j];
-        float product = g * h[j];
-        grad_h[j] = scale[j] * g;
-        sum_scale[j] += g != 0 ? product : 0; /* padding may hold an infinity, which no gradient should meet */
-        sum_shift[j] += g;
-    }
+    uint32_t bits = to_bits(x), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return (uint16_t)choose((bits & 0x7fffffff) > 0x7f800000, 0x7fc0, rounded);
 }
 
-/* The same where no gradient comes from later layers: padding then has none at all. */
-LNS_CLONES static void grad_row_pooled(float *restrict grad_h, float *restrict sum_scale, float *restrict sum_shift,
-                                       const float *restrict grad_pooled, const float *restrict h,
-                                       const float *restrict scale, float weight, size_t dim)
+/* float16 has 5 bits of exponent where float has 8: 15 and 127 stand for 1. */
+static inline float load_f16(uint16_t half)
 {
-    for (size_t j = 0; j < dim; j++) {
-        float g = weight * grad_pooled[j];
-        float product = g * h[j];
-        grad_h[j] = scale[j] * g;
-        sum_scale[j] += g != 0 ? product : 0;
-        sum_shift[j] += g;
-    }
+    uint32_t sign = (uint32_t)(half & 0x8000) << 16, rest = (uint32_t)half & 0x7fff;
+    uint32_t small = to_bits((float)(int32_t)rest * 0x1p-24f);                 /* subnormal: units of 2^-24 */
+    uint32_t normal = (rest << 13) + ((127 - 15) << 23), special = normal + ((127 - 15) << 23);
+    return from_bits(sign | choose(rest < 0x0400, small, choose(rest < 0x7c00, normal, special)));
 }
 
-/* Samples were summed apart; add them up in order, so that threads cannot change the bits. */
-static void add_samples(float *restrict total, const float *restrict rows, size_t batch, size_t dim)
+static inline uint16_t save_f16(float x)
 {
-    memset(total, 0, dim * sizeof *total);
-    for (size_t b = 0; b < batch; b++) add_scaled(total, rows + b * dim, 1, dim);
+    uint32_t bits = to_bits(x), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
+    uint32_t normal = (rest - ((127 - 15) << 23) + 0xfff + (rest >> 13 & 1)) >> 13;
+    uint32_t small = to_bits(from_bits(rest) + 0.5f) - to_bits(0.5f);          /* the sum is rounded to 2^-24 */
+    uint32_t large = choose(rest > 0x7f800000, 0x7e00, 0x7c00);
+    return (uint16_t)(sign | choose(rest < 0x38800000, small, choose(rest < 0x477ff000, normal, large)));
 }
 
-void lns_affine_last_grad_f32(float *grad_h, float *grad_scale, float *grad_shift, const float *grad_out,
-                              const float *grad_pooled, const float *h, const float *scale, const float *pool,
-                              float *scratch, size_t batch, size_t tokens, size_t dim, int threads)
-{
-    float *scale_rows = scratch, *shift_rows = scratch + batch * dim;
-    memset(scratch, 0, 2 * batch * dim * sizeof *scratch);
-    LNS_PARALLEL_FOR(threads)
-    for (ptrdiff_t b = 0; b < (ptrdiff_t)batch; b++) {
-        size_t own = (size_t)b * dim;
-        for (size_t t = 0; t < tokens; t++) {
-            size_t row = (size_t)b * tokens + t, at = row * dim;
-            if (grad_out)
-                grad_row(grad_h + at, scale_rows + own, shift_rows + own, grad_out + at, grad_pooled + own, h + at,
-                         scale, pool[row], dim);
-            else if (pool[row] != 0)
-                grad_row_pooled(grad_h + at, scale_rows + own, shift_rows + own, grad_pooled + own, h + at, scale,
-                                pool[row], dim);
-            else memset(grad_h + at, 0, dim * sizeof *grad_h);
-        }
-    }
-    add_samples(grad_scale, scale_rows, batch, dim);
-    add_samples(grad_shift, shift_rows, batch, dim);
-}
+/* The rest is the same text for every type. */
+#define LOAD(x) (x)
+#define SAVE(x) (x)
 
-/* One channel of one sample, its tokens side by side. */
-LNS_CLONES static float map_channel(float *restrict out, const float *restrict h, const float *restrict pool,
-                                    float scale, float shift, size_t tokens)
-{
-    float sum = 0;
-    for (size_t t = 0; t < tokens; t++) out[t] = scale * h[t] + shift;
-    LNS_SIMD_SUM(sum)
-    for (size_t t = 0; t < tokens; t++) sum += pool[t] != 0 ? pool[t] * out[t] : 0;
-    return sum;
-}
+#define STORE float
+#define REAL float
+#define KEEP keep_f32
+#define NAME(f) f##_f32
+#include "lns_affine_body.h"
+#undef STORE
+#undef REAL
+#undef KEEP
+#undef NAME
 
-void lns_affine_first_f32(float *out, float *pooled, const float *h, const float *scale, const float *shift,
-                          const float *pool, size_t batch, size_t tokens, size_t dim, int threads)
-{
-    LNS_PARALLEL_FOR(threads)
-    for (ptrdiff_t b = 0; b < (ptrdiff_t)batch; b++)
-        for (size_t j = 0; j < dim; j++) {
-            size_t row = (size_t)b * dim + j;
-            pooled[row] = map_channel(out + row * tokens, h + row * tokens, pool + (size_t)b * tokens, scale[j],
-                                      shift[j], tokens);
-        }
-}
+#define STORE double
+#define REAL double
+#define KEEP keep_f64
+#define NAME(f) f##_f64
+#include "lns_affine_body.h"
+#undef STORE
+#undef REAL
+#undef KEEP
+#undef NAME
+#undef LOAD
+#undef SAVE
 
-LNS_CLONES static void grad_channel(float *restrict grad_h, float *sum_scale, float *sum_shift,
-                                    const float *restrict grad_out, const float *restrict h,
-                                    const float *restrict pool, float grad_pooled, float scale, size_t tokens)
-{
-    float total_scale = 0, total_shift = 0;
-    for (size_t t = 0; t < tokens; t++)
-        grad_h[t] = (grad_out ? grad_out[t] : 0) + pool[t] * grad_pooled;
-    LNS_SIMD_SUM(total_scale, total_shift)
-    for (size_t t = 0; t < tokens; t++) {
-        total_scale += grad_h[t] != 0 ? grad_h[t] * h[t] : 0;
-        total_shift += grad_h[t];
-        grad_h[t] *= scale;
-    }
-    *sum_scale = total_scale;
-    *sum_shift = total_shift;
-}
+#define STORE uint16_t
+#define REAL float
+#define KEEP keep_f32
 
-void lns_affine_first_grad_f32(float *grad_h, float *grad_scale, float *grad_shift, const float *grad_out,
-                               const float *grad_pooled, const float *h, const float *scale, const float *pool,
-                               float *scratch, size_t batch, size_t tokens, size_t dim, int threads)
-{
-    float *scale_rows = scratch, *shift_rows = scratch + batch * dim;
-    LNS_PARALLEL_FOR(threads)
-    for (ptrdiff_t b = 0; b < (ptrdiff_t)batch; b++)
-        for (size_t j = 0; j < dim; j++) {
-            size_t row = (size_t)b * dim + j, at = row * tokens;
-            grad_channel(grad_h + at, scale_rows + row, shift_rows + row, grad_out ? grad_out + at : NULL, h + at,
-                         pool + (size_t)b * tokens, grad_pooled[row], scale[j], tokens);
-        }
-    add_samples(grad_scale, scale_rows, batch, dim);
-    add_samples(grad_shift, shift_rows, batch, dim);
-}
+#define LOAD(x) load_bf16(x)
+#define SAVE(x) save_bf16(x)
+#define NAME(f) f##_bf16
+#include "lns_affine_body.h"
+#undef LOAD
+#undef SAVE
+#undef NAME
+
+#define LOAD(x) load_f16(x)
+#define SAVE(x) save_f16(x)
+#define NAME(f) f##_f16
+#include "lns_affine_body.h"

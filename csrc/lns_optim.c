@@ -25,8 +25,9 @@ LNS_CLONES static void roll(float *restrict x, float *restrict velocity, const f
 void lns_sgd_f32(float *x, float *velocity, const float *gradient, double rate, double momentum, size_t count,
                  int threads)
 {
+    ptrdiff_t k;
     LNS_PARALLEL_FOR(threads)
-    for (ptrdiff_t k = 0; k < (ptrdiff_t)((count + BLOCK - 1) / BLOCK); k++) {
+    for (k = 0; k < (ptrdiff_t)((count + BLOCK - 1) / BLOCK); k++) {
         size_t at = (size_t)k * BLOCK, length = smaller(BLOCK, count - at);
         if (velocity) roll(x + at, velocity + at, gradient + at, (float)rate, (float)momentum, length);
         else descend(x + at, gradient + at, (float)rate, length);
@@ -49,8 +50,9 @@ void lns_adam_f32(float *x, float *first, float *second, const float *gradient, 
 {
     double correction1 = 1 - pow(beta1, (double)iteration), correction2 = 1 - pow(beta2, (double)iteration);
     size_t units = count / 2, blocks = (units + BLOCK - 1) / BLOCK;
+    ptrdiff_t k;
     LNS_PARALLEL_FOR(threads)
-    for (ptrdiff_t k = 0; k < 2 * (ptrdiff_t)blocks; k++) {   /* a block is all weights, or all biases */
+    for (k = 0; k < 2 * (ptrdiff_t)blocks; k++) {   /* a block is all weights, or all biases */
         size_t bias = (size_t)k >= blocks, in = ((size_t)k - bias * blocks) * BLOCK, at = bias * units + in;
         adam(x + at, first + at, second + at, gradient + at, (float)beta1, (float)(1 - beta1), (float)beta2,
              (float)(1 - beta2), (float)(rate / correction1), (float)sqrt(correction2), (float)epsilon,

@@ -197,8 +197,9 @@ void lns_proximal_step_f32(float *out, double *sums, const float *x, const float
                            const int64_t *offsets, const int64_t *order, lns_strengths weights, lns_strengths biases,
                            double step, double *parts, float *rows, size_t groups, size_t widest, int threads)
 {
+    ptrdiff_t k;
     LNS_PARALLEL_FOR(threads)
-    for (ptrdiff_t k = 0; k < 2 * (ptrdiff_t)groups; k++) {
+    for (k = 0; k < 2 * (ptrdiff_t)groups; k++) {
         int bias = k >= (ptrdiff_t)groups;
         const int64_t *ends = offsets + (bias ? k - (ptrdiff_t)groups : k);
         size_t first = (size_t)ends[0], count = (size_t)(ends[1] - ends[0]);
@@ -219,6 +220,6 @@ void lns_proximal_step_f32(float *out, double *sums, const float *x, const float
     }
     for (size_t i = 0; i < 3; i++) {
         sums[i] = 0;
-        for (size_t k = 0; k < 2 * groups; k++) sums[i] += parts[3 * k + i];
+        for (size_t at = i; at < 6 * groups; at += 3) sums[i] += parts[at];
     }
 }

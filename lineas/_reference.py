@@ -1,5 +1,5 @@
 """Every operation of the C core again, in a few lines of plain torch: the oracle of the tests, the readable
-specification, and the path for tensors that C does not take (other devices, half precision). Imports nothing of ours.
+specification, and the path for tensors that C does not take (other devices). Imports nothing of ours.
 """
 
 import math
@@ -82,12 +82,20 @@ def affine_pool(
     h: Tensor, scale: Tensor, shift: Tensor, pool: Tensor, channels_first: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The map of h (batch, tokens, dim), or (batch, dim, tokens), and its average over tokens under weights pool
-    (batch, tokens) in float32 or better; tokens of weight 0 are not looked at."""
-    tokens_last = h if channels_first else h.transpose(1, 2)
-    weights = pool.unsqueeze(1).to(torch.promote_types(h.dtype, torch.float32))
+    (batch, tokens); tokens of weight 0 are not looked at. Halves are computed in float32 and rounded once."""
+    wide = h.to(torch.promote_types(h.dtype, torch.float32))
+    scale, shift, pool = (x.to(wide.dtype) for x in (scale, shift, pool))
+    tokens_last, weights = wide if channels_first else wide.transpose(1, 2), pool.unsqueeze(1)
     # The map of the average is the average of the map; this way round, infinities in padding reach no gradient.
     average = (torch.where(weights != 0, tokens_last, 0) * weights).sum(2)
-    return affine(h, scale, shift, 1 if channels_first else 2), scale * average + shift * weights.sum(2)
+    out = affine(wide, scale, shift, 1 if channels_first else 2).to(h.dtype)
+    return out, scale * average + shift * weights.sum(2)
+
+
+def affine_sparse(h: Tensor, support: Tensor, scale: Tensor, shift: Tensor, channel_dim: int = -1) -> Tensor:
+    """A copy of h in which the channels in support, and no others, are mapped."""
+    mapped = affine(h.index_select(channel_dim, support), scale, shift, channel_dim)
+    return h.index_copy(channel_dim, support, mapped)
 
 
 def penalty(v: Tensor, center: float, labels: Tensor, l1: float, group: float, ridge: float = 0.0) -> Tensor:

@@ -1,8 +1,9 @@
 """Validate once, then C. The only file that holds an autograd Function, or hands tensors to `_core`.
 
-Nothing here moves data between devices: tensors that C does not take (not on the CPU, not float32) go to `_reference`.
+Nothing here moves data between devices: tensors that C does not take (not on the CPU) go to `_reference`.
 """
 
+import math
 import os
 from typing import NamedTuple
 
@@ -40,11 +41,19 @@ def thread_count(threads: int | None = None, work: int = SMALL) -> int:
     return threads
 
 
+REAL_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
 def runs_in_c(*tensors: Tensor) -> bool:
-    """Whether C takes these tensors as they are: float32, on the CPU, not traced by a compiler."""
-    return not torch.compiler.is_compiling() and all(
-        x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors
-    )
+    """Whether C takes these tensors: real, on the CPU, not traced by a compiler."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not traced and all(x.device.type == "cpu" and x.dtype in REAL_TYPES for x in tensors)
+
+
+def _array(x: Tensor) -> NDArray:
+    """The tensor's memory as NumPy, which knows no bfloat16, has it."""
+    x = x.detach()
+    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 class _AffinePool(torch.autograd.Function):
@@ -53,21 +62,22 @@ class _AffinePool(torch.autograd.Function):
         ctx.save_for_backward(h, scale, pool)
         ctx.channels_first, ctx.threads = channels_first, threads
         ctx.set_materialize_grads(False)
-        arrays = (h.detach().numpy(), scale.detach().numpy(), shift.detach().numpy(), pool.detach().numpy())
-        out, pooled = _core.affine_pool(*arrays, channels_first, threads)
-        return torch.from_numpy(out), torch.from_numpy(pooled)
+        arrays = _core.affine_pool(_array(h), _array(scale), _array(shift), _array(pool), channels_first, threads)
+        out, pooled = (torch.from_numpy(a) for a in arrays)
+        return out.view(h.dtype), pooled
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_out, grad_pooled):
-        h, scale, pool = (x.detach() for x in ctx.saved_tensors)
+        h, scale, pool = ctx.saved_tensors
         if grad_pooled is None:  # a mapped site that is not a loss site
-            grad_pooled = torch.zeros(h.shape[0], len(scale))
-        gradients = _core.affine_pool_grad(
-            None if grad_out is None else grad_out.contiguous().numpy(), grad_pooled.contiguous().numpy(),
-            h.numpy(), scale.numpy(), pool.numpy(), ctx.channels_first, ctx.threads,
+            grad_pooled = torch.zeros(len(h), len(scale), dtype=scale.dtype)
+        arrays = _core.affine_pool_grad(
+            None if grad_out is None else _array(grad_out.contiguous()), _array(grad_pooled.contiguous()),
+            _array(h), _array(scale), _array(pool), ctx.channels_first, ctx.threads,
         )  # fmt: skip
-        return (*(torch.from_numpy(g) for g in gradients), None, None, None)
+        grad_h, grad_scale, grad_shift = (torch.from_numpy(a) for a in arrays)
+        return grad_h.view(h.dtype), grad_scale, grad_shift, None, None, None
 
 
 def affine_pool(
@@ -80,7 +90,7 @@ def affine_pool(
     h : Tensor (batch, tokens, dim), or (batch, dim, tokens) with `channels_first`
         Activations, any float dtype and device.
     scale, shift : Tensor (dim,)
-        The map, float32 (float64 for float64 activations), same device.
+        The map, used in float32, in float64 for float64 activations; same device.
     pool : Tensor (batch, tokens)
         How much each token counts in its sample's response; not differentiated. Tokens of weight 0 are not looked at.
     threads : int, optional
@@ -88,7 +98,9 @@ def affine_pool(
 
     Returns
     -------
-    out : Tensor like h, and pooled : Tensor (batch, dim), in activation units, both differentiable.
+    out : Tensor like h, computed in the map's precision and rounded once.
+    pooled : Tensor (batch, dim), in the map's precision, of what was not yet rounded.
+        Both in activation units, and differentiable.
 
     Raises
     ------
@@ -97,7 +109,7 @@ def affine_pool(
 
     Notes
     -----
-    O(batch*tokens*dim); keeps h for backward. CPU float32 runs in C, everything else in `_reference.affine_pool`.
+    O(batch*tokens*dim); keeps h for backward. Runs in C on the CPU, in `_reference.affine_pool` elsewhere.
     Source: LinEAS, arXiv 2503.10679 (the affine map of each channel and its pooled response).
     """
     dim = 1 if channels_first else 2
@@ -114,8 +126,71 @@ def affine_pool(
         )
     if not runs_in_c(h, scale, shift, pool):
         return _reference.affine_pool(h, scale, shift, pool, channels_first)
-    tensors = (x.contiguous() for x in (h, scale, shift, pool))
-    return _AffinePool.apply(*tensors, channels_first, thread_count(threads, h.numel()))
+    precision = torch.promote_types(h.dtype, torch.float32)
+    maps = (x.to(precision).contiguous() for x in (scale, shift, pool))
+    return _AffinePool.apply(h.contiguous(), *maps, channels_first, thread_count(threads, h.numel()))
+
+
+def affine_sparse_(
+    h: Tensor, support: Tensor, scale: Tensor, shift: Tensor, *, channel_dim: int = -1, threads: int | None = None
+) -> Tensor:
+    """Map some channels of h in place, and leave the others alone.
+
+    Parameters
+    ----------
+    h : Tensor (batch, ..., dim), or with its channels in dimension `channel_dim`
+        Activations on the CPU, any float dtype, C-contiguous, in no autograd graph. They must be nobody else's: what a
+        module returns may be its input (`nn.Identity`), so a hook clones first.
+    support : Tensor (k,) int64, ascending
+        Which channels.
+    scale, shift : Tensor (k,)
+        Their map, used in float32, in float64 for float64 activations.
+    threads : int, optional
+        As in `affine_pool`.
+
+    Returns
+    -------
+    h, the same tensor.
+
+    Raises
+    ------
+    RuntimeError
+        Where autograd knows h: it may need the old values. A backward pass that saved h all the same refuses to run.
+    ValueError
+        Where shapes disagree, h is not C-contiguous (an expanded tensor never is), or support is out of order or range.
+
+    Notes
+    -----
+    O(batch*tokens*k), whatever dim is. Written out in `_reference.affine_sparse`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineas.ops import affine_sparse_
+    >>> affine_sparse_(torch.ones(1, 4), torch.tensor([1]), torch.tensor([2.0]), torch.tensor([0.5]))
+    tensor([[1.0000, 2.5000, 1.0000, 1.0000]])
+    """
+    if h.requires_grad:
+        raise RuntimeError("h: expected a tensor without gradient, got one of an autograd graph; clone or detach it")
+    if not runs_in_c(h, scale, shift):
+        raise ValueError(f"expected real tensors on the CPU, got {h.dtype} on {h.device}, maps {scale.dtype}")
+    if not h.is_contiguous():
+        raise ValueError(f"h: expected a C-contiguous tensor, got shape {tuple(h.shape)} with strides {h.stride()}")
+    if not scale.shape == shift.shape == support.shape or support.ndim != 1:
+        raise ValueError(
+            f"expected support, scale, shift (k,); got {tuple(support.shape)}, {tuple(scale.shape)}, "
+            f"{tuple(shift.shape)}"
+        )
+    if not len(support) or not h.numel():
+        return h
+    precision = torch.promote_types(h.dtype, torch.float32)
+    channel_dim %= h.ndim
+    blocks = _array(h).reshape(-1, h.shape[channel_dim], math.prod(h.shape[channel_dim + 1 :]))
+    w, b, at = (_array(x.contiguous()) for x in (scale.to(precision), shift.to(precision), support))
+    _core.affine_sparse(blocks, at, w, b, thread_count(threads, len(blocks) * len(support) * blocks.shape[2]))
+    if not h.is_inference():
+        torch.autograd.graph.increment_version(h)
+    return h
 
 
 class NonFiniteError(ValueError):

@@ -109,14 +109,22 @@ def pool_weights(mask: Tensor | None, batch: int, tokens: int, pooling: str, sit
 
 
 def pooled(h: Tensor, dim: int, mask: Tensor | None, pooling: str, site: Site, scale: Tensor, shift: Tensor):
-    """The site's map of h, and its responses (batch, units): channels in `dim`, everything between is pooled over."""
-    first = dim == 1 and h.ndim > 2
-    flat = h.flatten(2) if first else h.flatten(1, -2) if h.ndim > 3 else h if h.ndim == 3 else h.unsqueeze(1)
-    tokens = flat.shape[2 if first else 1]
-    is_sequence = h.ndim == 3 and not first
-    weights = pool_weights(mask if is_sequence else None, len(h), tokens, pooling, site).to(h.device)
-    out, responses = ops.affine_pool(flat, scale.to(h.device), shift.to(h.device), weights, channels_first=first)
-    return out.view(h.shape), responses
+    """The site's map of h, and its responses (batch, units): channels in `dim`, everything between is pooled over.
+
+    Whether channels are first or last in memory, which `dim` does not tell (images in torch's channels_last format),
+    h is viewed, not copied, and its map lies in memory as it does.
+    """
+    last, first = h.movedim(dim, -1), h.movedim(dim, 1)
+    channels_first = first.is_contiguous() and not last.is_contiguous()
+    moved = first if channels_first else last
+    batch, units = len(h), h.shape[dim]
+    flat = moved.reshape((batch, units, -1) if channels_first else (batch, -1, units))
+    is_sequence = h.ndim == 3 and dim != 1
+    tokens = flat.shape[2 if channels_first else 1]
+    weights = pool_weights(mask if is_sequence else None, batch, tokens, pooling, site).to(h.device)
+    maps = scale.to(h.device), shift.to(h.device)
+    out, responses = ops.affine_pool(flat, *maps, weights, channels_first=channels_first)
+    return out.view(moved.shape).movedim(1 if channels_first else -1, dim), responses
 
 
 class Runner:

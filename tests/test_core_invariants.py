@@ -17,7 +17,7 @@ from oracle import THREADS, assert_same_bits, run_python
 from lineas import _core, ops
 
 CSRC = Path(__file__).parent.parent / "csrc"
-IN_PLACE = {"sgd": ("x", "velocity"), "adam": ("x", "first", "second")}
+IN_PLACE = {"sgd": ("x", "velocity"), "adam": ("x", "first", "second"), "affine_sparse": ("h",)}
 OPTIONAL = {
     "wasserstein": ("y_index",),
     "wasserstein_grad": ("y_index", "coefficient"),
@@ -67,6 +67,8 @@ def arguments(kernel: str, big: bool = False) -> dict:
         "product": lambda: {"a": reals(3 * n, m), "b": reals(m, columns), "threads": 2},
         "affine_pool": lambda: {**maps, "shift": reals(dim), **pool},
         "affine_pool_grad": lambda: {**gradients, **maps, **pool},
+        "affine_sparse": lambda: {"h": reals(batch, dim, 3), "support": np.arange(1, dim, 2),
+                                  "scale": reals(dim // 2), "shift": reals(dim // 2), "threads": 2},
         "proximal_step": lambda: {**some("x", "gradient", "scales"), **groups, **strengths},
         "sgd": lambda: {**some("x", "velocity", "gradient"), "rate": 0.1, "momentum": 0.9, "threads": 2},
         "adam": lambda: {**some("x", "first", "second", "gradient"), "rate": 0.1, "beta1": 0.9, "beta2": 0.9,
@@ -183,11 +185,14 @@ def refusals(kernel: str):
             return what.format(name), {**right, name: value}, error, says
 
         any_rank = kernel == "first_nonfinite"
+        any_type = kernel.startswith("affine") and name == "h"  # halves as well
         either = any_rank or kernel.startswith("sort_") or name == "a"  # float32 or float64
         either = either or (name == "x" and bool({"y", "labels"} & set(arrays)))
-        kind = "a float32 or float64 array" if either else "an array|dtype"
+        kind = "a float32 or float64 array" if either else "an array of float32" if any_type else "an array|dtype"
         yield wrong("{} is a list", a.tolist(), TypeError, f"{mine}({kind}).*got .*list")
-        yield wrong("{} is float16", np.ones(a.shape, np.float16), TypeError, f"{mine}({kind}).*got dtype.*float16")
+        other = np.int32 if any_type else np.float16
+        yield wrong(f"{{}} is {other.__name__}", np.ones(a.shape, other), TypeError,
+                    f"{mine}({kind}).*got dtype.*{other.__name__}")  # fmt: skip
         yield wrong("{} is byteswapped", a.astype(a.dtype.newbyteorder()), TypeError, f"{mine}dtype.*got dtype.*>")
         yield wrong("{} is empty", a[:0], ValueError, f"{mine}at least one entry, got none")
         yield wrong("{} is strided", np.repeat(a, 2, axis=-1)[..., ::2], ValueError, f"{mine}a C-contiguous")
@@ -198,7 +203,8 @@ def refusals(kernel: str):
             yield wrong("{} has a dimension more", a[None], ValueError, f"{mine}{a.ndim} dim.*got {a.ndim + 1}$")
             yield wrong("{} has a dimension less", a[0].copy() if a.ndim > 1 else np.array(a[0]), ValueError,
                         f"{mine}{a.ndim} dim.*got {a.ndim - 1}$")  # fmt: skip
-        for axis in range(a.ndim if len(arrays) > 1 else 0):
+        alone = len(arrays) == 1 or (kernel, name) == ("affine_sparse", "h")  # of any shape
+        for axis in range(0 if alone else a.ndim):
             if axis == FREE.get((kernel, name)):
                 continue
             longer = np.concatenate([a, np.take(a, [0], axis)], axis)
@@ -222,6 +228,10 @@ def refusals(kernel: str):
                 f"threads {threads}", ValueError, f"threads: expected 1 to 4096, got {threads}", threads=threads
             )
         yield instead("threads 2.0", TypeError, "float", threads=2.0)
+    if "support" in right:
+        for bad in ([-1, 3], [1, 5], [3, 1], [1, 1]):
+            yield instead(f"support {bad}", ValueError, "^support: expected an ascent from 0 to at most 4",
+                          support=np.array(bad))  # fmt: skip
     if "y_index" in right:
         for bad in (-1, 4):
             y_index = right["y_index"].copy()
@@ -444,6 +454,12 @@ def test_kernels_keep_no_mutable_state(path, tmp_path):
     subprocess.run(["cc", "-std=c11", "-c", "-o", out, path], check=True, timeout=60)
     sizes = subprocess.run(["size", out], check=True, capture_output=True, text=True, timeout=60).stdout.splitlines()[1]
     assert sizes.split()[1:3] == ["0", "0"], sizes
+
+
+def test_parallel_loops_declare_their_index_before_the_loop():
+    """MSVC's OpenMP takes no declaration there."""
+    for name, code in CODE.items():
+        assert not re.search(r"LNS_PARALLEL_FOR\(\w+\)\s*for \(ptrdiff_t", code), name
 
 
 def test_only_the_port_header_depends_on_the_compiler():

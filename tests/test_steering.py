@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lineas
-from lineas import Steering, _reference
+from lineas import Steering, _reference, ops
 
 IDS = torch.randint(2, 60, (3, 6), generator=torch.Generator().manual_seed(0))
 
@@ -95,6 +95,31 @@ def test_the_hook_computes_what_the_reference_says():
     expected = net[1:](_reference.affine(h, torch.tensor(weight).float(), torch.tensor(bias).float(), 1))
     with Steering({"0": (weight, bias)}).apply(net):
         torch.testing.assert_close(net(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", [torch.nn.Identity, torch.nn.Dropout])
+def test_a_sparse_map_without_autograd_gives_the_same_in_c_and_leaves_the_modules_input_alone(kind, dtype, monkeypatch):
+    used, sparse = [], ops.affine_sparse_
+    monkeypatch.setattr(ops, "affine_sparse_", lambda *a, **k: [used.append(1), sparse(*a, **k)][1])
+    weight, bias = np.ones(64), np.zeros(64)
+    weight[[3, 40]], bias[[3, 63]] = (2.0, 0.5), (1.0, -1.0)
+    net = torch.nn.Sequential(kind()).eval()
+    h = normal(2, ops.SMALL // 128, 64).to(dtype)
+    before = h.clone()
+    with Steering({"0": (weight, bias)}).apply(net, 0.7):
+        with torch.no_grad():
+            sparsely = net(h)
+        with torch.inference_mode():
+            assert torch.equal(net(h), sparsely)
+        assert len(used) == 2
+        assert torch.equal(net(h), sparsely)  # autograd is on: densely
+        with torch.no_grad():
+            assert torch.equal(net(h[:, :2]), sparsely[:, :2])  # too few numbers
+            assert torch.equal(net(h.transpose(0, 1)), sparsely.transpose(0, 1))  # not contiguous
+    assert len(used) == 2
+    assert torch.equal(h, before)
+    assert not torch.equal(sparsely, before)
 
 
 # -- generation --

@@ -90,8 +90,98 @@ static void test_affine_where_no_gradient_flows(void)
     check(right && grad_scale[0] == 0 && grad_shift[0] == 0, "lns_affine_*_grad_f32: no gradient meets an infinity");
 }
 
+/* What the other types do with the same numbers, to the precision of halves; h holds numbers that all of them have. */
+static void test_affine_types(void)
+{
+    enum { B = 2, T = 3, D = 1030, N = B * T * D };
+    float *h = NEW(float, N), *scale = random_floats(D), *shift = random_floats(D), pool[B * T] = {0.5f, 0, 1, 1, 1, 1};
+    float *out = NEW(float, N), *pooled = NEW(float, B * D), *grad = NEW(float, D), *ones = NEW(float, B * D);
+    float *scratch = NEW(float, 2 * B * D), *shifts = NEW(float, D), *grad_h = NEW(float, N);
+    uint16_t *bf16 = NEW(uint16_t, N), *bf16_out = NEW(uint16_t, N), *f16 = NEW(uint16_t, N), *f16_out = NEW(uint16_t, N);
+    double *wide = NEW(double, N), *wide_out = NEW(double, N), *wide_scale = widened(scale, D);
+    double *wide_shift = widened(shift, D), *wide_pool = widened(pool, B * T), *wide_pooled = NEW(double, B * D);
+    for (size_t k = 0; k < N; k++) {
+        uint32_t bits;
+        h[k] = k % 2 ? 0.75f : -2;
+        wide[k] = (double)h[k];
+        memcpy(&bits, h + k, sizeof bits);
+        bf16[k] = (uint16_t)(bits >> 16);
+        f16[k] = k % 2 ? 0x3a00 : 0xc000;
+    }
+    for (size_t k = 0; k < B * D; k++) ones[k] = 1;
+    for (int first = 0; first < 2; first++) {
+        int right = 1;
+        (first ? lns_affine_first_f32 : lns_affine_last_f32)(out, pooled, h, scale, shift, pool, B, T, D, 1);
+        (first ? lns_affine_first_f64 : lns_affine_last_f64)(wide_out, wide_pooled, wide, wide_scale, wide_shift,
+                                                             wide_pool, B, T, D, THREADS);
+        for (size_t k = 0; k < N; k++) right &= is_close((double)out[k], wide_out[k], 1e-6);
+        for (size_t k = 0; k < B * D; k++) right &= is_close((double)pooled[k], wide_pooled[k], 1e-6);
+        check(right, "lns_affine_*_f64: as in float");
+        float *again = NEW(float, B * D);
+        (first ? lns_affine_first_bf16 : lns_affine_last_bf16)(bf16_out, again, bf16, scale, shift, pool, B, T, D, 1);
+        right = !memcmp(again, pooled, B * D * sizeof *again);
+        (first ? lns_affine_first_f16 : lns_affine_last_f16)(f16_out, again, f16, scale, shift, pool, B, T, D, 1);
+        right &= !memcmp(again, pooled, B * D * sizeof *again);
+        check(right, "lns_affine_*_bf16, _f16: pooled in float, bit for bit");
+        for (size_t k = 0; k < N; k++) {
+            uint32_t bits = (uint32_t)bf16_out[k] << 16;
+            float value;
+            memcpy(&value, &bits, sizeof value);
+            right &= fabs((double)value - (double)out[k]) <= fabs((double)out[k]) / 256;
+        }
+        check(right, "lns_affine_*_bf16: out is rounded");
+        (first ? lns_affine_first_grad_f32 : lns_affine_last_grad_f32)(grad_h, grad, shifts, NULL, ones, h, scale, pool,
+                                                                       scratch, B, T, D, THREADS);
+        (first ? lns_affine_first_grad_bf16 : lns_affine_last_grad_bf16)(bf16_out, again, shifts, NULL, ones, bf16,
+                                                                         scale, pool, scratch, B, T, D, THREADS);
+        right = !memcmp(again, grad, D * sizeof *again);
+        (first ? lns_affine_first_grad_f16 : lns_affine_last_grad_f16)(f16_out, again, shifts, NULL, ones, f16, scale,
+                                                                       pool, scratch, B, T, D, THREADS);
+        check(right && !memcmp(again, grad, D * sizeof *again), "lns_affine_*_grad_bf16, _f16: sums in float");
+        free(again);
+    }
+    free(h); free(scale); free(shift); free(out); free(pooled); free(grad); free(ones); free(scratch); free(shifts);
+    free(grad_h); free(bf16); free(bf16_out); free(f16); free(f16_out); free(wide); free(wide_out); free(wide_scale);
+    free(wide_shift); free(wide_pool); free(wide_pooled);
+}
+
+static void test_affine_sparse(void)
+{
+    const int64_t support[] = {1, 4};
+    const float scale[] = {2, -1}, shift[] = {0.5f, 3};
+    const double wide_scale[] = {2, -1}, wide_shift[] = {0.5, 3};
+    for (size_t inner = 1; inner < 20; inner += 6) {
+        size_t count = 3 * 5 * inner;
+        float *h = NEW(float, count);
+        double *wide = NEW(double, count);
+        uint16_t *bf16 = NEW(uint16_t, count), *f16 = NEW(uint16_t, count);
+        for (size_t k = 0; k < count; k++) {
+            h[k] = 2;
+            wide[k] = 2;
+            bf16[k] = 0x4000;
+            f16[k] = 0x4000;
+        }
+        lns_affine_sparse_f32(h, support, scale, shift, 3, 5, inner, 2, THREADS);
+        lns_affine_sparse_f64(wide, support, wide_scale, wide_shift, 3, 5, inner, 2, THREADS);
+        lns_affine_sparse_bf16(bf16, support, scale, shift, 3, 5, inner, 2, THREADS);
+        lns_affine_sparse_f16(f16, support, scale, shift, 3, 5, inner, 2, THREADS);
+        int right = 1;
+        for (size_t k = 0; k < count; k++) {
+            size_t j = k / inner % 5;
+            double expected = j == 1 ? 4.5 : j == 4 ? 1 : 2;
+            right &= (double)h[k] == expected && wide[k] == expected;
+            right &= bf16[k] == (j == 1 ? 0x4090 : j == 4 ? 0x3f80 : 0x4000);
+            right &= f16[k] == (j == 1 ? 0x4480 : j == 4 ? 0x3c00 : 0x4000);
+        }
+        check(right, "lns_affine_sparse_*: the support and nothing else");
+        free(h); free(wide); free(bf16); free(f16);
+    }
+}
+
 void test_affine(void)
 {
     test_affine_pool();
+    test_affine_types();
+    test_affine_sparse();
     test_affine_where_no_gradient_flows();
 }

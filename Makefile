@@ -41,8 +41,8 @@ $(VENV)/.installed: $(VENV)/.environment setup.py pyproject.toml $(wildcard csrc
 # The kernels without Python: plain, under the sanitizers, and under valgrind where there is one.
 kernels:
 	mkdir -p build
-	$(CC) $(CFLAGS) -O1 -g -Icsrc -o build/test_kernels $(wildcard csrc/test/*.c) $(KERNELS) -lm
-	$(CC) $(CFLAGS) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -Icsrc -o build/test_kernels_san $(wildcard csrc/test/*.c) $(KERNELS) -lm
+	$(CC) $(CFLAGS) -O1 -g1 -Icsrc -o build/test_kernels $(wildcard csrc/test/*.c) $(KERNELS) -lm
+	$(CC) $(CFLAGS) -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -Icsrc -o build/test_kernels_san $(wildcard csrc/test/*.c) $(KERNELS) -lm
 	build/test_kernels
 	build/test_kernels_san
 	if command -v valgrind >/dev/null; then valgrind -q --error-exitcode=1 --leak-check=full build/test_kernels; fi

@@ -30,8 +30,7 @@ static NAME(work_t) NAME(divide)(void *scratch, size_t rows, size_t relabellings
 /* Sort columns [0, width) of x, and put each side by side with itself. */
 static void NAME(sort_tile)(NAME(work_t) work, const REAL *x, size_t rows, size_t columns, size_t width)
 {
-    NAME(lns_tile_load)(work.tile, x, rows, columns, width);
-    NAME(lns_tile_sort)(work.tile, rows);
+    NAME(lns_tile_sort)(work.tile, x, rows, columns, width);
     for (size_t i = 0; i < rows; i++) {
         REAL values[LNS_LANES];
         const int64_t *places = NAME(lns_tile_places)(work.tile, i, rows);

@@ -35,11 +35,11 @@ static inline int64_t ordered_f64(double x)
 
 /* ---- float32: value in the upper half, place in the lower ---- */
 
-LNS_CLONES static void load_row_f32(int64_t *restrict row, const float *restrict x, size_t i, size_t n)
+/* Values and the places from place on, as exchange_f32 wants them. */
+LNS_INLINE void load_f32(int64_t *restrict row, const float *restrict x, size_t place, size_t apart, size_t count)
 {
-    (void)n;
-    for (size_t l = 0; l < LNS_LANES; l++)
-        row[l] = (int64_t)ordered_f32(x[l]) * ((int64_t)1 << 32) + (int64_t)(i * LNS_LANES + l);
+    (void)apart;
+    for (size_t l = 0; l < count; l++) row[l] = (int64_t)ordered_f32(x[l]) * ((int64_t)1 << 32) + (int64_t)(place + l);
 }
 
 /* The smaller of each pair to low, the larger to high; places lie apart entries further on, where they lie apart. */
@@ -55,11 +55,12 @@ LNS_INLINE void exchange_f32(int64_t *restrict low, int64_t *restrict high, size
 
 /* ---- float64: values in the first n + 1 rows, places in the next ---- */
 
-LNS_CLONES static void load_row_f64(int64_t *restrict row, const double *restrict x, size_t i, size_t n)
+LNS_INLINE void load_f64(int64_t *restrict row, const double *restrict x, size_t place, size_t apart, size_t count)
 {
-    int64_t *restrict places = row + (n + 1) * LNS_PITCH;
-    for (size_t l = 0; l < LNS_LANES; l++) row[l] = ordered_f64(x[l]);
-    for (size_t l = 0; l < LNS_LANES; l++) places[l] = (int64_t)(i * LNS_LANES + l);
+    for (size_t l = 0; l < count; l++) {
+        row[l] = ordered_f64(x[l]);
+        row[apart + l] = (int64_t)(place + l);
+    }
 }
 
 LNS_INLINE void exchange_f64(int64_t *restrict low, int64_t *restrict high, size_t apart, size_t count)

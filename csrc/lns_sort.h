@@ -19,14 +19,11 @@ enum { LNS_LANES = 64, LNS_PITCH = LNS_LANES + 8 };
 size_t lns_tile_entries_f32(size_t n);
 size_t lns_tile_entries_f64(size_t n);
 
-/* Load columns [0, width) of x, whose rows are stride apart, into a tile; lanes past width hold zeros. */
-void lns_tile_load_f32(int64_t *tile, const float *x, size_t n, size_t stride, size_t width);
-void lns_tile_load_f64(int64_t *tile, const double *x, size_t n, size_t stride, size_t width);
-
-/* Sort every lane of a tile in place, ascending. Equal values keep the order of their place, so the permutation is the
- * stable one; -0 equals +0. Values must not be NaN; n <= LNS_MAX_ROWS. O(n log^2 n) a lane, no branch on the data. */
-void lns_tile_sort_f32(int64_t *tile, size_t n);
-void lns_tile_sort_f64(int64_t *tile, size_t n);
+/* Load columns [0, width) of x, whose rows are stride apart, into a tile, and sort every lane, ascending; lanes past
+ * width hold zeros. Equal values keep the order of their place, so the permutation is the stable one; -0 equals +0.
+ * Values must not be NaN; n <= LNS_MAX_ROWS. O(n log^2 n) a lane, no branch on the data. */
+void lns_tile_sort_f32(int64_t *tile, const float *x, size_t n, size_t stride, size_t width);
+void lns_tile_sort_f64(int64_t *tile, const double *x, size_t n, size_t stride, size_t width);
 
 /* Row i of a tile of n rows: its places, in the lower half of each entry. */
 static inline const int64_t *lns_tile_places_f32(const int64_t *tile, size_t i, size_t n)

@@ -2,16 +2,6 @@
 
 size_t NAME(lns_tile_entries)(size_t n) { return PARTS * (n + 1) * LNS_PITCH; }
 
-/* A full row at once; the last tile of a matrix may be narrower than that. */
-void NAME(lns_tile_load)(int64_t *tile, const REAL *x, size_t n, size_t stride, size_t width)
-{
-    for (size_t i = 0; i < n; i++) {
-        REAL padded[LNS_LANES] = {0};
-        if (width < LNS_LANES) memcpy(padded, x + i * stride, width * sizeof *x);
-        NAME(load_row)(tile + i * LNS_PITCH, width < LNS_LANES ? padded : x + i * stride, i, n);
-    }
-}
-
 /* ---- a group of rows: Batcher's odd-even merge sort (Knuth, The Art of Computer Programming 3, section 5.3.4) ----
  * Straight lines of comparisons between rows whose numbers the compiler knows, so that eight lanes of sixteen rows stay
  * in vector registers. Which comparisons are made does not depend on the data, so all lanes make the same; the place is
@@ -65,15 +55,46 @@ LNS_INLINE void NAME(merge16)(int64_t *v)
     NAME(pair)(v, 9, 10); NAME(pair)(v, 11, 12); NAME(pair)(v, 13, 14);
 }
 
+LNS_INLINE void NAME(sort16)(int64_t *v)
+{
+    NAME(sort4)(v, 0); NAME(sort4)(v, 4); NAME(sort4)(v, 8); NAME(sort4)(v, 12);
+    NAME(merge8)(v, 0); NAME(merge8)(v, 8);
+    NAME(merge16)(v);
+}
+
 LNS_CLONES static void NAME(sort_group)(int64_t *restrict tile, const size_t *restrict at, size_t n)
 {
     for (size_t l = 0; l < LNS_LANES; l += VECTOR) {
         int64_t v[PARTS * GROUP * VECTOR];
         NAME(take)(v, tile + l, at, n);
-        NAME(sort4)(v, 0); NAME(sort4)(v, 4); NAME(sort4)(v, 8); NAME(sort4)(v, 12);
-        NAME(merge8)(v, 0); NAME(merge8)(v, 8);
-        NAME(merge16)(v);
+        NAME(sort16)(v);
         NAME(put)(tile + l, v, at, n);
+    }
+}
+
+/* The same for rows that come straight from x, all of them there and as wide as the tile. */
+LNS_CLONES static void NAME(sort_loaded)(int64_t *restrict tile, const size_t *restrict at, const REAL *restrict x,
+                                         size_t first, size_t n, size_t stride)
+{
+    for (size_t l = 0; l < LNS_LANES; l += VECTOR) {
+        int64_t v[PARTS * GROUP * VECTOR];
+        LNS_UNROLL
+        for (size_t k = 0; k < GROUP; k++)
+            NAME(load)(v + k * VECTOR, x + (first + k) * stride + l, (first + k) * LNS_LANES + l, GROUP * VECTOR,
+                       VECTOR);
+        NAME(sort16)(v);
+        NAME(put)(tile + l, v, at, n);
+    }
+}
+
+/* Up to GROUP rows of x into the tile, which may be wider. */
+LNS_CLONES static void NAME(load_rows)(int64_t *tile, const REAL *x, size_t first, size_t n, size_t stride,
+                                       size_t width)
+{
+    for (size_t i = first; i < first + GROUP && i < n; i++) {
+        REAL padded[LNS_LANES] = {0};
+        memcpy(padded, x + i * stride, width * sizeof *x);
+        NAME(load)(tile + i * LNS_PITCH, padded, i * LNS_LANES, (n + 1) * LNS_PITCH, LNS_LANES);
     }
 }
 
@@ -99,34 +120,40 @@ LNS_CLONES static void NAME(merge_near)(int64_t *tile, size_t first, size_t size
                 NAME(exchange)(tile + i * LNS_PITCH, tile + (i + k) * LNS_PITCH, (n + 1) * LNS_PITCH, LNS_LANES);
 }
 
-/* Rows [first, first + size), size a power of two from GROUP on: halves first, so that most comparisons are among rows
- * that are in the cache, then Batcher's odd-even merge. Its first four rounds compare rows that are multiples of a
+/* Rows [first, first + size) of x, size a power of two from GROUP on: halves first, so that most comparisons are among
+ * rows that are in the cache, then Batcher's odd-even merge. Its first four rounds compare rows that are multiples of a
  * sixteenth of the block apart: they merge groups. */
-static void NAME(sort_rows)(int64_t *tile, size_t first, size_t size, size_t n)
+static void NAME(sort_rows)(int64_t *tile, const REAL *x, size_t first, size_t size, size_t n, size_t stride,
+                            size_t width)
 {
-    size_t at[GROUP], stride = size / GROUP;
+    size_t at[GROUP], apart = size / GROUP;
     if (size == GROUP) {
         group_at(at, first, 1, n);
+        if (width == LNS_LANES && first + GROUP <= n) {
+            NAME(sort_loaded)(tile, at, x, first, n, stride);
+            return;
+        }
+        NAME(load_rows)(tile, x, first, n, stride, width);
         NAME(sort_group)(tile, at, n);
         return;
     }
-    NAME(sort_rows)(tile, first, size / 2, n);
+    NAME(sort_rows)(tile, x, first, size / 2, n, stride, width);
     if (first + size / 2 >= n) return;
-    NAME(sort_rows)(tile, first + size / 2, size / 2, n);
-    for (size_t r = 0; r < stride; r++) {
-        group_at(at, first + r, stride, n);
+    NAME(sort_rows)(tile, x, first + size / 2, size / 2, n, stride, width);
+    for (size_t r = 0; r < apart; r++) {
+        group_at(at, first + r, apart, n);
         NAME(merge_group)(tile, at, n);
     }
-    NAME(merge_near)(tile, first, size, stride, n);
+    NAME(merge_near)(tile, first, size, apart, n);
 }
 
-void NAME(lns_tile_sort)(int64_t *tile, size_t n)
+void NAME(lns_tile_sort)(int64_t *tile, const REAL *x, size_t n, size_t stride, size_t width)
 {
     size_t top = GROUP;
     while (top < n) top <<= 1;
     for (size_t part = 0; part < PARTS; part++)
         for (size_t l = 0; l < LNS_LANES; l++) tile[(part * (n + 1) + n) * LNS_PITCH + l] = INT64_MAX;
-    NAME(sort_rows)(tile, 0, top, n);
+    NAME(sort_rows)(tile, x, 0, top, n, stride, width);
 }
 
 size_t NAME(lns_sort_scratch)(size_t n) { return NAME(lns_tile_entries)(n) * sizeof(int64_t); }
@@ -159,8 +186,7 @@ void NAME(lns_sort)(REAL *sorted, int32_t *index, const REAL *x, size_t n, size_
         int64_t *tile = (int64_t *)scratch + (size_t)lns_thread() * NAME(lns_tile_entries)(n);
         size_t first = (size_t)t * LNS_LANES;
         size_t width = columns - first < LNS_LANES ? columns - first : LNS_LANES;
-        NAME(lns_tile_load)(tile, x + first, n, columns, width);
-        NAME(lns_tile_sort)(tile, n);
+        NAME(lns_tile_sort)(tile, x + first, n, columns, width);
         for (size_t i = 0; i < n; i++) {
             size_t out = i * columns + first;
             if (index) NAME(store_index)(sorted + out, index + out, x + first, tile, i, n, columns, width);

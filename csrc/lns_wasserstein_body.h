@@ -179,8 +179,7 @@ void NAME(lns_wasserstein)(double *cost, REAL *grad, const REAL *x, const REAL *
         const REAL *x_at = x + first, *y_at = y + first;
         for (size_t l = 0; l < width; l++)
             scale[l] = (REAL)(mass * (coefficient ? coefficient[first + l] : 1));
-        NAME(lns_tile_load)(work.tile, x_at, n, columns, width);
-        NAME(lns_tile_sort)(work.tile, n);
+        NAME(lns_tile_sort)(work.tile, x_at, n, columns, width);
         if (paired) {
             NAME(match)(work, y_at, n, columns, width);
             if (p == 2) NAME(compare_p2)(sum, out, x_at, work.at_place, scale, n, columns, width);

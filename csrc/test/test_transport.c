@@ -54,43 +54,39 @@ static void test_sort(void)
     check(tied, "lns_sort_f32, _f64: ties and signed zeros stay in their order");
 }
 
-static void test_tile(void)
+/* n rows of width columns, among more: whole groups of rows, parts of one, narrow and full tiles. */
+static int sorts_every_lane(size_t n, size_t width)
 {
-    enum { N = 5, STRIDE = 20, WIDTH = 3 };
-    float *x = random_floats((N - 1) * STRIDE + WIDTH), row[LNS_LANES], before[LNS_LANES];
-    double *wide = widened(x, (N - 1) * STRIDE + WIDTH), wide_row[LNS_LANES];
-    int64_t *tile = NEW(int64_t, lns_tile_entries_f32(N)), *wide_tile = NEW(int64_t, lns_tile_entries_f64(N));
-    lns_tile_load_f32(tile, x, N, STRIDE, WIDTH);
-    lns_tile_load_f64(wide_tile, wide, N, STRIDE, WIDTH);
+    size_t stride = LNS_LANES + 20;
+    float *x = random_floats((n - 1) * stride + width), row[LNS_LANES], before[LNS_LANES];
+    double *wide = widened(x, (n - 1) * stride + width), wide_row[LNS_LANES];
+    int64_t *tile = NEW(int64_t, lns_tile_entries_f32(n)), *wide_tile = NEW(int64_t, lns_tile_entries_f64(n));
+    lns_tile_sort_f32(tile, x, n, stride, width);
+    lns_tile_sort_f64(wide_tile, wide, n, stride, width);
     int right = 1;
-    for (size_t i = 0; i < N; i++) {
-        const int64_t *places = lns_tile_places_f32(tile, i, N), *wide_places = lns_tile_places_f64(wide_tile, i, N);
-        lns_tile_values_f32(row, tile, i);
-        lns_tile_values_f64(wide_row, wide_tile, i);
-        for (size_t l = 0; l < LNS_LANES; l++) {
-            double expected = l < WIDTH ? (double)x[i * STRIDE + l] : 0;
-            right &= (double)row[l] == expected && wide_row[l] == expected;
-            right &= (uint32_t)places[l] == i * LNS_LANES + l && (uint32_t)wide_places[l] == i * LNS_LANES + l;
-        }
-    }
-    check(right, "lns_tile_load_f32, _f64: a narrow tile, zeros beside it");
-    lns_tile_sort_f32(tile, N);
-    lns_tile_sort_f64(wide_tile, N);
-    right = 1;
-    for (size_t i = 0; i < N; i++) {
-        const int64_t *places = lns_tile_places_f32(tile, i, N), *wide_places = lns_tile_places_f64(wide_tile, i, N);
+    for (size_t i = 0; i < n; i++) {
+        const int64_t *places = lns_tile_places_f32(tile, i, n), *wide_places = lns_tile_places_f64(wide_tile, i, n);
         lns_tile_values_f32(row, tile, i);
         lns_tile_values_f64(wide_row, wide_tile, i);
         for (size_t l = 0; l < LNS_LANES; l++) {
             size_t at = (uint32_t)places[l] / LNS_LANES;
             right &= (double)row[l] == wide_row[l] && (i == 0 || before[l] <= row[l]);
             right &= (uint32_t)places[l] == (uint32_t)wide_places[l] && (uint32_t)places[l] % LNS_LANES == l;
-            right &= l < WIDTH ? x[at * STRIDE + l] == row[l] : at == i;
+            right &= l < width ? x[at * stride + l] == row[l] : row[l] == 0 && at == i;
         }
         memcpy(before, row, sizeof before);
     }
-    check(right, "lns_tile_sort_f32, _f64: every lane by itself");
     free(x); free(wide); free(tile); free(wide_tile);
+    return right;
+}
+
+static void test_tile(void)
+{
+    const size_t rows[] = {1, 5, 16, 17, 32, 40};
+    int right = 1;
+    for (size_t k = 0; k < sizeof rows / sizeof *rows; k++)
+        right &= sorts_every_lane(rows[k], 3) && sorts_every_lane(rows[k], LNS_LANES);
+    check(right, "lns_tile_sort_f32, _f64: every lane by itself, zeros beside a narrow tile");
 }
 
 static void test_first_nonfinite(void)

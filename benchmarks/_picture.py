@@ -38,7 +38,7 @@ def draw(file: str, facts: dict[str, Any], quick: bool) -> None:
     axes.set_xscale("log", base=2)
     axes.set(
         xlabel="samples n (as many targets)", ylabel="microseconds a unit",
-        title=f"Loss and gradient of one unit: {facts['cpu']}, {facts['threads']} threads",
+        title=f"Loss and gradient of one unit: {facts['cpu']}, threads: {facts['threads']}",
     )  # fmt: skip
     axes.title.set_fontsize(9)
     axes.grid(alpha=0.3)

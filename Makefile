@@ -10,7 +10,7 @@ PYTEST = HF_HUB_OFFLINE=1 $(BIN)/pytest
 # Another build in the place of the installed one: first on the path, and the tests check that it is the one they got.
 PYTEST_ON = PYTHONPATH=$(1) LINEAS_EXPECT_BUILD=$(1) $(PYTEST) -q -m "not slow" -o addopts=--strict-markers tests
 
-.PHONY: demo test fast check kernels sanitize serial dist wheel clean
+.PHONY: demo test fast check kernels instructions sanitize serial dist wheel clean
 
 demo: $(VENV)/.installed
 	$(if $(MODEL),,HF_HUB_OFFLINE=1) $(BIN)/python examples/demo.py $(if $(SRC),--src "$(SRC)") $(if $(TGT),--tgt "$(TGT)") $(if $(MODEL),--model "$(MODEL)")
@@ -46,6 +46,10 @@ kernels:
 	build/test_kernels
 	build/test_kernels_san
 	if command -v valgrind >/dev/null; then valgrind -q --error-exitcode=1 --leak-check=full build/test_kernels; fi
+
+# Instructions of three fixed cases under callgrind, against the record; --update in benchmarks/instructions.py renews it.
+instructions:
+	CC="$(CC)" $(PYTHON) benchmarks/instructions.py
 
 # The whole fast suite with the extension under AddressSanitizer and UBSan, built beside the ordinary one.
 sanitize: $(VENV)/.environment

@@ -1,56 +1,73 @@
-"""Loss and gradient of all units at once, against the same through torch.sort and against POT, in one run.
+"""The kernels through their public functions, against their peers, in one process.
 
-    python benchmarks/kernels.py
+    python benchmarks/kernels.py [--only loss,sort,sliced,null,affine,updates] [--json FILE] [--picture FILE]
 
-Times are minima over several calls, the columns in turn, so that a machine that slows down slows all of them. POT gives
-no gradient. `copy` is what copying source, target and gradient once would take: the floor for any code.
+All rivals of a case take turns over several rounds; in its turn each is called a few times in a row, so that everyone
+is measured warm, and the first call does not count. Both the minimum and the median are kept, and ratios are those of
+minima: how many times as long as lineas. Rivals that take very long do a part of the work, and their time is scaled
+(marked ~); a second for each rival is enough, in at least three rounds. `copy` is what `ndarray.copy`, on one
+thread, takes for the bytes that must move: its ratio is the share of that bandwidth at which lineas runs.
 """
 
-import time
-
-import numpy as np
-import ot as pot
-import torch
-
-import lineas
-
-CASES = ((32, 32, 17280), (64, 64, 17280), (256, 256, 17280), (1024, 1024, 4096), (32, 100, 17280))
+import argparse
+import json
+import os
 
 
-def with_torch(source: torch.Tensor, target: torch.Tensor) -> None:
-    source = source.detach().requires_grad_()
-    (source.sort(0).values - target).square().mean(0).sum().backward()
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="GROUPS", help="some groups of cases, separated by commas")
+    parser.add_argument("--threads", type=int, default=2, help="of lineas, torch and BLAS (default 2)")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, one round: does it run at all?")
+    parser.add_argument("--json", metavar="FILE", help="write all figures, and what the machine is")
+    parser.add_argument("--picture", metavar="FILE", help="draw time against n; alone unless --only is given")
+    return parser.parse_args()
 
 
-def milliseconds(*functions, calls: int = 15) -> list[float]:
-    best = [float("inf")] * len(functions)
-    for call in range(calls + 1):
-        for k, function in enumerate(functions):
-            started = time.perf_counter()
-            function()
-            if call:  # the first is for warming up
-                best[k] = min(best[k], time.perf_counter() - started)
-    return [1e3 * seconds for seconds in best]
+def report(result: dict) -> None:
+    print(f"\n{result['case']}")
+    for name, row in result["figures"].items():
+        mark = "~" if row["scale"] != 1 and name != "copy" else " "
+        line = f"  {name:<27}{mark}{1e3 * row['minimum']:11.3f} {1e3 * row['median']:11.3f} {row['ratio']:9.2f}x"
+        if row["goal"]:
+            line += f"   goal {row['goal']:g}x: {'met' if row['met'] else 'NOT MET'}"
+        if name == "lineas" and result["limit"]:
+            line += f"   goal {result['limit']:g} s: {'met' if result['met'] else 'NOT MET'}"
+        print(line, flush=True)
 
 
 def main() -> None:
-    draw = np.random.default_rng(0)
-    print(f"{torch.get_num_threads()} threads; milliseconds, and how many times as long as lineas")
-    print(f"{'n':>5} {'m':>5} {'units':>6} {'lineas':>8} {'torch.sort':>16} {'POT':>16} {'copy':>8}")
-    for n, m, units in CASES:
-        source, target = (draw.normal(size=(k, units)).astype(np.float32) for k in (n, m))
-        prepared, ones = lineas.ops.prepare_target(target), np.ones(units)
-        x, y = torch.from_numpy(source), torch.from_numpy(prepared.values)
-        functions = [
-            lambda s=source, p=prepared, c=ones: lineas.ops.loss(s, p, c),
-            lambda s=source, t=target: pot.wasserstein_1d(s, t, p=2),
-            lambda s=source, t=target: (s.copy(), t.copy(), s.copy()),
-        ]
-        if n == m:
-            functions.append(lambda x=x, y=y: with_torch(x, y))
-        ours, theirs, copy, *torchs = milliseconds(*functions, calls=15 if n * units < 10**6 else 5)
-        rival = f"{torchs[0]:8.2f} {torchs[0] / ours:6.1f}x" if torchs else f"{'-':>16}"
-        print(f"{n:5} {m:5} {units:6} {ours:8.2f} {rival} {theirs:8.1f} {theirs / ours:6.1f}x {copy:8.2f}")
+    asked = arguments()
+    # Before NumPy and torch are loaded. Compiling in this process leaves no workers that could disturb.
+    os.environ |= {"OPENBLAS_NUM_THREADS": str(asked.threads), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    import _cases
+    import _timing
+    import torch
+
+    torch.set_num_threads(asked.threads)
+    plan = _cases.Plan(asked.threads, asked.quick)
+    names = asked.only.split(",") if asked.only else [] if asked.picture else list(_cases.GROUPS)
+    if unknown := set(names) - set(_cases.GROUPS):
+        raise SystemExit(f"--only: expected some of {', '.join(_cases.GROUPS)}; got {', '.join(sorted(unknown))}")
+    facts = _timing.machine(asked.threads)
+    print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    if not plan.compiles:
+        print("without torch.compile: " + ("--quick" if asked.quick else "no C++ compiler"))
+    print(f"{'milliseconds':<30}{'minimum':>11} {'median':>11} {'to lineas':>10}")
+    results = []
+    for name in names:
+        for case in _cases.GROUPS[name](plan):
+            _timing.check(case)
+            results.append(_timing.race(case, *(1, 0.0) if asked.quick else (asked.rounds, 0.03)))
+            report(results[-1])
+    if asked.json:
+        with open(asked.json, "w") as file:
+            json.dump({"machine": facts, "cases": results}, file, indent=1)
+    if asked.picture:
+        import _picture
+
+        _picture.draw(asked.picture, facts, quick=asked.quick)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,50 @@
+"""The benchmarks run, at tiny sizes, and write down what they print."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ot")
+pytest.importorskip("scipy")
+pytest.importorskip("matplotlib")
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "kernels.py"
+if not SCRIPT.exists():
+    pytest.skip("tests without the source tree", allow_module_level=True)
+
+
+def run(*words):
+    return subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, timeout=300)
+
+
+def test_every_group_of_cases_runs_and_its_figures_are_written_and_drawn(tmp_path):
+    groups = "loss,sort,sliced,null,affine,updates"
+    done = run(
+        "--quick", "--only", groups, "--json", tmp_path / "figures.json", "--picture", tmp_path / "kernels.png"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "kernels.png").read_bytes().startswith(b"\x89PNG")
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert written["machine"]["threads"] == 2
+    starts = {case["case"].split(",")[0].split(":")[0] for case in written["cases"]}
+    assert starts >= {"loss", "sort", "sliced distance", "permutation null", "map and pooling", "proximal step", "Adam"}
+    for case in written["cases"]:
+        assert case["case"] in done.stdout
+        ours, *others = case["figures"].values()
+        assert next(iter(case["figures"])) == "lineas"
+        assert ours["ratio"] == 1
+        assert others
+        for row in (ours, *others):
+            assert 0 < row["minimum"] <= row["median"]
+            assert row["ratio"] == pytest.approx(row["minimum"] / ours["minimum"])
+            assert row["goal"] is None or row["met"] == (row["ratio"] >= row["goal"])
+
+
+def test_only_the_groups_that_were_asked_for_run():
+    done = run("--quick", "--only", "null", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    assert "permutation null" in done.stdout
+    assert "Adam" not in done.stdout
+    assert "threads 1" in done.stdout

@@ -31,10 +31,14 @@ OPTIONAL = {
 FREE = {("permutation_null", "x"): 1, ("product", "a"): 0, ("product", "b"): 1}
 
 
-def arguments(kernel: str, big: bool = False) -> dict:
-    """A call that works: arguments in their order, by name. Big enough to be shared among threads, or small."""
+# Sizes n, m, columns, batch, tokens, dim, count. Big ones are shared among threads: a thread takes 8192 of count.
+SMALL, BIG = (5, 4, 18, 2, 3, 5, 12), (33, 20, 300, 17, 9, 33, 40_000)
+
+
+def arguments(kernel: str, big: bool = False, sizes: tuple | None = None) -> dict:
+    """A call that works: arguments in their order, by name."""
     rng = np.random.default_rng(0)
-    n, m, columns, batch, tokens, dim = (33, 20, 300, 17, 9, 33) if big else (5, 4, 18, 2, 3, 5)
+    n, m, columns, batch, tokens, dim, count = sizes or (BIG if big else SMALL)
 
     def reals(*shape):
         return rng.normal(size=shape).astype(np.float32)
@@ -45,7 +49,6 @@ def arguments(kernel: str, big: bool = False) -> dict:
     maps = {"h": reals(batch, tokens, dim), "scale": reals(dim)}
     pool = {"pool": np.full((batch, tokens), 1 / tokens, np.float32), "channels_first": False, "threads": 2}
     gradients = {"grad_out": reals(batch, tokens, dim), "grad_pooled": reals(batch, dim)}
-    count = 2 * 20_000 if big else 12  # more than a thread takes at a time
     vectors = {name: np.abs(reals(count)) for name in ("x", "first", "second", "velocity", "gradient", "scales")}
     groups = {"offsets": np.array([0, 2, 2, count // 2]), "order": rng.permutation(count // 2), "step": 0.5}
     strengths = {"l1": 0.1, "group": 0.01, "l1_bias": 0.2, "group_bias": 0.02, "ridge": 0.3, "threads": 2}

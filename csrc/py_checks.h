@@ -42,8 +42,8 @@ int require_writeable(PyObject *object, const char *name, npy_intp size);
 int require_rows(const PyArrayObject *array, const char *name);
 int require_finite(PyArrayObject *array, const char *name);
 int require_threads(int threads);
-/* The first so many of the arrays are written: they share no memory with any other. All have passed require, which makes
- * of each one range of addresses; None stands for one that is not there. */
+/* The first so many of the arrays are written: they share no memory with any other. All passed require, which makes of
+ * each one range of addresses; None stands for one that is not there. */
 int require_apart(PyObject *const *arrays, const char *const *names, int written, int count);
 
 /* float32 or float64: the type number of a real array, or -1. */

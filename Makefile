@@ -1,5 +1,5 @@
 # make demo | make test: on a fresh machine with Python >= 3.10, a C compiler and make.
-# The rest is for development: check (linters, types), kernels (the C program), sanitize, serial, dist, wheel.
+# The rest is for development: check (linters, types), fuzz, kernels (the C program), sanitize, serial, dist, wheel.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ PYTEST = HF_HUB_OFFLINE=1 $(BIN)/pytest
 # Another build in the place of the installed one: first on the path, and the tests check that it is the one they got.
 PYTEST_ON = PYTHONPATH=$(1) LINEAS_EXPECT_BUILD=$(1) $(PYTEST) -q -m "not slow" -o addopts=--strict-markers tests
 
-.PHONY: demo test fast check kernels instructions sanitize serial dist wheel clean
+.PHONY: demo test fast fuzz check kernels instructions sanitize serial dist wheel clean
 
 demo: $(VENV)/.installed
 	$(if $(MODEL),,HF_HUB_OFFLINE=1) $(BIN)/python examples/demo.py $(if $(SRC),--src "$(SRC)") $(if $(TGT),--tgt "$(TGT)") $(if $(MODEL),--model "$(MODEL)")
@@ -25,6 +25,11 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every binding, with arguments made wrong at random.
+CALLS ?= 1000000
+fuzz: $(VENV)/.installed
+	$(BIN)/python tests/fuzz.py --calls $(CALLS) --seed $(or $(SEED),0)
 
 # The environment, remade when the pins change, then the extension, rebuilt when its sources or settings do.
 $(VENV)/.environment: requirements-dev.txt

@@ -18,6 +18,7 @@ enum { LNS_WORDS = 4, LNS_BLOCK = 64 * LNS_WORDS };           /* of a sample's l
  * the last block included.
  * C-contiguous, non-overlapping, no NaN; n, m >= 1; n + m <= LNS_MAX_ROWS; relabellings >= 2; p, columns, threads >= 1.
  * scratch: threads * lns_null_scratch_f32(n + m, relabellings) bytes, aligned for double; faster when aligned to 64.
+ * The size is SIZE_MAX where it would overflow.
  * All relabellings go through the same arithmetic: equal ones cost the same to the last bit. Sums in double; never
  * fails; allocates nothing; the bits do not depend on threads. One sort and O((n + m) * relabellings) a column. */
 size_t lns_null_scratch_f32(size_t rows, size_t relabellings);

@@ -11,6 +11,7 @@ typedef struct {
 
 size_t NAME(lns_null_scratch)(size_t rows, size_t relabellings)
 {
+    if (relabellings > SIZE_MAX / (2 * sizeof(double))) return SIZE_MAX;      /* what rows add is far below that */
     size_t costs = LNS_BLOCK * parts(relabellings, LNS_BLOCK), words = STRIDE * parts(rows, BITS);
     size_t each = sizeof(double) + sizeof(int32_t);
     return NAME(lns_tile_entries)(rows) * sizeof(int64_t) + (costs + words) * sizeof(double) + LNS_LANES * rows * each;

@@ -3,6 +3,9 @@
 #define LNS_PORT_H
 #include <stdint.h>
 
+/* Sizes that the rows of a tile bound, like LNS_MAX_ROWS * LNS_PITCH * 2 * 8 bytes, are far from overflow. */
+_Static_assert(SIZE_MAX >= UINT64_MAX, "lineas needs sizes of 64 bits");
+
 #ifdef _OPENMP
 #include <omp.h>
 static inline int lns_thread(void) { return omp_get_thread_num(); }

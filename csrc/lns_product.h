@@ -6,6 +6,7 @@
 /* out[i, c] = sum over j of a[i, j] * b[j, c].
  * out: (n, columns).  a: (n, d).  b: (d, columns).  C-contiguous, non-overlapping, every size >= 1, threads >= 1.
  * scratch: threads * lns_product_scratch_f32(d) bytes, aligned for double; faster when aligned to 64.
+ * The size is SIZE_MAX where it would overflow.
  * Summed in the type of the matrices, in the order of j. Never fails; allocates nothing; the bits do not depend on
  * threads. O(n d columns). */
 size_t lns_product_scratch_f32(size_t d);

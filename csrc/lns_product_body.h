@@ -1,11 +1,14 @@
 /* Included by lns_product.c once per precision; not a header of its own. */
 
-size_t NAME(lns_product_scratch)(size_t d) { return d * WIDTH * sizeof(REAL); }
+size_t NAME(lns_product_scratch)(size_t d)
+{
+    return d > SIZE_MAX / (WIDTH * sizeof(REAL)) ? SIZE_MAX : d * WIDTH * sizeof(REAL);
+}
 
 /* Up to WIDTH columns of b side by side, zeros after them: rows of b far apart would compete for the cache. */
 static void NAME(pack)(REAL *restrict strip, const REAL *restrict b, size_t d, size_t columns, size_t width)
 {
-    memset(strip, 0, NAME(lns_product_scratch)(d));
+    memset(strip, 0, d * WIDTH * sizeof *strip);
     for (size_t j = 0; j < d; j++) memcpy(strip + j * WIDTH, b + j * columns, width * sizeof *b);
 }
 

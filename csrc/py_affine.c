@@ -80,11 +80,7 @@ static PyObject *py_affine_pool_grad(PyObject *Py_UNUSED(self), PyObject *args)
     if (!(grad_h = NEW(3, t.shape, t.store)) || !(grad_scale = NEW(1, &t.dim, t.real))
         || !(grad_shift = NEW(1, &t.dim, t.real))) goto done;
     size_t batch = (size_t)t.batch, tokens = (size_t)t.tokens, dim = (size_t)t.dim;
-    size_t rows = (size_t)PyArray_NBYTES((PyArrayObject *)grad_pooled);
-    if (rows > (size_t)PY_SSIZE_T_MAX / 2 || !(scratch = PyMem_Malloc(2 * rows))) {
-        PyErr_NoMemory();
-        goto done;
-    }
+    if (!(scratch = scratch_bytes(2, (size_t)PyArray_NBYTES((PyArrayObject *)grad_pooled), 1))) goto done;
     void *to_h = DATA(grad_h), *to_scale = DATA(grad_scale), *to_shift = DATA(grad_shift);
     const void *g = grad_out == Py_None ? NULL : DATA(grad_out), *g_pooled = DATA(grad_pooled);
     const void *x = DATA(h), *w = DATA(scale), *at = DATA(pool);
@@ -126,6 +122,8 @@ static PyObject *py_affine_sparse(PyObject *Py_UNUSED(self), PyObject *args)
     if (PyArray_FailUnlessWriteable((PyArrayObject *)h, "h") < 0 || require(scale, "scale", real, 1) < 0) return NULL;
     npy_intp *shape = PyArray_DIMS((PyArrayObject *)h), count = PyArray_DIM((PyArrayObject *)scale, 0);
     if (require_vector(shift, "shift", real, count) < 0 || require_support(support, count, shape[1]) < 0) return NULL;
+    if (require_apart((PyObject *[]){h, support, scale, shift}, (const char *[]){"h", "support", "scale", "shift"}, 1,
+                      4) < 0) return NULL;
     size_t outer = (size_t)shape[0], dim = (size_t)shape[1], inner = (size_t)shape[2];
     void *x = DATA(h);
     const void *at = DATA(support), *w = DATA(scale), *b = DATA(shift);

@@ -83,6 +83,21 @@ int require_threads(int threads)
     return -1;
 }
 
+int require_apart(PyObject *const *arrays, const char *const *names, int written, int count)
+{
+    for (int i = 0; i < written; i++)
+        for (int k = i + 1; k < count; k++) {
+            if (arrays[i] == Py_None || arrays[k] == Py_None) continue;
+            PyArrayObject *a = (PyArrayObject *)arrays[i], *b = (PyArrayObject *)arrays[k];
+            uintptr_t from = (uintptr_t)PyArray_DATA(a), other = (uintptr_t)PyArray_DATA(b);
+            if (from >= other + (uintptr_t)PyArray_NBYTES(b) || other >= from + (uintptr_t)PyArray_NBYTES(a)) continue;
+            PyErr_Format(PyExc_ValueError, "%s, %s: expected arrays that share no memory, since %s changes in place",
+                         names[i], names[k], names[i]);
+            return -1;
+        }
+    return 0;
+}
+
 int real_type(PyObject *object, const char *name)
 {
     PyObject *got = (PyObject *)Py_TYPE(object);
@@ -95,15 +110,22 @@ int real_type(PyObject *object, const char *name)
     return -1;
 }
 
+void *scratch_bytes(size_t count, size_t each, int threads)
+{
+    size_t most = (size_t)PY_SSIZE_T_MAX / (size_t)threads;
+    if (each > 0 && count > most / each) return PyErr_NoMemory();
+    void *scratch = PyMem_Malloc(count * each * (size_t)threads);
+    return scratch ? scratch : PyErr_NoMemory();
+}
+
 enum { LINE = 64 };                                           /* bytes of a cache line, and of the widest vector */
 
 void *tile_scratch(size_t each, npy_intp columns, int *threads)
 {
-    npy_intp tiles = (columns + LNS_LANES - 1) / LNS_LANES;
+    npy_intp tiles = (columns - 1) / LNS_LANES + 1;
     if (*threads > tiles) *threads = (int)tiles;
-    if (each > ((size_t)PY_SSIZE_T_MAX - LINE) / (size_t)*threads) return PyErr_NoMemory();
-    void *scratch = PyMem_Malloc(each * (size_t)*threads + LINE);
-    return scratch ? scratch : PyErr_NoMemory();
+    if (each > (size_t)PY_SSIZE_T_MAX - LINE) return PyErr_NoMemory();
+    return scratch_bytes(each + LINE, 1, *threads);           /* one line would do, but not in one product */
 }
 
 void *on_line(void *scratch) { return (char *)scratch + (LINE - (uintptr_t)scratch % LINE) % LINE; }

@@ -42,10 +42,15 @@ int require_writeable(PyObject *object, const char *name, npy_intp size);
 int require_rows(const PyArrayObject *array, const char *name);
 int require_finite(PyArrayObject *array, const char *name);
 int require_threads(int threads);
+/* The first so many of the arrays are written: they share no memory with any other. All passed require, which makes of
+ * each one range of addresses; None stands for one that is not there. */
+int require_apart(PyObject *const *arrays, const char *const *names, int written, int count);
 
 /* float32 or float64: the type number of a real array, or -1. */
 int real_type(PyObject *object, const char *name);
 
+/* PyMem_Malloc of count * each * threads bytes, or NULL with a MemoryError, as where the product overflows. */
+void *scratch_bytes(size_t count, size_t each, int threads);
 /* Scratch for so many threads, no more than there are tiles to share; *threads is lowered to that. The kernels get it
  * from on_line(scratch), on a cache line of its own. */
 void *tile_scratch(size_t each, npy_intp columns, int *threads);

@@ -104,16 +104,8 @@ static PyObject *py_proximal_step(PyObject *Py_UNUSED(self), PyObject *args)
     if (require_proximal(&t, args) < 0) goto done;
     if ((size_t)t.threads > 2 * t.groups) t.threads = (int)(2 * t.groups);
     if (!(out = NEW(1, PyArray_DIMS(t.x), NPY_FLOAT32))) goto done;
-    /* No overflow: there are at most as many units as x has entries, but groups may be empty. */
-    if (t.groups > PY_SSIZE_T_MAX / (6 * sizeof *parts) || !(parts = PyMem_Malloc(6 * t.groups * sizeof *parts))) {
-        PyErr_NoMemory();
-        goto done;
-    }
-    if (t.order && (t.widest > PY_SSIZE_T_MAX / (4 * sizeof *rows) / (size_t)t.threads
-                    || !(rows = PyMem_Malloc(4 * t.widest * (size_t)t.threads * sizeof *rows)))) {
-        PyErr_NoMemory();
-        goto done;
-    }
+    if (!(parts = scratch_bytes(t.groups, 6 * sizeof *parts, 1))) goto done;
+    if (t.order && !(rows = scratch_bytes(t.widest, 4 * sizeof *rows, t.threads))) goto done;
     Py_BEGIN_ALLOW_THREADS
     lns_proximal_step_f32(FLOATS(out), sums, FLOATS(t.x), t.gradient ? FLOATS(t.gradient) : NULL,
                           t.scales ? FLOATS(t.scales) : NULL, LONGS(t.offsets), t.order ? LONGS(t.order) : NULL,
@@ -144,6 +136,8 @@ static PyObject *py_sgd(PyObject *Py_UNUSED(self), PyObject *args)
         PyErr_SetString(PyExc_ValueError, "velocity: expected an array where momentum is not 0");
         return NULL;
     }
+    if (require_apart((PyObject *[]){x, velocity, gradient}, (const char *[]){"x", "velocity", "gradient"}, 2, 3) < 0)
+        return NULL;
     Py_BEGIN_ALLOW_THREADS
     lns_sgd_f32(FLOATS((PyArrayObject *)x), velocity == Py_None ? NULL : FLOATS((PyArrayObject *)velocity),
                 FLOATS((PyArrayObject *)gradient), rate, momentum, (size_t)count, threads);
@@ -172,6 +166,8 @@ static PyObject *py_adam(PyObject *Py_UNUSED(self), PyObject *args)
         PyErr_Format(PyExc_ValueError, "iteration: expected at least 1, got %zd", iteration);
         return NULL;
     }
+    if (require_apart((PyObject *[]){x, first, second, gradient},
+                      (const char *[]){"x", "first", "second", "gradient"}, 3, 4) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     lns_adam_f32(FLOATS((PyArrayObject *)x), FLOATS((PyArrayObject *)first), FLOATS((PyArrayObject *)second),
                  FLOATS((PyArrayObject *)gradient), rate, beta1, beta2, epsilon, decay, (size_t)iteration,

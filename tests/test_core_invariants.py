@@ -7,6 +7,7 @@ import sys
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,14 @@ OPTIONAL = {
 FREE = {("permutation_null", "x"): 1, ("product", "a"): 0, ("product", "b"): 1}
 
 
-def arguments(kernel: str, big: bool = False) -> dict:
-    """A call that works: arguments in their order, by name. Big enough to be shared among threads, or small."""
+# Sizes n, m, columns, batch, tokens, dim, count. Big ones are shared among threads: a thread takes 8192 of count.
+SMALL, BIG = (5, 4, 18, 2, 3, 5, 12), (33, 20, 300, 17, 9, 33, 40_000)
+
+
+def arguments(kernel: str, big: bool = False, sizes: tuple | None = None) -> dict:
+    """A call that works: arguments in their order, by name."""
     rng = np.random.default_rng(0)
-    n, m, columns, batch, tokens, dim = (33, 20, 300, 17, 9, 33) if big else (5, 4, 18, 2, 3, 5)
+    n, m, columns, batch, tokens, dim, count = sizes or (BIG if big else SMALL)
 
     def reals(*shape):
         return rng.normal(size=shape).astype(np.float32)
@@ -45,7 +50,6 @@ def arguments(kernel: str, big: bool = False) -> dict:
     maps = {"h": reals(batch, tokens, dim), "scale": reals(dim)}
     pool = {"pool": np.full((batch, tokens), 1 / tokens, np.float32), "channels_first": False, "threads": 2}
     gradients = {"grad_out": reals(batch, tokens, dim), "grad_pooled": reals(batch, dim)}
-    count = 2 * 20_000 if big else 12  # more than a thread takes at a time
     vectors = {name: np.abs(reals(count)) for name in ("x", "first", "second", "velocity", "gradient", "scales")}
     groups = {"offsets": np.array([0, 2, 2, count // 2]), "order": rng.permutation(count // 2), "step": 0.5}
     strengths = {"l1": 0.1, "group": 0.01, "l1_bias": 0.2, "group_bias": 0.02, "ridge": 0.3, "threads": 2}
@@ -326,6 +330,39 @@ def test_calls_leak_neither_references_nor_memory_whether_they_succeed_or_fail(k
     finally:
         tracemalloc.stop()
     assert grown < 40 * 16  # a leaked array is 100 bytes and more, each time
+
+
+def in_one_buffer(given: dict, first: str, second: str, overlap: bool) -> dict:
+    """The second argument begins with the last bytes of the first, or just after it."""
+    a, b = given[first], given[second]
+    at = (a.nbytes - 1) // b.itemsize * b.itemsize if overlap else -(-a.nbytes // b.itemsize) * b.itemsize
+    room = np.zeros(at + b.nbytes + a.nbytes, np.uint8)
+    views = {first: room[: a.nbytes].view(a.dtype), second: room[at : at + b.nbytes].view(b.dtype)}
+    for name in sorted(views, key=lambda name: name == "support"):  # checked by its values
+        views[name] = views[name].reshape(given[name].shape)
+        views[name][...] = given[name]
+    return {**given, **views}
+
+
+@pytest.mark.parametrize("kernel", IN_PLACE)
+def test_what_changes_in_place_shares_no_memory_with_another_argument(kernel):
+    right = arguments(kernel)
+    arrays = [name for name, x in right.items() if isinstance(x, np.ndarray)]
+    for pair in permutations(arrays, 2):
+        if not set(pair) & set(IN_PLACE[kernel]):
+            continue
+        call(kernel, in_one_buffer(right, *pair, overlap=False))
+        given = in_one_buffer(right, *pair, overlap=True)
+        before = [given[name].tobytes() for name in arrays]
+        names = f"{pair[0]}, {pair[1]}|{pair[1]}, {pair[0]}"
+        with pytest.raises(ValueError, match=f"^({names}): expected arrays that share no memory"):
+            call(kernel, given)
+        assert [given[name].tobytes() for name in arrays] == before
+
+
+def test_arrays_that_are_only_read_may_be_the_same():
+    square = np.random.default_rng(0).normal(size=(6, 6))
+    assert_same_bits(_core.product(square, square, 1), _core.product(square, square.copy(), 1))
 
 
 def test_optional_arguments_may_be_left_out():

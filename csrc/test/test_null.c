@@ -111,4 +111,7 @@ void test_null(void)
                     right &= is_null_of_costs(counts[i][0], counts[i][1], sizes[j][0], sizes[j][1], powers[k], tied);
         check(right, tied ? "lns_null_f32, _f64: ties" : "lns_null_f32, _f64: the costs of all relabellings");
     }
+    check(lns_null_scratch_f32(2, SIZE_MAX / 8) == SIZE_MAX
+          && lns_null_scratch_f64(LNS_MAX_ROWS, SIZE_MAX / 16) < SIZE_MAX
+          && lns_null_scratch_f64(LNS_MAX_ROWS, SIZE_MAX / 16) > SIZE_MAX / 2, "lns_null_scratch: no overflow");
 }

@@ -35,4 +35,6 @@ void test_product(void)
                 for (int threads = 1; threads <= THREADS; threads++)
                     right &= multiplies_in_order(rows[i], inner[j], columns[k], threads);
     check(right, "lns_product_f32, _f64: every sum in its order");
+    check(lns_product_scratch_f32(3) == 3 * 16 * sizeof(float) && lns_product_scratch_f64(SIZE_MAX / 100) == SIZE_MAX
+          && lns_product_scratch_f32(SIZE_MAX / 50) == SIZE_MAX, "lns_product_scratch: no overflow");
 }

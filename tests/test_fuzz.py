@@ -1,5 +1,6 @@
 """The fuzzer for a short while, in a process of its own; and that it notices what it is there for."""
 
+import mmap
 import os
 import signal
 from pathlib import Path
@@ -41,7 +42,8 @@ def keeps_a_reference(x, threads):
 
 
 def leaks(x, threads):
-    kept.append(bytearray(5000))
+    kept.append(mmap.mmap(-1, 1 << 13))  # new pages: a block of the heap may have been there before
+    kept[-1].write(b"x" * (1 << 13))
     return _core.sort_values(x, threads)
 
 

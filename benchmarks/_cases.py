@@ -298,6 +298,15 @@ def updates(plan: Plan) -> Iterator[Case]:
         },
         {"torch foreach": 10.0}, {"copy": 1.5}, ("torch foreach",),
     )  # fmt: skip
+    whole, own, at = torch_optimizers(torch.optim.SGD, x, g)["torch foreach"], lineas.optim.SGD(), flat.copy()
+    yield Case(
+        f"SGD and its prox, a step of the published recipe: {shape}",
+        {
+            "lineas": lambda: (own.step(at, gradient, 1e-5), penalty.proximal_step(at, None, sizes, 1e-5)),
+            "torch foreach": lambda: (whole(), foreach_step(x, g, 1e-5, 0.1, 0.1)),
+        },
+        {"torch foreach": 10.0},
+    )
     for name, ours, kind, settings, copies in (
         ("SGD", lineas.optim.SGD, torch.optim.SGD, {}, 1.5),
         ("momentum", lineas.optim.Momentum, torch.optim.SGD, {"momentum": 0.9}, 2.5),

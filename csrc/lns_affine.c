@@ -4,8 +4,9 @@
 
 #include "lns_port.h"
 
-/* Channels (or tokens) worked on at a time: their maps and sums stay in the first-level cache. */
-enum { BLOCK = 1024 };
+/* Channels (or tokens) worked on at a time: their maps and sums stay in the cache, and most rows are read from end to
+ * end, as prefetching likes it. */
+enum { BLOCK = 4096 };
 
 /* ---- choices by bits ----
  * A compiler may not do by itself the arithmetic of a branch that is not taken: choosing among bits leaves no branch, so

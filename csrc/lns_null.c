@@ -172,13 +172,5 @@ static size_t greatest_divisor(size_t a, size_t b)
 
 static size_t parts(size_t count, size_t part) { return (count + part - 1) / part; }
 
-/* The same text for both precisions: REAL is the type, NAME(f) its symbol. */
-#define REAL float
-#define NAME(f) f##_f32
-#include "lns_null_body.h"
-#undef REAL
-#undef NAME
-
-#define REAL double
-#define NAME(f) f##_f64
-#include "lns_null_body.h"
+#define LNS_BODY "lns_null_body.h"
+#include "lns_both.h"

@@ -76,11 +76,23 @@ LNS_INLINE void exchange_f64(int64_t *restrict low, int64_t *restrict high, size
     }
 }
 
-/* The rest is the same text for both precisions: REAL is the type, NAME(f) its symbol, PARTS what a row consists of. */
+/* ---- float64 without places: what is equal is the same, so nothing tells a stable order from another ---- */
+
+LNS_INLINE void load_values_f64(int64_t *restrict row, const double *restrict x, size_t place, size_t apart, size_t count)
+{
+    (void)place, (void)apart;
+    for (size_t l = 0; l < count; l++) row[l] = ordered_f64(x[l]);
+}
+
+LNS_INLINE void exchange_values_f64(int64_t *restrict low, int64_t *restrict high, size_t apart, size_t count)
+{
+    exchange_f32(low, high, apart, count);
+}
+
 #define REAL float
 #define NAME(f) f##_f32
 #define PARTS 1
-#include "lns_sort_body.h"
+#include "lns_tile_body.h"
 #undef REAL
 #undef NAME
 #undef PARTS
@@ -88,4 +100,16 @@ LNS_INLINE void exchange_f64(int64_t *restrict low, int64_t *restrict high, size
 #define REAL double
 #define NAME(f) f##_f64
 #define PARTS 2
-#include "lns_sort_body.h"
+#include "lns_tile_body.h"
+#undef NAME
+#undef PARTS
+
+#define NAME(f) f##_values_f64
+#define PARTS 1
+#include "lns_tile_body.h"
+#undef REAL
+#undef NAME
+#undef PARTS
+
+#define LNS_BODY "lns_sort_body.h"
+#include "lns_both.h"

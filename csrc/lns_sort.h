@@ -25,6 +25,14 @@ size_t lns_tile_entries_f64(size_t n);
 void lns_tile_sort_f32(int64_t *tile, const float *x, size_t n, size_t stride, size_t width);
 void lns_tile_sort_f64(int64_t *tile, const double *x, size_t n, size_t stride, size_t width);
 
+/* The same without places: all entries of a value are alike, so float64 takes half the room and half the time. */
+size_t lns_tile_entries_values_f64(size_t n);
+void lns_tile_sort_values_f64(int64_t *tile, const double *x, size_t n, size_t stride, size_t width);
+static inline void lns_tile_sort_values_f32(int64_t *tile, const float *x, size_t n, size_t stride, size_t width)
+{
+    lns_tile_sort_f32(tile, x, n, stride, width);
+}
+
 /* Row i of a tile of n rows: its places, in the lower half of each entry. */
 static inline const int64_t *lns_tile_places_f32(const int64_t *tile, size_t i, size_t n)
 {

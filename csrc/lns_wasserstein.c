@@ -25,13 +25,5 @@ static inline double power_cost(double difference, double p, double *slope)
     return lower * size;
 }
 
-/* The same text for both precisions: REAL is the type, NAME(f) its symbol. */
-#define REAL float
-#define NAME(f) f##_f32
-#include "lns_wasserstein_body.h"
-#undef REAL
-#undef NAME
-
-#define REAL double
-#define NAME(f) f##_f64
-#include "lns_wasserstein_body.h"
+#define LNS_BODY "lns_wasserstein_body.h"
+#include "lns_both.h"

@@ -1,6 +1,6 @@
 /* Included by lns_wasserstein.c once per precision; not a header of its own. */
 
-/* Scratch of one thread: a tile of sources, and a number for each of its places. */
+/* Scratch of one thread: a tile of sources and, where a gradient is asked for, a number for each of its places. */
 typedef struct {
     int64_t *tile;
     REAL *at_place;
@@ -70,6 +70,33 @@ LNS_CLONES static void NAME(compare_p2)(double *cost, REAL *grad, const REAL *x,
     NAME(compare_all)(cost, grad, x, met, scale, n, columns, width, 2);
 }
 
+/* ---- the same, where nobody asks for the gradient: sorted sources need no places ---- */
+
+LNS_INLINE void NAME(cost_sorted)(double *restrict cost, const int64_t *restrict tile, const REAL *restrict y, size_t n,
+                                  size_t columns, size_t width, double p)
+{
+    REAL values[LNS_LANES];
+    double unused;
+    for (size_t i = 0; i < n; i++) {
+        NAME(lns_tile_values)(values, tile, i);
+        for (size_t l = 0; l < width; l++)
+            cost[l] += power_cost((double)values[l] - (double)y[i * columns + l], p, &unused);
+    }
+    for (size_t l = 0; l < width; l++) cost[l] /= (double)n;
+}
+
+LNS_CLONES static void NAME(cost_sorted_p1)(double *cost, const int64_t *tile, const REAL *y, size_t n, size_t columns,
+                                            size_t width)
+{
+    NAME(cost_sorted)(cost, tile, y, n, columns, width, 1);
+}
+
+LNS_CLONES static void NAME(cost_sorted_p2)(double *cost, const int64_t *tile, const REAL *y, size_t n, size_t columns,
+                                            size_t width)
+{
+    NAME(cost_sorted)(cost, tile, y, n, columns, width, 2);
+}
+
 /* ---- n != m, equal weights: all lanes cut the unit interval at the same places ---- */
 
 /* One run of mass: add mass * |a - b|^p for every lane. p is a constant where this is inlined. */
@@ -103,6 +130,7 @@ static inline void NAME(cost_runs)(double *restrict cost, NAME(work_t) work, con
             left_x -= run;
             left_y -= run;
         }
+        if (!work.at_place) continue;
         for (size_t l = 0; l < LNS_LANES; l++) rounded[l] = (REAL)slope[l];
         NAME(scatter)(work.at_place, rounded, NAME(lns_tile_places)(work.tile, i, n));
     }
@@ -146,7 +174,7 @@ static void NAME(cost_weighted)(double *restrict cost, NAME(work_t) work, const 
             }
             slope[l] = (REAL)total;
         }
-        NAME(scatter)(work.at_place, slope, places);
+        if (work.at_place) NAME(scatter)(work.at_place, slope, places);
     }
 }
 
@@ -171,7 +199,7 @@ void NAME(lns_wasserstein)(double *cost, REAL *grad, const REAL *x, const REAL *
     for (t = 0; t < tiles; t++) {
         NAME(work_t) work;
         work.tile = (int64_t *)(void *)((char *)scratch + (size_t)lns_thread() * NAME(lns_wasserstein_scratch)(n));
-        work.at_place = (REAL *)(work.tile + NAME(lns_tile_entries)(n));
+        work.at_place = grad ? (REAL *)(work.tile + NAME(lns_tile_entries)(n)) : NULL;
         size_t first = (size_t)t * LNS_LANES;
         size_t width = columns - first < LNS_LANES ? columns - first : LNS_LANES;
         double sum[LNS_LANES] = {0};
@@ -179,8 +207,13 @@ void NAME(lns_wasserstein)(double *cost, REAL *grad, const REAL *x, const REAL *
         const REAL *x_at = x + first, *y_at = y + first;
         for (size_t l = 0; l < width; l++)
             scale[l] = (REAL)(mass * (coefficient ? coefficient[first + l] : 1));
-        NAME(lns_tile_sort)(work.tile, x_at, n, columns, width);
-        if (paired) {
+        if (grad || x_weights) NAME(lns_tile_sort)(work.tile, x_at, n, columns, width);
+        else NAME(lns_tile_sort_values)(work.tile, x_at, n, columns, width);
+        if (paired && !grad) {
+            if (p == 2) NAME(cost_sorted_p2)(sum, work.tile, y_at, n, columns, width);
+            else if (p == 1) NAME(cost_sorted_p1)(sum, work.tile, y_at, n, columns, width);
+            else NAME(cost_sorted)(sum, work.tile, y_at, n, columns, width, p);
+        } else if (paired) {
             NAME(match)(work, y_at, n, columns, width);
             if (p == 2) NAME(compare_p2)(sum, out, x_at, work.at_place, scale, n, columns, width);
             else if (p == 1) NAME(compare_p1)(sum, out, x_at, work.at_place, scale, n, columns, width);

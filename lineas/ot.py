@@ -89,7 +89,7 @@ def wasserstein_1d_grad(
     source_weights: ArrayLike | None = None,
     target_weights: ArrayLike | None = None,
 ) -> tuple[NDArray[np.float64], NDArray]:
-    """W_p^p of every column, as `wasserstein_1d`, and its gradient for the source.
+    """W_p^p of every column, that of `wasserstein_1d` up to the rounding of sums, and its gradient for the source.
 
     Returns
     -------

@@ -58,7 +58,8 @@ def test_wasserstein_matches_the_reference_in_value_and_gradient(n, m, p, weight
             assert gradient.dtype == dtype
             np.testing.assert_allclose(cost, expected, rtol=1e-12, atol=1e-14)  # sums are float64 for either input
             np.testing.assert_allclose(gradient, slope, rtol=tolerance, atol=tolerance / 10)
-            assert_same_bits(wasserstein_1d(x, y, p, **weights), cost)
+            # Without a gradient it may be added up in another order: that of the sorted samples.
+            np.testing.assert_allclose(wasserstein_1d(x, y, p, **weights), cost, rtol=1e-14 * n)
 
 
 @pytest.mark.parametrize("weighted", WEIGHTED)

@@ -97,6 +97,7 @@ def test_sdist_builds_and_installs_with_only_a_compiler_and_numpy(tmp_path):
         inside = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     for needed in (
         "csrc/lns_port.h",
+        "csrc/lns_both.h",
         "csrc/lns_sort_body.h",
         "tests/conftest.py",
         "LICENSE",

@@ -93,7 +93,7 @@ static void test_affine_where_no_gradient_flows(void)
 /* What the other types do with the same numbers, to the precision of halves; h holds numbers that all of them have. */
 static void test_affine_types(void)
 {
-    enum { B = 2, T = 3, D = 1030, N = B * T * D };
+    enum { B = 2, T = 3, D = 4100, N = B * T * D };
     float *h = NEW(float, N), *scale = random_floats(D), *shift = random_floats(D), pool[B * T] = {0.5f, 0, 1, 1, 1, 1};
     float *out = NEW(float, N), *pooled = NEW(float, B * D), *grad = NEW(float, D), *ones = NEW(float, B * D);
     float *scratch = NEW(float, 2 * B * D), *shifts = NEW(float, D), *grad_h = NEW(float, N);

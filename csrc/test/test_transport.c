@@ -63,8 +63,11 @@ static int sorts_every_lane(size_t n, size_t width)
     int64_t *tile = NEW(int64_t, lns_tile_entries_f32(n)), *wide_tile = NEW(int64_t, lns_tile_entries_f64(n));
     lns_tile_sort_f32(tile, x, n, stride, width);
     lns_tile_sort_f64(wide_tile, wide, n, stride, width);
+    int64_t *bare_tile = NEW(int64_t, lns_tile_entries_values_f64(n));
+    lns_tile_sort_values_f64(bare_tile, wide, n, stride, width);
     int right = 1;
     for (size_t i = 0; i < n; i++) {
+        right &= memcmp(bare_tile + i * LNS_PITCH, wide_tile + i * LNS_PITCH, LNS_LANES * sizeof *bare_tile) == 0;
         const int64_t *places = lns_tile_places_f32(tile, i, n), *wide_places = lns_tile_places_f64(wide_tile, i, n);
         lns_tile_values_f32(row, tile, i);
         lns_tile_values_f64(wide_row, wide_tile, i);
@@ -76,7 +79,7 @@ static int sorts_every_lane(size_t n, size_t width)
         }
         memcpy(before, row, sizeof before);
     }
-    free(x); free(wide); free(tile); free(wide_tile);
+    free(x); free(wide); free(tile); free(wide_tile); free(bare_tile);
     return right;
 }
 
@@ -86,7 +89,7 @@ static void test_tile(void)
     int right = 1;
     for (size_t k = 0; k < sizeof rows / sizeof *rows; k++)
         right &= sorts_every_lane(rows[k], 3) && sorts_every_lane(rows[k], LNS_LANES);
-    check(right, "lns_tile_sort_f32, _f64: every lane by itself, zeros beside a narrow tile");
+    check(right, "lns_tile_sort_f32, _f64, _values_f64: every lane by itself, zeros beside a narrow tile");
 }
 
 static void test_first_nonfinite(void)

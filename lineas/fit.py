@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from . import ops, optim
 from .data import as_batches
+from .losses import AUTO, LOSSES
 from .model_loss import ModelLoss
 from .penalties import SparseGroupLasso
 from .responses import POOLINGS, Layout, Runner, probe
@@ -22,7 +23,7 @@ from .steering import Steering
 
 __all__ = ["fit"]
 
-METHODS, RECIPES, LOSSES, POSITIONS = ("lineas",), ("fast", "published"), ("auto", "wasserstein"), ("all",)
+METHODS, RECIPES, POSITIONS = ("lineas",), ("fast", "published"), ("all",)
 FAST_EVALUATIONS = 50  # the most the fast recipe may use unless told; it usually stops by itself after ten to twenty
 
 
@@ -71,8 +72,11 @@ def fit(
     method : {"lineas"}
     recipe : {"fast", "published"}
         "fast" picks its own step sizes and stops by itself; "published" is the paper's schedule, number for number.
-    loss : {"auto", "wasserstein"}
-        What to minimise; "auto" is at present "wasserstein", the mean over sites and units of W_2^2.
+    loss : {"auto", "wasserstein", "excess", "significant"}
+        What to minimise, as a mean over sites and units: W_2^2 ("wasserstein"); as much of it as sampling noise does not
+        explain, max(0, W_2^2 - mean of the null) ("excess"); or W_2^2 of those units only whose distance fewer than 5%
+        of random relabellings of the samples reach ("significant"; the others count 0). "auto" is "excess" in the
+        fast recipe. The published recipe has no other than "wasserstein".
     penalty : SparseGroupLasso, optional
         In units of the recipe's loss: the published recipe's loss is n times that of the fast one (n source samples).
     optimizer : {"sgd", "momentum", "adam", "adamw"}, learning_rate : float
@@ -130,7 +134,7 @@ def fit(
     True
     """
     started = time.perf_counter()
-    optimizer = _check_options(method, recipe, loss, optimizer, learning_rate, pooling, position)
+    loss, optimizer = _check_options(method, recipe, loss, optimizer, learning_rate, pooling, position)
     _check_limits(steps=steps, max_evaluations=max_evaluations, batch_size=batch_size, max_length=max_length)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -146,7 +150,7 @@ def fit(
         layout = probe(model, [*dict.fromkeys([*mapped, *compared])], sources[0])
         runner = _runner(model, layout, mapped, compared, pooling, seed)
         with _blame("tgt"):  # responses of the unsteered network never change, so they are collected once
-            problem = ModelLoss(runner, sources, [runner.collect([batch]) for batch in targets])
+            problem = ModelLoss(runner, sources, [runner.collect([batch]) for batch in targets], loss)
         log = _Log(max_evaluations or (FAST_EVALUATIONS if recipe == "fast" else None), progress, callbacks)
         with log, _blame("src"):
             x, why = _minimise(problem, penalty, log, recipe, optimizer, learning_rate, steps, resume_from)
@@ -154,7 +158,7 @@ def fit(
         "model": getattr(model, "name_or_path", "") or type(model).__name__,
         "samples": [problem.samples, sum(batch.size for batch in targets)],
         "loss_sites": [site.name for site in problem.runner.compared.sites],
-        "method": method, "recipe": recipe, "loss": "wasserstein", "optimizer": optimizer, "penalty": repr(penalty),
+        "method": method, "recipe": recipe, "loss": loss, "optimizer": optimizer, "penalty": repr(penalty),
         "pooling": pooling, "position": position, "seed": seed,
         "evaluations": len(log.history["loss"]), "seconds": round(time.perf_counter() - started, 3), "stopped": why,
     }  # fmt: skip
@@ -162,10 +166,10 @@ def fit(
     return Steering._from_flat([site.name for site in here.sites], here.sizes, x, history=log.history, info=info)
 
 
-def _check_options(method, recipe, loss, optimizer, learning_rate, pooling, position) -> str | None:
-    """Refuse unknown names; returns the optimizer to use."""
+def _check_options(method, recipe, loss, optimizer, learning_rate, pooling, position) -> tuple[str, str | None]:
+    """Refuse unknown names; returns the loss and the optimizer to use."""
     options = {
-        "method": (method, METHODS), "recipe": (recipe, RECIPES), "loss": (loss, LOSSES),
+        "method": (method, METHODS), "recipe": (recipe, RECIPES), "loss": (loss, ("auto", *LOSSES)),
         "pooling": (pooling, POOLINGS), "position": (position, POSITIONS),
     }  # fmt: skip
     if optimizer is not None:
@@ -176,10 +180,12 @@ def _check_options(method, recipe, loss, optimizer, learning_rate, pooling, posi
     if recipe == "published":
         if learning_rate is not None and not 0 < learning_rate < float("inf"):
             raise ValueError(f"learning_rate: expected a number above 0, got {learning_rate!r}")
-        return optimizer or "sgd"
+        if loss not in ("auto", "wasserstein"):
+            raise ValueError(f'loss: expected "wasserstein", which is the published recipe\'s, got {loss!r}')
+        return "wasserstein", optimizer or "sgd"
     if optimizer is not None or learning_rate is not None:
         raise ValueError('optimizer and learning_rate go with recipe="published"; the fast recipe picks its own steps')
-    return None
+    return AUTO if loss == "auto" else loss, None
 
 
 def _check_limits(**limits: int | None) -> None:

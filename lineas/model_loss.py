@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from . import ops, optim
+from . import losses, ops, optim
 from .data import Batch
+from .ot import PermutationNull
 from .responses import Runner
 
 
@@ -20,10 +21,14 @@ class ModelLoss:
         a second one for the gradient, a batch at a time, so that memory does not grow with the samples.
     targets : list of (m, N) arrays
         Responses of the unsteered network, a batch each.
+    loss : one of `losses.LOSSES`
     """
 
-    def __init__(self, runner: Runner, sources: list[Batch], targets: list[NDArray[np.float32]]):
-        self.runner, self.sources, self.targets = runner, sources, targets
+    def __init__(
+        self, runner: Runner, sources: list[Batch], targets: list[NDArray[np.float32]], loss: str = "wasserstein"
+    ):
+        self.runner, self.sources, self.targets, self.loss = runner, sources, targets, loss
+        self._noise: PermutationNull | None = None
         self.sizes = runner.mapped.sizes
         self.samples = sum(batch.size for batch in sources)
         self.target = ops.prepare_target(np.concatenate(targets), self.samples)
@@ -48,6 +53,9 @@ class ModelLoss:
         graph = runner.run(self.sources[0], maps) if len(self.sources) == 1 else None
         responses = runner.collect(self.sources, maps) if graph is None else runner.gather(graph)
         unit_loss, slopes = ops.loss(responses, self.target, self.coefficient * scale)
+        if self.loss != "wasserstein":
+            noise = self._sampling_noise(responses, x)
+            unit_loss, slopes = losses.discount(self.loss, unit_loss, slopes, noise, self.coefficient * scale)
         site_loss = np.add.reduceat(unit_loss, runner.compared.offsets[:-1]) * len(runner.compared.sites)
 
         def gradient() -> optim.Vector:
@@ -61,6 +69,14 @@ class ModelLoss:
             return total
 
         return optim.Evaluation(float(unit_loss.sum()), site_loss, gradient)
+
+    def _sampling_noise(self, responses: NDArray[np.float32], x: optim.Vector) -> PermutationNull:
+        """Of the unsteered sources, whose responses are those at the identity, where a fit usually starts."""
+        if self._noise is None:
+            steered = not np.array_equal(x, self.identity())
+            source = self.runner.collect(self.sources) if steered else responses
+            self._noise = losses.sampling_noise(source, np.concatenate(self.targets))
+        return self._noise
 
     def _leaves(self, x: optim.Vector) -> list[torch.Tensor]:
         """Every site's weight, then every site's bias: tensors over the memory of x."""

@@ -42,6 +42,7 @@ BAD = [
     (Mlp, {"pooling": "max"}, ValueError, "pooling: expected one of 'mean', 'last'; got 'max'"),
     (Mlp, {"method": "magic"}, ValueError, "method: expected one of 'lineas'"),
     (Mlp, {"loss": "sinkhorn"}, ValueError, "loss: expected one of 'auto', 'wasserstein'"),
+    (Mlp, {"loss": "excess", "recipe": "published"}, ValueError, "which is the published recipe's, got 'excess'"),
     (Mlp, {"position": "first"}, ValueError, "position: expected one of 'all'"),
     (Mlp, {"steps": 0}, ValueError, "steps: expected a whole number of at least 1, got 0"),
     (Mlp, {"max_evaluations": 2.5}, ValueError, "max_evaluations: expected a whole number"),

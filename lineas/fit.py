@@ -73,10 +73,10 @@ def fit(
     recipe : {"fast", "published"}
         "fast" picks its own step sizes and stops by itself; "published" is the paper's schedule, number for number.
     loss : {"auto", "wasserstein", "excess", "significant"}
-        What to minimise, as a mean over sites and units: W_2^2 ("wasserstein"); as much of it as sampling noise does not
-        explain, max(0, W_2^2 - mean of the null) ("excess"); or W_2^2 of those units only whose distance fewer than 5%
-        of random relabellings of the samples reach ("significant"; the others count 0). "auto" is "excess" in the
-        fast recipe. The published recipe has no other than "wasserstein".
+        What to minimise, as a mean over sites and units: W_2^2 ("wasserstein"); as much of it as sampling noise does
+        not explain, max(0, W_2^2 - mean of the null) ("excess"); or W_2^2 of those units only whose distance fewer than
+        5% of random relabellings of the samples reach ("significant"; the others count 0). "auto" is at present
+        "wasserstein", which is the only one of the published recipe.
     penalty : SparseGroupLasso, optional
         In units of the recipe's loss: the published recipe's loss is n times that of the fast one (n source samples).
     optimizer : {"sgd", "momentum", "adam", "adamw"}, learning_rate : float

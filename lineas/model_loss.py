@@ -8,6 +8,7 @@ from . import losses, ops, optim
 from .data import Batch
 from .ot import PermutationNull
 from .responses import Runner
+from .ridge import Ridge
 
 
 class ModelLoss:
@@ -22,12 +23,18 @@ class ModelLoss:
     targets : list of (m, N) arrays
         Responses of the unsteered network, a batch each.
     loss : one of `losses.LOSSES`
+    ridge : Ridge, optional
+    strength : float, optional
+        Of the ridge, in mean coefficients of a unit: one of average sensitivity goes about 1 / (1 + strength) of its
+        way. If not given, it is the loss's ratio of sampling noise to signal before anything is steered.
     """
 
     def __init__(
-        self, runner: Runner, sources: list[Batch], targets: list[NDArray[np.float32]], loss: str = "wasserstein"
-    ):
+        self, runner: Runner, sources: list[Batch], targets: list[NDArray[np.float32]], loss: str = "wasserstein",
+        ridge: Ridge | None = None, strength: float | None = None,
+    ):  # fmt: skip
         self.runner, self.sources, self.targets, self.loss = runner, sources, targets, loss
+        self.ridge, self.strength = ridge, strength
         self._noise: PermutationNull | None = None
         self.sizes = runner.mapped.sizes
         self.samples = sum(batch.size for batch in sources)
@@ -53,30 +60,37 @@ class ModelLoss:
         graph = runner.run(self.sources[0], maps) if len(self.sources) == 1 else None
         responses = runner.collect(self.sources, maps) if graph is None else runner.gather(graph)
         unit_loss, slopes = ops.loss(responses, self.target, self.coefficient * scale)
-        if self.loss != "wasserstein":
-            noise = self._sampling_noise(responses, x)
-            unit_loss, slopes = losses.discount(self.loss, unit_loss, slopes, noise, self.coefficient * scale)
+        held, pull = 0.0, np.zeros_like(x)
+        if self.loss != "wasserstein" or self.ridge:
+            noise, strength = self._noise_and_strength(responses, x)
+            if self.loss != "wasserstein":
+                unit_loss, slopes = losses.discount(self.loss, unit_loss, slopes, noise, self.coefficient * scale)
+            if self.ridge:
+                held, pull = self.ridge.value_and_gradient(x, scale * strength * self.coefficient.mean())
         site_loss = np.add.reduceat(unit_loss, runner.compared.offsets[:-1]) * len(runner.compared.sites)
 
         def gradient() -> optim.Vector:
             if graph is not None:
-                return self._pull_back(graph, leaves, slopes)
-            total, start = np.zeros_like(x), 0
+                return pull + self._pull_back(graph, leaves, slopes)
+            total, start = pull, 0
             for batch in self.sources:
                 part = slopes[start : start + batch.size]
-                total += self._pull_back(runner.run(batch, maps), leaves, part)
+                total = total + self._pull_back(runner.run(batch, maps), leaves, part)
                 start += batch.size
             return total
 
-        return optim.Evaluation(float(unit_loss.sum()), site_loss, gradient)
+        return optim.Evaluation(float(unit_loss.sum()) + held, site_loss, gradient, held)
 
-    def _sampling_noise(self, responses: NDArray[np.float32], x: optim.Vector) -> PermutationNull:
+    def _noise_and_strength(self, responses: NDArray[np.float32], x: optim.Vector) -> tuple[PermutationNull, float]:
         """Of the unsteered sources, whose responses are those at the identity, where a fit usually starts."""
         if self._noise is None:
-            steered = not np.array_equal(x, self.identity())
-            source = self.runner.collect(self.sources) if steered else responses
-            self._noise = losses.sampling_noise(source, np.concatenate(self.targets))
-        return self._noise
+            if not np.array_equal(x, self.identity()):
+                responses = self.runner.collect(self.sources)
+            self._noise = losses.sampling_noise(responses, np.concatenate(self.targets))
+            if self.strength is None:
+                distance = float(ops.loss(responses, self.target, self.coefficient)[0].sum())
+                self.strength = losses.noise_to_signal(distance, float(self.coefficient @ self._noise.mean))
+        return self._noise, self.strength or 0.0
 
     def _leaves(self, x: optim.Vector) -> list[torch.Tensor]:
         """Every site's weight, then every site's bias: tensors over the memory of x."""

@@ -16,9 +16,10 @@ Vector = NDArray[np.float32]
 class Evaluation(NamedTuple):
     """The loss at one point, and its gradient for whoever asks: a rejected trial never pays for it."""
 
-    loss: float
+    loss: float  # the ridge included
     site_loss: NDArray[np.float64]
     gradient: Callable[[], Vector]
+    ridge: float = 0.0
 
 
 class Problem(Protocol):

@@ -29,6 +29,7 @@ class ModelLoss:
         self.target = ops.prepare_target(np.concatenate(targets), self.samples)
         compared = runner.compared.sizes
         self.coefficient = np.repeat(1.0 / (len(compared) * np.array(compared)), compared)
+        self._own = _places(runner)
         self._minibatches: dict[tuple[int, int], ModelLoss] = {}
 
     def identity(self) -> optim.Vector:
@@ -60,7 +61,20 @@ class ModelLoss:
                 start += batch.size
             return total
 
-        return optim.Evaluation(float(unit_loss.sum()), site_loss, gradient)
+        return optim.Evaluation(
+            float(unit_loss.sum()), site_loss, gradient, lambda: self._curvature(x, responses, scale)
+        )
+
+    def _curvature(self, x: optim.Vector, responses: NDArray[np.float32], scale: float) -> NDArray[np.float64]:
+        """Of each mapped unit's own share of the loss, 2 * coefficient * mean of [z z, z; z, 1], z before its map."""
+        weight, bias = np.split(x.astype(float), 2)
+        here, known = self._own, np.abs(weight) > 0.1  # else the map has all but wiped out z
+        known &= here >= 0
+        mean = np.add.reduce(responses, 0, np.float64)[here] / len(responses)
+        square = np.einsum("ij,ij->j", responses, responses, dtype=float)[here] / len(responses)
+        weight[~known] = np.nan
+        moments = (square - 2 * bias * mean + bias**2) / weight**2, (mean - bias) / weight, np.ones_like(bias)
+        return np.where(known, 2 * scale * self.coefficient[here] * np.stack(moments), np.nan)
 
     def _leaves(self, x: optim.Vector) -> list[torch.Tensor]:
         """Every site's weight, then every site's bias: tensors over the memory of x."""
@@ -75,3 +89,12 @@ class ModelLoss:
         parts = [columns[:, self.runner.compared.slice(k)].to(r.device, r.dtype) for k, r in enumerate(responses)]
         gradients = torch.autograd.grad(responses, leaves, parts, materialize_grads=True, allow_unused=True)
         return np.concatenate([gradient.numpy() for gradient in gradients])
+
+
+def _places(runner: Runner) -> NDArray[np.int64]:
+    """(N,): at which place among the compared units each mapped unit is, or -1."""
+    starts = dict(zip(runner.compared.sites, runner.compared.offsets[:-1], strict=True))
+    return np.concatenate([
+        np.arange(size) + starts[site] if site in starts else np.full(size, -1)
+        for site, size in zip(runner.mapped.sites, runner.mapped.sizes, strict=True)
+    ])  # fmt: skip

@@ -105,7 +105,7 @@ PUBLISHED_FLOOR = 1e-3  # the cosine's end, relative to its start
 HORIZON = PUBLISHED_STEPS * SGD.learning_rate * (1 + PUBLISHED_FLOOR) / 2
 
 RAISED = 1.3  # by how much the model's own curvatures are raised: later sites feel a map too
-MEMORY = 20  # past moves that the model remembers
+MEMORY = 14  # past moves that the model remembers
 START_DAMPING = 0.6
 SUFFICIENT = 1e-3  # the share of its promise that a trial must keep
 ROUNDING = 1e-7  # gains below that share of the objective are float32's noise

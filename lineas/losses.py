@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from .ot import PermutationNull, permutation_null
 
 LOSSES = ("wasserstein", "excess", "significant")
-AUTO = "wasserstein"
+AUTO = "excess"
 LEVEL = 0.05  # of the test that lets a unit into the "significant" loss
 RELABELLINGS, AT_SAMPLES = 1000, 256  # for so many samples, and proportionally fewer for more
 

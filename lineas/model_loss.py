@@ -41,6 +41,7 @@ class ModelLoss:
         self.target = ops.prepare_target(np.concatenate(targets), self.samples)
         compared = runner.compared.sizes
         self.coefficient = np.repeat(1.0 / (len(compared) * np.array(compared)), compared)
+        self._own = _places(runner)
         self._minibatches: dict[tuple[int, int], ModelLoss] = {}
 
     def identity(self) -> optim.Vector:
@@ -62,11 +63,11 @@ class ModelLoss:
         unit_loss, slopes = ops.loss(responses, self.target, self.coefficient * scale)
         held, pull = 0.0, np.zeros_like(x)
         if self.loss != "wasserstein" or self.ridge:
-            noise, strength = self._noise_and_strength(responses, x)
+            noise = self._look_at_noise(responses, x)
             if self.loss != "wasserstein":
                 unit_loss, slopes = losses.discount(self.loss, unit_loss, slopes, noise, self.coefficient * scale)
             if self.ridge:
-                held, pull = self.ridge.value_and_gradient(x, scale * strength * self.coefficient.mean())
+                held, pull = self.ridge.value_and_gradient(x, scale * self._ridge_strength())
         site_loss = np.add.reduceat(unit_loss, runner.compared.offsets[:-1]) * len(runner.compared.sites)
 
         def gradient() -> optim.Vector:
@@ -79,9 +80,23 @@ class ModelLoss:
                 start += batch.size
             return total
 
-        return optim.Evaluation(float(unit_loss.sum()) + held, site_loss, gradient, held)
+        return optim.Evaluation(
+            float(unit_loss.sum()) + held, site_loss, gradient, lambda: self._curvature(x, responses, scale), held
+        )
 
-    def _noise_and_strength(self, responses: NDArray[np.float32], x: optim.Vector) -> tuple[PermutationNull, float]:
+    def _curvature(self, x: optim.Vector, responses: NDArray[np.float32], scale: float) -> NDArray[np.float64]:
+        """Of each mapped unit's own share of the loss, 2 * coefficient * mean of [z z, z; z, 1], z before its map."""
+        weight, bias = np.split(x.astype(float), 2)
+        here, known = self._own, np.abs(weight) > 0.1  # else the map has all but wiped out z
+        known &= here >= 0
+        mean = np.add.reduce(responses, 0, np.float64)[here] / len(responses)
+        square = np.einsum("ij,ij->j", responses, responses, dtype=float)[here] / len(responses)
+        weight[~known] = np.nan
+        moments = (square - 2 * bias * mean + bias**2) / weight**2, (mean - bias) / weight, np.ones_like(bias)
+        own = np.where(known, 2 * scale * self.coefficient[here] * np.stack(moments), np.nan)
+        return own + scale * self._ridge_strength() * self.ridge.curvature() if self.ridge else own
+
+    def _look_at_noise(self, responses: NDArray[np.float32], x: optim.Vector) -> PermutationNull:
         """Of the unsteered sources, whose responses are those at the identity, where a fit usually starts."""
         if self._noise is None:
             if not np.array_equal(x, self.identity()):
@@ -90,7 +105,10 @@ class ModelLoss:
             if self.strength is None:
                 distance = float(ops.loss(responses, self.target, self.coefficient)[0].sum())
                 self.strength = losses.noise_to_signal(distance, float(self.coefficient @ self._noise.mean))
-        return self._noise, self.strength or 0.0
+        return self._noise
+
+    def _ridge_strength(self) -> float:
+        return (self.strength or 0.0) * float(self.coefficient.mean())
 
     def _leaves(self, x: optim.Vector) -> list[torch.Tensor]:
         """Every site's weight, then every site's bias: tensors over the memory of x."""
@@ -105,3 +123,12 @@ class ModelLoss:
         parts = [columns[:, self.runner.compared.slice(k)].to(r.device, r.dtype) for k, r in enumerate(responses)]
         gradients = torch.autograd.grad(responses, leaves, parts, materialize_grads=True, allow_unused=True)
         return np.concatenate([gradient.numpy() for gradient in gradients])
+
+
+def _places(runner: Runner) -> NDArray[np.int64]:
+    """(N,): at which place among the compared units each mapped unit is, or -1."""
+    starts = dict(zip(runner.compared.sites, runner.compared.offsets[:-1], strict=True))
+    return np.concatenate([
+        np.arange(size) + starts[site] if site in starts else np.full(size, -1)
+        for site, size in zip(runner.mapped.sites, runner.mapped.sizes, strict=True)
+    ])  # fmt: skip

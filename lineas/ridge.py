@@ -39,6 +39,10 @@ class Ridge:
         slope = 2 * strength * np.concatenate([by_weight, by_bias])
         return float(strength * (u @ by_weight + bias @ by_bias)), slope.astype(np.float32)
 
+    def curvature(self) -> Vector:
+        """(3, N): second derivatives of each unit for (weight, weight), (weight, bias) and (bias, bias)."""
+        return 2 * np.stack([self.stretch, self.cross, self.shift])
+
 
 def sensitivity(model: nn.Module, layout: Layout, batches: Sequence[Batch], seed: int) -> Ridge:
     """How much the model's output minds each unit's map, from one forward and backward pass through all of it.

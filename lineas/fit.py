@@ -145,6 +145,7 @@ def fit(
         targets = [batch.to(device) for batch in as_batches(tgt, "tgt", *reading)]
         layout = probe(model, [*dict.fromkeys([*mapped, *compared])], sources[0])
         runner = _runner(model, layout, mapped, compared, pooling, seed)
+        runner.economize([*sources, *targets])
         with _blame("tgt"):  # responses of the unsteered network never change, so they are collected once
             problem = ModelLoss(runner, sources, [runner.collect([batch]) for batch in targets])
         log = _Log(max_evaluations or (FAST_EVALUATIONS if recipe == "fast" else None), progress, callbacks)

@@ -30,6 +30,7 @@ class ModelLoss:
         compared = runner.compared.sizes
         self.coefficient = np.repeat(1.0 / (len(compared) * np.array(compared)), compared)
         self._minibatches: dict[tuple[int, int], ModelLoss] = {}
+        self._graph: list[torch.Tensor] = []
 
     def identity(self) -> optim.Vector:
         return np.repeat(np.array([1, 0], np.float32), self.runner.mapped.units)
@@ -43,35 +44,24 @@ class ModelLoss:
         return self._minibatches[pair]
 
     def evaluate(self, x: optim.Vector, scale: float = 1.0) -> optim.Evaluation:
-        runner, leaves = self.runner, self._leaves(x)
-        maps = list(zip(leaves[: len(self.sizes)], leaves[len(self.sizes) :], strict=True))
-        graph = runner.run(self.sources[0], maps) if len(self.sources) == 1 else None
-        responses = runner.collect(self.sources, maps) if graph is None else runner.gather(graph)
+        self._graph.clear()  # of a trial that was rejected: never two at once
+        graph = self._graph = []
+        leaf = torch.from_numpy(x).requires_grad_()
+        if len(self.sources) == 1:
+            graph.append(self.runner.run(self.sources[0], leaf))
+            responses = self.runner.gather(graph[0])
+        else:
+            responses = self.runner.collect(self.sources, leaf)
         unit_loss, slopes = ops.loss(responses, self.target, self.coefficient * scale)
-        site_loss = np.add.reduceat(unit_loss, runner.compared.offsets[:-1]) * len(runner.compared.sites)
+        site_loss = np.add.reduceat(unit_loss, self.runner.compared.offsets[:-1]) * len(self.runner.compared.sites)
 
         def gradient() -> optim.Vector:
-            if graph is not None:
-                return self._pull_back(graph, leaves, slopes)
             total, start = np.zeros_like(x), 0
             for batch in self.sources:
-                part = slopes[start : start + batch.size]
-                total += self._pull_back(runner.run(batch, maps), leaves, part)
+                responses = graph.pop() if graph else self.runner.run(batch, leaf)
+                part = torch.from_numpy(slopes[start : start + batch.size]).to(responses.device, responses.dtype)
+                total += torch.autograd.grad(responses, leaf, part)[0].numpy()
                 start += batch.size
             return total
 
         return optim.Evaluation(float(unit_loss.sum()), site_loss, gradient)
-
-    def _leaves(self, x: optim.Vector) -> list[torch.Tensor]:
-        """Every site's weight, then every site's bias: tensors over the memory of x."""
-        cuts = np.cumsum([*self.sizes, *self.sizes])[:-1]
-        return [torch.from_numpy(part).requires_grad_() for part in np.split(x, cuts)]
-
-    def _pull_back(
-        self, responses: list[torch.Tensor], leaves: list[torch.Tensor], slopes: NDArray[np.float32]
-    ) -> optim.Vector:
-        """From the loss's slope for every response to its gradient for the flat vector, by torch's backward."""
-        columns = torch.from_numpy(slopes)
-        parts = [columns[:, self.runner.compared.slice(k)].to(r.device, r.dtype) for k, r in enumerate(responses)]
-        gradients = torch.autograd.grad(responses, leaves, parts, materialize_grads=True, allow_unused=True)
-        return np.concatenate([gradient.numpy() for gradient in gradients])

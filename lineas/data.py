@@ -14,7 +14,7 @@ __all__ = ["Batch", "as_batches"]
 
 # What has a column for each token of attention_mask, so that it can be cut where the mask is zero.
 TOKENWISE = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
-PASS = 48  # tokens that cost as much as one more pass through the model
+PASS = {"cpu": 32}  # tokens that cost as much as one more pass through the model, by kind of device
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Batch:
         spans = self._spans()
         if spans is None or (spans[:, 1] - spans[:, 0]).min() == spans[0, 2]:
             return []
-        return _groups(spans[:, 1] - spans[:, 0])
+        return _groups(spans[:, 1] - spans[:, 0], PASS.get(self.kwargs["attention_mask"].device.type, 1024))
 
     def trimmed(self) -> "Batch":
         """Without the columns that are padding in every row."""
@@ -89,14 +89,14 @@ class Batch:
         return np.stack([starts, columns - counts[:, ::-1].argmax(1), np.full(self.size, columns)], 1)
 
 
-def _groups(lengths: NDArray) -> list[list[int]]:
-    """Rows in order of length, cut where samples * longest + PASS, summed over the groups, is least."""
+def _groups(lengths: NDArray, a_pass: int) -> list[list[int]]:
+    """Rows in order of length, cut where samples * longest + a_pass, summed over the groups, is least."""
     order = np.argsort(lengths, kind="stable")
     values, counts = np.unique(lengths, return_counts=True)
     ends = np.concatenate([[0], np.cumsum(counts)])
     cost, cut = np.zeros(len(ends)), np.zeros(len(ends), int)
     for k in range(1, len(ends)):  # the best groups of all samples up to the k-th length
-        each = cost[:k] + (ends[k] - ends[:k]) * values[k - 1] + PASS
+        each = cost[:k] + (ends[k] - ends[:k]) * values[k - 1] + a_pass
         cut[k] = each.argmin()
         cost[k] = each[cut[k]]
     groups, k = [], len(ends) - 1

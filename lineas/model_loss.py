@@ -57,11 +57,18 @@ class ModelLoss:
 
         def gradient() -> optim.Vector:
             total, start = np.zeros_like(x), 0
+            unit = _power_of_two(np.abs(slopes).max())  # slopes of 1e-7 would be lost in half precision
             for batch in self.sources:
                 responses = graph.pop() if graph else self.runner.run(batch, leaf)
-                part = torch.from_numpy(slopes[start : start + batch.size]).to(responses.device, responses.dtype)
-                total += torch.autograd.grad(responses, leaf, part)[0].numpy()
+                part = torch.from_numpy(slopes[start : start + batch.size] / unit)
+                part = part.to(responses.device, responses.dtype)
+                total += torch.autograd.grad(responses, leaf, part)[0].numpy() * unit
                 start += batch.size
             return total
 
         return optim.Evaluation(float(unit_loss.sum()), site_loss, gradient)
+
+
+def _power_of_two(size: np.float32) -> np.float32:
+    """At most `size`, and more than half of it; dividing by it changes no bit of a float32. 1 for 0."""
+    return np.float32(np.exp2(np.floor(np.log2(size)))) if size > 0 else np.float32(1)

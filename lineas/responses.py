@@ -159,7 +159,7 @@ class Part:
 class Runner:
     """Runs a frozen model with maps at some sites and gathers responses at others, no further than it must.
 
-    `economize` lets it leave out work whose result is known.
+    `economize` lets it leave out work whose result is known; with `compute_dtype`, matrix products are autocast to it.
     """
 
     def __init__(self, model: nn.Module, mapped: Layout, compared: Layout, pooling: str, seed: int = 0):
@@ -168,6 +168,7 @@ class Runner:
         self.dims = dict(zip(compared.sites, compared.channel_dims, strict=True))
         self.dims.update(zip(mapped.sites, mapped.channel_dims, strict=True))
         self.checkpointed = checkpointed(model, compared.sites[-1])
+        self.compute_dtype: torch.dtype | None = None  # of matrix products, where it is not the weights'
         self.cuts_padding = self.skips_prefix = False
         self.room = 0  # bytes that records of the prefix may still take
         self._plans: WeakKeyDictionary[Batch, tuple[list[Part], Tensor | None]] = WeakKeyDictionary()
@@ -281,7 +282,9 @@ class Runner:
 
         needed = [site for site in self.dims if site in steered or site in self.compared.sites]
         forwards = {**(self.checkpointed if differentiable else {}), **(record.forwards() if record else {})}
-        with hooked(self.model, {site: watch(site) for site in needed if site not in known}), replaced(forwards):
+        hooks = hooked(self.model, {site: watch(site) for site in needed if site not in known})
+        half = torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype is not None)
+        with hooks, replaced(forwards), half:
             try:
                 call(self.model, part.batch)
             except _Finished:

@@ -1,8 +1,7 @@
 """Run a model's repeated blocks otherwise, for a while: not again where nothing has changed, or again in backward."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,24 +29,37 @@ def replaced(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
                 module.forward = own
 
 
-def checkpointed(model: nn.Module, last: Site) -> Forwards:
-    """Checkpointed forwards of the blocks whose own checkpointing is on, but for the one that holds the last site.
+def checkpointing(model: nn.Module, last: Site) -> list[nn.Module]:
+    """The blocks whose own checkpointing is on, but for the one that holds the last site: the forward pass ends in it.
 
-    Hugging Face models checkpoint in training mode only; this works in evaluation mode. Theirs may be reentrant, which
-    loses the gradient of what hooks take out of a block; this one is not. The last block, inside which the forward pass
-    ends, keeps its activations.
+    Hugging Face models checkpoint in training mode only, and perhaps in the reentrant way, which loses the gradient of
+    what hooks take out of a block. `checkpointed` does neither.
     """
-
-    def run(forward: Callable, *args, **kwargs):
-        return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False)
-
-    return {
-        block: partial(run, block.forward)
+    return [
+        block
         for path, container in model.named_modules()
         if isinstance(container, LISTS)
         for name, block in container.named_children()
         if getattr(block, "gradient_checkpointing", False) and not f"{last.path}.".startswith(f"{path}.{name}.")
-    }
+    ]
+
+
+def checkpointed(block: nn.Module, hooks: Callable[[], AbstractContextManager]) -> Callable:
+    """The block's forward, run again in the backward pass; under the hooks then too, which will be off by that time."""
+    forward = block.forward
+
+    def run(*args, **kwargs):
+        in_backward = False
+
+        def compute(*args):
+            nonlocal in_backward
+            with hooks() if in_backward else nullcontext():
+                in_backward = True
+                return forward(*args, **kwargs)
+
+        return checkpoint(compute, *args, use_reentrant=False)
+
+    return run
 
 
 def neighbours(model: nn.Module, site: Site) -> list[list[nn.Module]]:
@@ -73,20 +85,20 @@ class Record:
         self.ran: dict[nn.Module, int] = {}
         self.outputs: dict[int, Any] = {}
         self.responses: dict[Site, Tensor] = {}  # of sites before the first mapped one
-        self._versions: list[int] = []
+        self._versions: dict[int, list[int]] = {}
 
     def close(self, responses: Mapping[Site, Tensor]) -> None:
         self.open, self.responses = False, dict(responses)
-        self._versions = [tensor._version for tensor in self._tensors()]
 
     @property
     def usable(self) -> bool:
-        """Whether it spares anything, and nobody has written into what it keeps."""
-        return not self.open and bool(self.ran) and self._versions == [t._version for t in self._tensors()]
+        """Whether it spares anything, and nobody has written into what the blocks returned."""
+        untouched = all(_versions(output) == self._versions[k] for k, output in self.outputs.items())
+        return not self.open and bool(self.ran) and untouched
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors())
+        return sum(t.numel() * t.element_size() for t in _tensors_in([self.outputs, self.responses]))
 
     def forwards(self) -> Forwards:
         if self.open:
@@ -99,7 +111,7 @@ class Record:
         def run(*args, **kwargs):
             output = forward(*args, **kwargs)
             if self.open:
-                self.ran[block], self.outputs[k] = k, output
+                self.ran[block], self.outputs[k], self._versions[k] = k, output, _versions(output)
             return output
 
         return run
@@ -108,8 +120,10 @@ class Record:
     def _returning(output: Any) -> Callable:
         return lambda *args, **kwargs: output
 
-    def _tensors(self) -> list[Tensor]:
-        return [*_tensors_in(self.outputs), *self.responses.values()]
+
+def _versions(value: Any) -> list[int]:
+    """These change when a tensor is written into."""
+    return [tensor._version for tensor in _tensors_in(value)]
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:

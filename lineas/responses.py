@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import _core, ops
-from .blocks import Record, checkpointed, neighbours, replaced
+from .blocks import Record, checkpointed, checkpointing, neighbours, replaced
 from .data import Batch
 from .sites import Site, channel_dim, hooked
 from .state import device_of, dtype_of, reseed
@@ -167,7 +168,7 @@ class Runner:
         self.seed, self.device = seed, device_of(model)
         self.dims = dict(zip(compared.sites, compared.channel_dims, strict=True))
         self.dims.update(zip(mapped.sites, mapped.channel_dims, strict=True))
-        self.checkpointed = checkpointed(model, compared.sites[-1])
+        self.checkpointing = checkpointing(model, compared.sites[-1])
         self.compute_dtype: torch.dtype | None = None  # of matrix products, where it is not the weights'
         self.cuts_padding = self.skips_prefix = False
         self.room = 0  # bytes that records of the prefix may still take
@@ -228,7 +229,7 @@ class Runner:
         parts, order = self._plans[batch]
         maps = None if x is None else Maps(x, self.mapped)
         reseed(self.seed + batch.number, self.device)
-        responses = [self._pass(part, maps, self._record_of(part) if maps else None) for part in parts]
+        responses = [self._pass(part, maps) if maps is None else self._short_pass(part, maps) for part in parts]
         return responses[0] if order is None else torch.cat(responses)[order]
 
     def _plan(self, batch: Batch) -> tuple[list[Part], Tensor | None]:
@@ -239,16 +240,17 @@ class Runner:
         parts = [Part(batch.take(rows).trimmed(), self.pooling) for rows in groups]
         return parts, torch.tensor([row for rows in groups for row in rows]).argsort().to(self.device)
 
-    def _record_of(self, part: Part) -> Record | None:
-        """The part's record, to be filled in if it is new; none where it would not serve."""
-        record = part.record
-        if record is not None and not record.usable:  # this model writes into what it was given
-            self.skips_prefix = False
-        if not self.skips_prefix:
-            part.record = record = None
-        elif record is None and self.room > 0:
-            part.record = record = Record(neighbours(self.model, self.mapped.sites[0]))
-        return record
+    def _short_pass(self, part: Part, maps: Maps) -> Tensor:
+        """A pass that begins at the first mapped site, if it may; the first one records what comes before it."""
+        if part.record is not None and not part.record.usable:  # this model writes into what blocks return
+            self.skips_prefix, part.record = False, None
+        if not self.skips_prefix or part.record is not None:
+            return self._pass(part, maps, part.record)
+        record = Record(neighbours(self.model, self.mapped.sites[0]))
+        responses = self._pass(part, maps, record)
+        if record.usable and record.nbytes <= self.room:
+            self.room, part.record = self.room - record.nbytes, record
+        return responses
 
     def _pass(self, part: Part, maps: Maps | None, record: Record | None = None) -> Tensor:
         """One forward pass, to the last compared site; blocks that a record knows do not run, nor do its sites."""
@@ -262,8 +264,8 @@ class Runner:
                 if maps is not None and site in steered:
                     if differentiable and not torch.is_grad_enabled():
                         raise RuntimeError(
-                            f"site {site.name!r} runs without gradient: under torch.no_grad, or in a reentrant "
-                            "checkpoint; expected use_reentrant=False"
+                            f"site {site.name!r}: expected autograd to record it, but the model runs it under "
+                            "torch.no_grad, or in a reentrant checkpoint of its own"
                         )
                     if record is not None and record.open:
                         record.close({site: responses.detach() for site, responses in found.items()})
@@ -281,10 +283,12 @@ class Runner:
             return see
 
         needed = [site for site in self.dims if site in steered or site in self.compared.sites]
-        forwards = {**(self.checkpointed if differentiable else {}), **(record.forwards() if record else {})}
-        hooks = hooked(self.model, {site: watch(site) for site in needed if site not in known})
+        hooks = partial(hooked, self.model, {site: watch(site) for site in needed if site not in known})
+        forwards = {} if record is None else record.forwards()
+        if differentiable:
+            forwards |= {b: checkpointed(b, hooks) for b in self.checkpointing if record is None or b not in record.ran}
         half = torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype is not None)
-        with hooks, replaced(forwards), half:
+        with hooks(), replaced(forwards), half:
             try:
                 call(self.model, part.batch)
             except _Finished:

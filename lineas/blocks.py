@@ -63,9 +63,15 @@ def checkpointed(block: nn.Module, hooks: Callable[[], AbstractContextManager]) 
 
 
 def neighbours(model: nn.Module, site: Site) -> list[list[nn.Module]]:
-    """For every list of modules on the site's path: its other modules, of which some may run before the site."""
-    found, module = [], model
+    """For every list of modules on the site's path: its other modules, of which some may run before the site.
+
+    None where the site is inside something compiled, whose blocks are not called one by one.
+    """
+    found: list[list[nn.Module]] = []
+    module = model
     for name in site.path.split("."):
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            return []
         child = getattr(module, name)
         if isinstance(module, LISTS) and (others := [block for block in module.children() if block is not child]):
             found.append(others)

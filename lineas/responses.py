@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from weakref import WeakKeyDictionary
@@ -287,7 +288,7 @@ class Runner:
         forwards = {} if record is None else record.forwards()
         if differentiable:
             forwards |= {b: checkpointed(b, hooks) for b in self.checkpointing if record is None or b not in record.ran}
-        half = torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype is not None)
+        half = torch.autocast(self.device.type, self.compute_dtype) if self.compute_dtype else nullcontext()
         with hooks(), replaced(forwards), half:
             try:
                 call(self.model, part.batch)

@@ -9,6 +9,7 @@ from conftest import Mlp, assert_untouched, normal, snapshot, tiny
 from torch.utils.checkpoint import checkpoint
 
 import lineas
+from lineas.blocks import neighbours
 from lineas.data import _groups, as_batches
 from lineas.model_loss import ModelLoss
 from lineas.responses import Runner, probe
@@ -267,6 +268,16 @@ def test_blocks_run_again_where_something_else_depends_on_them(make):
     assert early.calls == 3
     for a, b in zip(got, [evaluate(plain, seed) for seed in range(3)], strict=True):
         assert a[0] == b[0]
+
+
+def test_nothing_is_skipped_inside_a_compiled_model():
+    model = Blocks().requires_grad_(False)
+    (site,) = lineas.find_sites(model, ["blocks.4.inner"])
+    assert len(neighbours(model, site)[0]) == 4
+    model.compile(backend="eager")
+    assert neighbours(model, site) == []
+    (site,) = lineas.find_sites(torch.compile(Blocks(), backend="eager"), r".*blocks\.4\.inner")
+    assert neighbours(torch.compile(Blocks(), backend="eager"), site) == []
 
 
 def test_noise_in_early_blocks_alone_is_drawn_once():

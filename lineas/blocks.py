@@ -65,7 +65,7 @@ def checkpointed(block: nn.Module, hooks: Callable[[], AbstractContextManager]) 
 def neighbours(model: nn.Module, site: Site) -> list[list[nn.Module]]:
     """For every list of modules on the site's path: its other modules, of which some may run before the site.
 
-    None where the site is inside something compiled, whose blocks are not called one by one.
+    Empty where the site is inside something compiled, whose blocks are not called one by one.
     """
     found: list[list[nn.Module]] = []
     module = model

@@ -6,12 +6,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 __all__ = ["Batch", "as_batches"]
 
 
-@dataclass(frozen=True)
+# What has a column for each token of attention_mask, so that it can be cut where the mask is zero.
+TOKENWISE = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+PASS = {"cpu": 32}  # tokens that cost as much as one more pass through the model, by kind of device
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
     """What one forward pass takes: model(*args, **kwargs). Every tensor has the samples in dimension 0."""
 
@@ -27,17 +33,77 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         def move(value):
-            return value.to(device) if isinstance(value, Tensor) else value
+            return value.detach().to(device) if isinstance(value, Tensor) else value
 
         return replace(self, args=tuple(map(move, self.args)), kwargs={k: move(v) for k, v in self.kwargs.items()})
 
     def rows(self, start: int, stop: int) -> "Batch":
-        def cut(value):
-            return value[start:stop] if isinstance(value, Tensor) and value.ndim else value
+        return self._cut(slice(start, stop), min(stop, self.size) - start)
 
-        size = min(stop, self.size) - start
+    def take(self, rows: list[int]) -> "Batch":
+        return self._cut(torch.tensor(rows), len(rows))
+
+    def _cut(self, rows: Any, size: int) -> "Batch":
+        def cut(value):
+            if not isinstance(value, Tensor) or not value.ndim:
+                return value
+            return value[rows if isinstance(rows, slice) else rows.to(value.device)]
+
         kwargs = {k: cut(v) for k, v in self.kwargs.items()}
         return replace(self, args=tuple(map(cut, self.args)), kwargs=kwargs, size=size)
+
+    def groups(self) -> list[list[int]]:
+        """Rows of similar length, so that with each group's padding cut off the least is left to compute.
+
+        Empty where there is no padding to cut off, or it is not known which tensors have it.
+        """
+        spans = self._spans()
+        if spans is None or (spans[:, 1] - spans[:, 0]).min() == spans[0, 2]:
+            return []
+        return _groups(spans[:, 1] - spans[:, 0], PASS.get(self.kwargs["attention_mask"].device.type, 1024))
+
+    def trimmed(self) -> "Batch":
+        """Without the columns that are padding in every row."""
+        spans = self._spans()
+        if spans is None:
+            return self
+        columns = slice(spans[:, 0].min(), spans[:, 1].max())
+        kwargs = {k: v[:, columns] if k in TOKENWISE and v is not None else v for k, v in self.kwargs.items()}
+        return replace(self, kwargs=kwargs)
+
+    def _spans(self) -> NDArray[np.int64] | None:
+        """Each row's first token, its end, and all columns; None where columns cannot be cut.
+
+        Padding on the left stays unless positions are given: a model may count them from the first column.
+        """
+        mask = self.mask
+        if mask is None or self.args:
+            return None
+        columns = mask.shape[1]
+        for key, value in self.kwargs.items():
+            has_columns = isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == columns
+            if isinstance(value, Tensor) and has_columns != (key in TOKENWISE):
+                return None
+        counts = (mask != 0).cpu().numpy()
+        starts = counts.argmax(1) if "position_ids" in self.kwargs else np.zeros(self.size, np.int64)
+        return np.stack([starts, columns - counts[:, ::-1].argmax(1), np.full(self.size, columns)], 1)
+
+
+def _groups(lengths: NDArray, a_pass: int) -> list[list[int]]:
+    """Rows in order of length, cut where samples * longest + a_pass, summed over the groups, is least."""
+    order = np.argsort(lengths, kind="stable")
+    values, counts = np.unique(lengths, return_counts=True)
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    cost, cut = np.zeros(len(ends)), np.zeros(len(ends), int)
+    for k in range(1, len(ends)):  # the best groups of all samples up to the k-th length
+        each = cost[:k] + (ends[k] - ends[:k]) * values[k - 1] + a_pass
+        cut[k] = each.argmin()
+        cost[k] = each[cut[k]]
+    groups, k = [], len(ends) - 1
+    while k:
+        groups.append(order[ends[cut[k]] : ends[k]].tolist())
+        k = cut[k]
+    return groups[::-1]
 
 
 def as_batches(

@@ -47,6 +47,7 @@ def fit(
     max_evaluations: int | None = None,
     batch_size: int | None = None,
     max_length: int | None = None,
+    compute_dtype: str | torch.dtype | None = None,
     pooling: str = "mean",
     position: str = "all",
     seed: int = 0,
@@ -97,6 +98,9 @@ def fit(
         gradient of the whole set, in two passes of flat memory; the published recipe takes a step for each batch.
     max_length : int, optional
         Longest text in tokens, what is beyond is cut; the tokenizer's own limit if not given.
+    compute_dtype : {"bfloat16", "float16"} or torch.dtype, optional
+        What to compute matrix products in, where the weights are float32: `torch.autocast`, which touches no weight.
+        Maps, responses and loss stay float32. Faster where the hardware has such products.
     pooling : {"mean", "last"}
         What a unit's response to a sample is: its mean over tokens or pixels, or its value at the last token.
     position : {"all"}
@@ -144,6 +148,7 @@ def fit(
         raise ValueError(f"ridge: expected a number of at least 0, got {ridge!r}")
     loss, optimizer = _check_options(method, recipe, loss, ridge, optimizer, learning_rate, pooling, position)
     _check_limits(steps=steps, max_evaluations=max_evaluations, batch_size=batch_size, max_length=max_length)
+    half = _half(compute_dtype)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if penalty is not None and not isinstance(penalty, SparseGroupLasso):
@@ -157,6 +162,8 @@ def fit(
         targets = [batch.to(device) for batch in as_batches(tgt, "tgt", *reading)]
         layout = probe(model, [*dict.fromkeys([*mapped, *compared])], sources[0])
         runner = _runner(model, layout, mapped, compared, pooling, seed)
+        runner.economize([*sources, *targets])
+        runner.compute_dtype = half  # from here on: that look was for small differences
         with _blame("tgt"):  # responses of the unsteered network never change, so they are collected once
             responses = [runner.collect([batch]) for batch in targets]
             held = sensitivity(model, runner.mapped, targets, seed) if recipe == "fast" and ridge != 0 else None
@@ -170,6 +177,7 @@ def fit(
         "loss_sites": [site.name for site in problem.runner.compared.sites],
         "method": method, "recipe": recipe, "loss": loss, "optimizer": optimizer, "ridge": problem.strength,
         "penalty": repr(penalty),
+        "compute_dtype": half and str(half).removeprefix("torch."),
         "pooling": pooling, "position": position, "seed": seed,
         "evaluations": len(log.history["loss"]), "seconds": round(time.perf_counter() - started, 3), "stopped": why,
     }  # fmt: skip
@@ -199,6 +207,18 @@ def _check_options(method, recipe, loss, ridge, optimizer, learning_rate, poolin
     if optimizer is not None or learning_rate is not None:
         raise ValueError('optimizer and learning_rate go with recipe="published"; the fast recipe picks its own steps')
     return AUTO if loss == "auto" else loss, None
+
+
+def _half(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        found = dtype
+    elif isinstance(dtype, str):
+        found = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype.removeprefix("torch."), torch.float32)
+    else:
+        raise TypeError(f"compute_dtype: expected a torch.dtype or its name, got {type(dtype).__name__}")
+    if found not in (None, torch.bfloat16, torch.float16):
+        raise ValueError(f"compute_dtype: expected 'bfloat16', 'float16' or None for the model's own; got {dtype!r}")
+    return found
 
 
 def _check_limits(**limits: int | None) -> None:

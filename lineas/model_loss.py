@@ -43,6 +43,7 @@ class ModelLoss:
         self.coefficient = np.repeat(1.0 / (len(compared) * np.array(compared)), compared)
         self._own = _places(runner)
         self._minibatches: dict[tuple[int, int], ModelLoss] = {}
+        self._graph: list[torch.Tensor] = []
 
     def identity(self) -> optim.Vector:
         return np.repeat(np.array([1, 0], np.float32), self.runner.mapped.units)
@@ -56,10 +57,14 @@ class ModelLoss:
         return self._minibatches[pair]
 
     def evaluate(self, x: optim.Vector, scale: float = 1.0) -> optim.Evaluation:
-        runner, leaves = self.runner, self._leaves(x)
-        maps = list(zip(leaves[: len(self.sizes)], leaves[len(self.sizes) :], strict=True))
-        graph = runner.run(self.sources[0], maps) if len(self.sources) == 1 else None
-        responses = runner.collect(self.sources, maps) if graph is None else runner.gather(graph)
+        self._graph.clear()  # of a trial that was rejected: never two at once
+        graph = self._graph = []
+        leaf = torch.from_numpy(x).requires_grad_()
+        if len(self.sources) == 1:
+            graph.append(self.runner.run(self.sources[0], leaf))
+            responses = self.runner.gather(graph[0])
+        else:
+            responses = self.runner.collect(self.sources, leaf)
         unit_loss, slopes = ops.loss(responses, self.target, self.coefficient * scale)
         held, pull = 0.0, np.zeros_like(x)
         if self.loss != "wasserstein" or self.ridge:
@@ -68,15 +73,16 @@ class ModelLoss:
                 unit_loss, slopes = losses.discount(self.loss, unit_loss, slopes, noise, self.coefficient * scale)
             if self.ridge:
                 held, pull = self.ridge.value_and_gradient(x, scale * self._ridge_strength())
-        site_loss = np.add.reduceat(unit_loss, runner.compared.offsets[:-1]) * len(runner.compared.sites)
+        site_loss = np.add.reduceat(unit_loss, self.runner.compared.offsets[:-1]) * len(self.runner.compared.sites)
 
         def gradient() -> optim.Vector:
-            if graph is not None:
-                return pull + self._pull_back(graph, leaves, slopes)
-            total, start = pull, 0
+            total, start = pull.copy(), 0
+            unit = _power_of_two(np.abs(slopes).max())  # slopes of 1e-7 would be lost in half precision
             for batch in self.sources:
-                part = slopes[start : start + batch.size]
-                total = total + self._pull_back(runner.run(batch, maps), leaves, part)
+                responses = graph.pop() if graph else self.runner.run(batch, leaf)
+                part = torch.from_numpy(slopes[start : start + batch.size] / unit)
+                part = part.to(responses.device, responses.dtype)
+                total += torch.autograd.grad(responses, leaf, part)[0].numpy() * unit
                 start += batch.size
             return total
 
@@ -110,20 +116,6 @@ class ModelLoss:
     def _ridge_strength(self) -> float:
         return (self.strength or 0.0) * float(self.coefficient.mean())
 
-    def _leaves(self, x: optim.Vector) -> list[torch.Tensor]:
-        """Every site's weight, then every site's bias: tensors over the memory of x."""
-        cuts = np.cumsum([*self.sizes, *self.sizes])[:-1]
-        return [torch.from_numpy(part).requires_grad_() for part in np.split(x, cuts)]
-
-    def _pull_back(
-        self, responses: list[torch.Tensor], leaves: list[torch.Tensor], slopes: NDArray[np.float32]
-    ) -> optim.Vector:
-        """From the loss's slope for every response to its gradient for the flat vector, by torch's backward."""
-        columns = torch.from_numpy(slopes)
-        parts = [columns[:, self.runner.compared.slice(k)].to(r.device, r.dtype) for k, r in enumerate(responses)]
-        gradients = torch.autograd.grad(responses, leaves, parts, materialize_grads=True, allow_unused=True)
-        return np.concatenate([gradient.numpy() for gradient in gradients])
-
 
 def _places(runner: Runner) -> NDArray[np.int64]:
     """(N,): at which place among the compared units each mapped unit is, or -1."""
@@ -132,3 +124,8 @@ def _places(runner: Runner) -> NDArray[np.int64]:
         np.arange(size) + starts[site] if site in starts else np.full(size, -1)
         for site, size in zip(runner.mapped.sites, runner.mapped.sizes, strict=True)
     ])  # fmt: skip
+
+
+def _power_of_two(size: np.float32) -> np.float32:
+    """At most `size`, and more than half of it; dividing by it changes no bit of a float32. 1 for 0."""
+    return np.float32(np.exp2(np.floor(np.log2(size)))) if size > 0 else np.float32(1)

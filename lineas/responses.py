@@ -2,8 +2,11 @@
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -11,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import _core, ops
+from .blocks import Record, checkpointed, checkpointing, neighbours, replaced
 from .data import Batch
 from .sites import Site, channel_dim, hooked
-from .state import device_of, reseed
+from .state import device_of, dtype_of, reseed
 
 POOLINGS = ("mean", "last")
 
@@ -109,79 +113,201 @@ def pool_weights(mask: Tensor | None, batch: int, tokens: int, pooling: str, sit
     return counts.float() / counts.sum(1, keepdim=True)
 
 
-def pooled(h: Tensor, dim: int, mask: Tensor | None, pooling: str, site: Site, scale: Tensor, shift: Tensor):
-    """The site's map of h, and its responses (batch, units): channels in `dim`, everything between is pooled over.
+class Maps:
+    """The flat vector [weights, biases], by site and on whatever device the site is; one gradient for it comes back."""
 
-    Whether channels are first or last in memory, which `dim` does not tell (images in torch's channels_last format),
-    h is viewed, not copied, and its map lies in memory as it does.
-    """
-    last, first = h.movedim(dim, -1), h.movedim(dim, 1)
-    channels_first = first.is_contiguous() and not last.is_contiguous()
-    moved = first if channels_first else last
-    batch, units = len(h), h.shape[dim]
-    flat = moved.reshape((batch, units, -1) if channels_first else (batch, -1, units))
-    is_sequence = h.ndim == 3 and dim != 1
-    tokens = flat.shape[2 if channels_first else 1]
-    weights = pool_weights(mask if is_sequence else None, batch, tokens, pooling, site).to(h.device)
-    maps = scale.to(h.device), shift.to(h.device)
-    out, responses = ops.affine_pool(flat, *maps, weights, channels_first=channels_first)
-    return out.view(moved.shape).movedim(1 if channels_first else -1, dim), responses
+    def __init__(self, x: Tensor, layout: Layout):
+        self.x, self.sizes = x, layout.sizes
+        self.place = {site: k for k, site in enumerate(layout.sites)}
+        self._by_device: dict[torch.device, tuple[Tensor, ...]] = {}
+
+    def __call__(self, site: Site, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._by_device:
+            self._by_device[device] = self.x.to(device).split([*self.sizes, *self.sizes])
+        parts, k = self._by_device[device], self.place[site]
+        return parts[k], parts[k + len(self.sizes)]
+
+
+class Part:
+    """Samples of a batch that pass through the model together, and what stays the same from pass to pass."""
+
+    def __init__(self, batch: Batch, pooling: str):
+        self.batch, self.pooling = batch, pooling
+        self.record: Record | None = None
+        self._weights: dict[tuple[bool, int, torch.device], Tensor] = {}
+
+    def weights(self, is_sequence: bool, tokens: int, device: torch.device, site: Site) -> Tensor:
+        key = is_sequence, tokens, device
+        if key not in self._weights:
+            mask = self.batch.mask if is_sequence else None
+            self._weights[key] = pool_weights(mask, self.batch.size, tokens, self.pooling, site).to(device)
+        return self._weights[key]
+
+    def pooled(self, h: Tensor, dim: int, site: Site, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """The site's map of h, and its responses (batch, units): channels in `dim`, everything between is pooled over.
+
+        Whether channels are first or last in memory, which `dim` does not tell (images in torch's channels_last
+        format), h is viewed, not copied, and its map lies in memory as it does.
+        """
+        last, first = h.movedim(dim, -1), h.movedim(dim, 1)
+        channels_first = first.is_contiguous() and not last.is_contiguous()
+        moved = first if channels_first else last
+        batch, units = len(h), h.shape[dim]
+        flat = moved.reshape((batch, units, -1) if channels_first else (batch, -1, units))
+        weights = self.weights(h.ndim == 3 and dim != 1, flat.shape[2 if channels_first else 1], h.device, site)
+        out, responses = ops.affine_pool(flat, scale, shift, weights, channels_first=channels_first)
+        return out.view(moved.shape).movedim(1 if channels_first else -1, dim), responses
 
 
 class Runner:
-    """Runs a frozen model with maps at some sites and gathers responses at others, no further than it must."""
+    """Runs a frozen model with maps at some sites and gathers responses at others, no further than it must.
+
+    `economize` lets it leave out work whose result is known; with `compute_dtype`, matrix products are autocast to it.
+    """
 
     def __init__(self, model: nn.Module, mapped: Layout, compared: Layout, pooling: str, seed: int = 0):
         self.model, self.mapped, self.compared, self.pooling = model, mapped, compared, pooling
         self.seed, self.device = seed, device_of(model)
+        self.dims = dict(zip(compared.sites, compared.channel_dims, strict=True))
+        self.dims.update(zip(mapped.sites, mapped.channel_dims, strict=True))
+        self.checkpointing = checkpointing(model, compared.sites[-1])
+        self.compute_dtype: torch.dtype | None = None  # of matrix products, where it is not the weights'
+        self.cuts_padding = self.skips_prefix = False
+        self.room = 0  # bytes that records of the prefix may still take
+        self._plans: WeakKeyDictionary[Batch, tuple[list[Part], Tensor | None]] = WeakKeyDictionary()
 
-    def run(self, batch: Batch, maps: Sequence[tuple[Tensor, Tensor]] | None = None) -> list[Tensor]:
-        """Responses of the compared sites, each (batch, units), under maps (weight, bias) of the mapped sites, or none.
+    def economize(self, batches: Sequence[Batch]) -> None:
+        """Look with single samples at what this model allows, and from then on do no more than that needs.
 
-        Differentiable for the maps. The forward pass ends at the last compared site. A model that draws random numbers
-        draws the same ones for a batch every time, so that equal maps give equal responses; the caller restores the
+        Padding is cut off where a sample responds without it as it does with it, up to rounding. What runs before the
+        first mapped site runs once for each batch where no response changes a bit by that; what must be kept for it
+        takes at most a sixteenth of the memory of the weights, or 16 MB.
+        """
+        with torch.no_grad():
+            padded = next((batch for batch in batches if batch.groups()), None)
+            self.cuts_padding = padded is not None and self._is_padding_idle(padded)
+            self.skips_prefix = self._is_prefix_constant(batches[0].rows(0, 1))
+        weights = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+        self.room = max(weights // 16, 1 << 24)
+
+    def _is_padding_idle(self, batch: Batch) -> bool:
+        groups = batch.groups()
+        pair = batch.take([groups[0][0], groups[-1][-1]])  # the shortest sample and the longest
+        with_padding, without = self.run(pair)[:1], self.run(pair.take([0]).trimmed())
+        tolerance = torch.finfo(dtype_of(self.model)).eps ** 0.5
+        return bool((with_padding - without).norm() <= tolerance * without.norm())
+
+    def _is_prefix_constant(self, sample: Batch) -> bool:
+        """Two random maps, with what was recorded under the first of them: the same bits as in the ordinary way?"""
+        lists = neighbours(self.model, self.mapped.sites[0])
+        if not lists:
+            return False
+        draw = torch.Generator().manual_seed(self.seed)
+        identity = torch.tensor([1.0, 0.0]).repeat_interleave(self.mapped.units)
+        maps = [Maps(identity + 0.1 * torch.randn(len(identity), generator=draw), self.mapped) for _ in range(2)]
+        part, record = Part(sample, self.pooling), Record(lists)
+
+        def respond(*how) -> Tensor:
+            reseed(self.seed, self.device)
+            return self._pass(part, *how)
+
+        first, second = respond(maps[0], record), respond(maps[1])
+        if not record.usable:
+            return False
+        try:
+            return torch.equal(respond(maps[1], record), second) and torch.equal(respond(maps[0], record), first)
+        except Exception:  # whatever this model misses when a block does not run, it shall have
+            return False
+
+    def run(self, batch: Batch, x: Tensor | None = None) -> Tensor:
+        """Responses of the compared sites side by side, (batch, N), under the maps x = [weights, biases], or none.
+
+        Differentiable for x. The forward pass ends at the last compared site. A model that draws random numbers draws
+        the same ones for a batch every time, so that equal maps give equal responses; the caller restores the
         generators (`state.seeded`).
         """
-        steered = dict(zip(self.mapped.sites, maps, strict=True)) if maps is not None else {}
-        dims = dict(zip(self.compared.sites, self.compared.channel_dims, strict=True))
-        dims.update(zip(self.mapped.sites, self.mapped.channel_dims, strict=True))
-        found: dict[Site, Tensor] = {}
+        if batch not in self._plans:
+            self._plans[batch] = self._plan(batch)
+        parts, order = self._plans[batch]
+        maps = None if x is None else Maps(x, self.mapped)
+        reseed(self.seed + batch.number, self.device)
+        responses = [self._pass(part, maps) if maps is None else self._short_pass(part, maps) for part in parts]
+        return responses[0] if order is None else torch.cat(responses)[order]
+
+    def _plan(self, batch: Batch) -> tuple[list[Part], Tensor | None]:
+        """The batch in parts of samples of similar length, and where each sample is in them."""
+        groups = batch.groups() if self.cuts_padding else []
+        if not groups:
+            return [Part(batch, self.pooling)], None
+        parts = [Part(batch.take(rows).trimmed(), self.pooling) for rows in groups]
+        return parts, torch.tensor([row for rows in groups for row in rows]).argsort().to(self.device)
+
+    def _short_pass(self, part: Part, maps: Maps) -> Tensor:
+        """A pass that begins at the first mapped site, if it may; the first one records what comes before it."""
+        if part.record is not None and not part.record.usable:  # this model writes into what blocks return
+            self.skips_prefix, part.record = False, None
+        if not self.skips_prefix or part.record is not None:
+            return self._pass(part, maps, part.record)
+        record = Record(neighbours(self.model, self.mapped.sites[0]))
+        responses = self._pass(part, maps, record)
+        if record.usable and record.nbytes <= self.room:
+            self.room, part.record = self.room - record.nbytes, record
+        return responses
+
+    def _pass(self, part: Part, maps: Maps | None, record: Record | None = None) -> Tensor:
+        """One forward pass, to the last compared site; blocks that a record knows do not run, nor do its sites."""
+        known = {} if record is None else record.responses
+        found = dict(known)
+        steered = {} if maps is None else maps.place
+        differentiable = maps is not None and torch.is_grad_enabled()
 
         def watch(site: Site):
             def see(module: nn.Module, h: Tensor) -> Tensor:
-                scale, shift = steered.get(site) or (torch.ones(h.shape[dims[site]]), torch.zeros(h.shape[dims[site]]))
-                out, responses = pooled(h, dims[site], batch.mask, self.pooling, site, scale, shift)
-                if site in self.compared.sites:
+                if maps is not None and site in steered:
+                    if differentiable and not torch.is_grad_enabled():
+                        raise RuntimeError(
+                            f"site {site.name!r}: expected autograd to record it, but the model runs it under "
+                            "torch.no_grad, or in a reentrant checkpoint of its own"
+                        )
+                    if record is not None and record.open:
+                        record.close({site: responses.detach() for site, responses in found.items()})
+                    scale, shift = maps(site, h.device)
+                else:
+                    units = h.shape[self.dims[site]]
+                    scale, shift = torch.ones(units, device=h.device), torch.zeros(units, device=h.device)
+                out, responses = part.pooled(h, self.dims[site], site, scale, shift)
+                if site in self.compared.sites and site not in found:  # a checkpointed block runs once more later
                     found[site] = responses
                     if len(found) == len(self.compared.sites):
                         raise _Finished
-                return out
+                return out if h.requires_grad or site in steered else h
 
             return see
 
-        hooks = {site: watch(site) for site in dims if site in steered or site in self.compared.sites}
-        reseed(self.seed + batch.number, self.device)
-        with hooked(self.model, hooks):
+        needed = [site for site in self.dims if site in steered or site in self.compared.sites]
+        hooks = partial(hooked, self.model, {site: watch(site) for site in needed if site not in known})
+        forwards = {} if record is None else record.forwards()
+        if differentiable:
+            forwards |= {b: checkpointed(b, hooks) for b in self.checkpointing if record is None or b not in record.ran}
+        half = torch.autocast(self.device.type, self.compute_dtype) if self.compute_dtype else nullcontext()
+        with hooks(), replaced(forwards), half:
             try:
-                call(self.model, batch)
+                call(self.model, part.batch)
             except _Finished:
-                return [found[site] for site in self.compared.sites]
+                return torch.cat([found[site].to(self.device) for site in self.compared.sites], 1)
         missing = [site.name for site in self.compared.sites if site not in found]
         raise LookupError(f"not run in this forward pass, though it was in the first: {', '.join(missing)}")
 
-    def gather(self, responses: Sequence[Tensor]) -> NDArray[np.float32]:
-        """Copy responses to the host, side by side: (batch, N). NonFiniteError names the site where one is not."""
-        buffer = torch.empty(len(responses[0]), self.compared.units)
-        for k, response in enumerate(responses):
-            buffer[:, self.compared.slice(k)] = response.detach()
-        host = buffer.numpy()
+    def gather(self, responses: Tensor) -> NDArray[np.float32]:
+        """Copy responses (batch, N) to the host. NonFiniteError names the site where one is not finite."""
+        host = np.ascontiguousarray(responses.detach().to("cpu", torch.float32).numpy())
         bad = _core.first_nonfinite(host)
         if bad >= 0:
             site = self.compared.site_of(bad % self.compared.units)
             raise ops.NonFiniteError(f"site {site.name!r}: expected finite responses, got {host.flat[bad]}")
         return host
 
-    def collect(self, batches: Sequence[Batch], maps: Sequence[tuple[Tensor, Tensor]] | None = None) -> NDArray:
+    def collect(self, batches: Sequence[Batch], x: Tensor | None = None) -> NDArray[np.float32]:
         """Responses to all batches, one after another and without a gradient: (n, N) on the host."""
         with torch.no_grad():
-            return np.concatenate([self.gather(self.run(batch, maps)) for batch in batches])
+            return np.concatenate([self.gather(self.run(batch, x)) for batch in batches])

@@ -57,3 +57,9 @@ def device_of(model: nn.Module) -> torch.device:
     """Where inputs go: the device of the model's first weight."""
     first = next(chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if first is None else first.device
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """What the model computes in, as far as its first floating-point weight tells."""
+    floats = (w.dtype for w in chain(model.parameters(), model.buffers()) if w.is_floating_point())
+    return next(floats, torch.float32)

@@ -11,12 +11,13 @@ pytest.importorskip("ot")
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "kernels.py"
+FIT = SCRIPT.with_name("fit.py")
 if not SCRIPT.exists():
     pytest.skip("tests without the source tree", allow_module_level=True)
 
 
-def run(*words):
-    return subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, timeout=300)
+def run(*words, script=SCRIPT):
+    return subprocess.run([sys.executable, script, *words], capture_output=True, text=True, timeout=300)
 
 
 def test_every_group_of_cases_runs_and_its_figures_are_written_and_drawn(tmp_path):
@@ -48,3 +49,22 @@ def test_only_the_groups_that_were_asked_for_run():
     assert "permutation null" in done.stdout
     assert "Adam" not in done.stdout
     assert "threads 1" in done.stdout
+
+
+def test_every_table_of_a_steps_cost_runs_and_is_written(tmp_path):
+    tables = ["step", "padding", "precision", "prefix", "memory", "samples", "tokens", "sites"]
+    done = run("--quick", "--only", ",".join(tables), "--json", tmp_path / "figures.json", script=FIT)
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert list(written["tables"]) == tables
+    for name, rows in written["tables"].items():
+        assert f"\n{name}: " in done.stdout
+        assert len(rows) >= 2
+        assert all(row.get("ratio", 1) > 0 for row in rows)
+    assert [row["peak"] > 0 for row in written["tables"]["memory"]] == [True] * 5
+
+
+def test_an_unknown_table_is_refused():
+    done = run("--only", "stpe", script=FIT)
+    assert done.returncode == 1
+    assert "expected some of step, padding" in done.stderr

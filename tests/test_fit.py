@@ -13,8 +13,10 @@ SOURCE, TARGET = normal(14, 4), normal(11, 4, seed=1, shift=0.7)
 
 
 def fit(model, src=SOURCE, tgt=TARGET, **options):
-    """Without the ridge (tests/test_ridge.py), which looks through the whole model and holds maps back."""
-    return lineas.fit(model, src, tgt, progress=False, **{"sites": "first|second", "ridge": 0.0, **options})
+    """The plain loss: without the ridge, which looks through the whole model (tests/test_ridge.py)."""
+    return lineas.fit(
+        model, src, tgt, progress=False, **{"sites": "first|second", "loss": "wasserstein", "ridge": 0.0, **options}
+    )
 
 
 def falls(steering, by=0.5):
@@ -325,7 +327,9 @@ def test_loss_sites_may_be_others_than_mapped_sites(mlp):
 
 
 def test_last_token_pooling_compares_last_tokens(llama, texts, tokenizer):
-    a = lineas.fit(llama, *texts, tokenizer=tokenizer, pooling="last", progress=False, max_evaluations=1)
+    a = lineas.fit(
+        llama, *texts, tokenizer=tokenizer, pooling="last", loss="wasserstein", progress=False, max_evaluations=1
+    )
     name = a.sites[0]
     found = []
     llama.get_submodule(name).register_forward_hook(lambda m, args, out: found.append(out))

@@ -13,16 +13,18 @@ from tqdm.auto import tqdm
 
 from . import ops, optim
 from .data import as_batches
+from .losses import AUTO, LOSSES
 from .model_loss import ModelLoss
 from .penalties import SparseGroupLasso
 from .responses import POOLINGS, Layout, Runner, probe
+from .ridge import sensitivity
 from .sites import Site, find_sites
 from .state import device_of, frozen, seeded
 from .steering import Steering
 
 __all__ = ["fit"]
 
-METHODS, RECIPES, LOSSES, POSITIONS = ("lineas",), ("fast", "published"), ("auto", "wasserstein"), ("all",)
+METHODS, RECIPES, POSITIONS = ("lineas",), ("fast", "published"), ("all",)
 FAST_EVALUATIONS = 50  # the most the fast recipe may use unless told; it usually stops by itself after ten to twenty
 
 
@@ -37,6 +39,7 @@ def fit(
     method: str = "lineas",
     recipe: str = "fast",
     loss: str = "auto",
+    ridge: float | None = None,
     penalty: SparseGroupLasso | None = None,
     optimizer: str | None = None,
     learning_rate: float | None = None,
@@ -71,8 +74,15 @@ def fit(
     method : {"lineas"}
     recipe : {"fast", "published"}
         "fast" picks its own step sizes and stops by itself; "published" is the paper's schedule, number for number.
-    loss : {"auto", "wasserstein"}
-        What to minimise; "auto" is at present "wasserstein", the mean over sites and units of W_2^2.
+    loss : {"auto", "wasserstein", "excess", "significant"}
+        What to minimise, as a mean over sites and units: W_2^2 ("wasserstein"); as much of it as sampling noise does
+        not explain, max(0, W_2^2 - mean of the null) ("excess"); or W_2^2 of those units only whose distance fewer than
+        5% of random relabellings of the samples reach ("significant"; the others count 0). "auto" is at present
+        "wasserstein", which is the only one of the published recipe.
+    ridge : float, optional
+        How much to hold back what the maps do to the model's output, in the fast recipe: a unit of average sensitivity
+        goes about 1 / (1 + ridge) of its way, one that the output minds more goes less far. If not given, it is the
+        share of sampling noise in the distance over the share that is not, so that more samples go further; 0 is none.
     penalty : SparseGroupLasso, optional
         In units of the recipe's loss: the published recipe's loss is n times that of the fast one (n source samples).
     optimizer : {"sgd", "momentum", "adam", "adamw"}, learning_rate : float
@@ -104,8 +114,8 @@ def fit(
     Returns
     -------
     Steering
-        With `history`: for every evaluation `loss`, `penalty`, `objective` (their sum), `step_size`, `accepted`, and
-        `site_loss`, one number a loss site whose mean is `loss`.
+        With `history`: for every evaluation `loss`, `ridge`, `penalty`, `objective` (their sum), `step_size`,
+        `accepted`, and `site_loss`, one number a loss site whose mean is `loss`.
 
     Raises
     ------
@@ -130,7 +140,9 @@ def fit(
     True
     """
     started = time.perf_counter()
-    optimizer = _check_options(method, recipe, loss, optimizer, learning_rate, pooling, position)
+    if ridge is not None and not (isinstance(ridge, (int, float)) and 0 <= ridge < float("inf")):
+        raise ValueError(f"ridge: expected a number of at least 0, got {ridge!r}")
+    loss, optimizer = _check_options(method, recipe, loss, ridge, optimizer, learning_rate, pooling, position)
     _check_limits(steps=steps, max_evaluations=max_evaluations, batch_size=batch_size, max_length=max_length)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -146,7 +158,9 @@ def fit(
         layout = probe(model, [*dict.fromkeys([*mapped, *compared])], sources[0])
         runner = _runner(model, layout, mapped, compared, pooling, seed)
         with _blame("tgt"):  # responses of the unsteered network never change, so they are collected once
-            problem = ModelLoss(runner, sources, [runner.collect([batch]) for batch in targets])
+            responses = [runner.collect([batch]) for batch in targets]
+            held = sensitivity(model, runner.mapped, targets, seed) if recipe == "fast" and ridge != 0 else None
+            problem = ModelLoss(runner, sources, responses, loss, held, ridge)
         log = _Log(max_evaluations or (FAST_EVALUATIONS if recipe == "fast" else None), progress, callbacks)
         with log, _blame("src"):
             x, why = _minimise(problem, penalty, log, recipe, optimizer, learning_rate, steps, resume_from)
@@ -154,7 +168,8 @@ def fit(
         "model": getattr(model, "name_or_path", "") or type(model).__name__,
         "samples": [problem.samples, sum(batch.size for batch in targets)],
         "loss_sites": [site.name for site in problem.runner.compared.sites],
-        "method": method, "recipe": recipe, "loss": "wasserstein", "optimizer": optimizer, "penalty": repr(penalty),
+        "method": method, "recipe": recipe, "loss": loss, "optimizer": optimizer, "ridge": problem.strength,
+        "penalty": repr(penalty),
         "pooling": pooling, "position": position, "seed": seed,
         "evaluations": len(log.history["loss"]), "seconds": round(time.perf_counter() - started, 3), "stopped": why,
     }  # fmt: skip
@@ -162,10 +177,10 @@ def fit(
     return Steering._from_flat([site.name for site in here.sites], here.sizes, x, history=log.history, info=info)
 
 
-def _check_options(method, recipe, loss, optimizer, learning_rate, pooling, position) -> str | None:
-    """Refuse unknown names; returns the optimizer to use."""
+def _check_options(method, recipe, loss, ridge, optimizer, learning_rate, pooling, position) -> tuple[str, str | None]:
+    """Refuse unknown names; returns the loss and the optimizer to use."""
     options = {
-        "method": (method, METHODS), "recipe": (recipe, RECIPES), "loss": (loss, LOSSES),
+        "method": (method, METHODS), "recipe": (recipe, RECIPES), "loss": (loss, ("auto", *LOSSES)),
         "pooling": (pooling, POOLINGS), "position": (position, POSITIONS),
     }  # fmt: skip
     if optimizer is not None:
@@ -176,10 +191,14 @@ def _check_options(method, recipe, loss, optimizer, learning_rate, pooling, posi
     if recipe == "published":
         if learning_rate is not None and not 0 < learning_rate < float("inf"):
             raise ValueError(f"learning_rate: expected a number above 0, got {learning_rate!r}")
-        return optimizer or "sgd"
+        if loss not in ("auto", "wasserstein"):
+            raise ValueError(f'loss: expected "wasserstein", which is the published recipe\'s, got {loss!r}')
+        if ridge:
+            raise ValueError(f"ridge goes with the fast recipe; the published one stops early instead; got {ridge!r}")
+        return "wasserstein", optimizer or "sgd"
     if optimizer is not None or learning_rate is not None:
         raise ValueError('optimizer and learning_rate go with recipe="published"; the fast recipe picks its own steps')
-    return None
+    return AUTO if loss == "auto" else loss, None
 
 
 def _check_limits(**limits: int | None) -> None:
@@ -214,7 +233,7 @@ class _Log:
     def __init__(self, limit: int | None, progress: bool, callbacks: Iterable[Callable[[dict[str, Any]], Any]]):
         self.limit, self.callbacks = limit, tuple(callbacks)
         self.history: dict[str, list] = {
-            key: [] for key in ("loss", "penalty", "objective", "step_size", "accepted", "site_loss")
+            key: [] for key in ("loss", "ridge", "penalty", "objective", "step_size", "accepted", "site_loss")
         }
         self.bar = tqdm(total=limit, desc="lineas.fit", unit=" evaluations", disable=not progress)
 
@@ -226,8 +245,8 @@ class _Log:
 
     def __call__(self, at: optim.Evaluation, penalty: float, step_size: float, accepted: bool = True) -> str:
         entry = {
-            "loss": at.loss, "penalty": penalty, "objective": at.loss + penalty, "step_size": step_size,
-            "accepted": accepted, "site_loss": at.site_loss.tolist(),
+            "loss": at.loss - at.ridge, "ridge": at.ridge, "penalty": penalty, "objective": at.loss + penalty,
+            "step_size": step_size, "accepted": accepted, "site_loss": at.site_loss.tolist(),
         }  # fmt: skip
         for key, value in entry.items():
             self.history[key].append(value)

@@ -4,9 +4,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from . import ops, optim
+from . import losses, ops, optim
 from .data import Batch
+from .ot import PermutationNull
 from .responses import Runner
+from .ridge import Ridge
 
 
 class ModelLoss:
@@ -20,10 +22,20 @@ class ModelLoss:
         a second one for the gradient, a batch at a time, so that memory does not grow with the samples.
     targets : list of (m, N) arrays
         Responses of the unsteered network, a batch each.
+    loss : one of `losses.LOSSES`
+    ridge : Ridge, optional
+    strength : float, optional
+        Of the ridge, in mean coefficients of a unit: one of average sensitivity goes about 1 / (1 + strength) of its
+        way. If not given, it is the loss's ratio of sampling noise to signal before anything is steered.
     """
 
-    def __init__(self, runner: Runner, sources: list[Batch], targets: list[NDArray[np.float32]]):
-        self.runner, self.sources, self.targets = runner, sources, targets
+    def __init__(
+        self, runner: Runner, sources: list[Batch], targets: list[NDArray[np.float32]], loss: str = "wasserstein",
+        ridge: Ridge | None = None, strength: float | None = None,
+    ):  # fmt: skip
+        self.runner, self.sources, self.targets, self.loss = runner, sources, targets, loss
+        self.ridge, self.strength = ridge, strength
+        self._noise: PermutationNull | None = None
         self.sizes = runner.mapped.sizes
         self.samples = sum(batch.size for batch in sources)
         self.target = ops.prepare_target(np.concatenate(targets), self.samples)
@@ -49,20 +61,27 @@ class ModelLoss:
         graph = runner.run(self.sources[0], maps) if len(self.sources) == 1 else None
         responses = runner.collect(self.sources, maps) if graph is None else runner.gather(graph)
         unit_loss, slopes = ops.loss(responses, self.target, self.coefficient * scale)
+        held, pull = 0.0, np.zeros_like(x)
+        if self.loss != "wasserstein" or self.ridge:
+            noise = self._look_at_noise(responses, x)
+            if self.loss != "wasserstein":
+                unit_loss, slopes = losses.discount(self.loss, unit_loss, slopes, noise, self.coefficient * scale)
+            if self.ridge:
+                held, pull = self.ridge.value_and_gradient(x, scale * self._ridge_strength())
         site_loss = np.add.reduceat(unit_loss, runner.compared.offsets[:-1]) * len(runner.compared.sites)
 
         def gradient() -> optim.Vector:
             if graph is not None:
-                return self._pull_back(graph, leaves, slopes)
-            total, start = np.zeros_like(x), 0
+                return pull + self._pull_back(graph, leaves, slopes)
+            total, start = pull, 0
             for batch in self.sources:
                 part = slopes[start : start + batch.size]
-                total += self._pull_back(runner.run(batch, maps), leaves, part)
+                total = total + self._pull_back(runner.run(batch, maps), leaves, part)
                 start += batch.size
             return total
 
         return optim.Evaluation(
-            float(unit_loss.sum()), site_loss, gradient, lambda: self._curvature(x, responses, scale)
+            float(unit_loss.sum()) + held, site_loss, gradient, lambda: self._curvature(x, responses, scale), held
         )
 
     def _curvature(self, x: optim.Vector, responses: NDArray[np.float32], scale: float) -> NDArray[np.float64]:
@@ -74,7 +93,22 @@ class ModelLoss:
         square = np.einsum("ij,ij->j", responses, responses, dtype=float)[here] / len(responses)
         weight[~known] = np.nan
         moments = (square - 2 * bias * mean + bias**2) / weight**2, (mean - bias) / weight, np.ones_like(bias)
-        return np.where(known, 2 * scale * self.coefficient[here] * np.stack(moments), np.nan)
+        own = np.where(known, 2 * scale * self.coefficient[here] * np.stack(moments), np.nan)
+        return own + scale * self._ridge_strength() * self.ridge.curvature() if self.ridge else own
+
+    def _look_at_noise(self, responses: NDArray[np.float32], x: optim.Vector) -> PermutationNull:
+        """Of the unsteered sources, whose responses are those at the identity, where a fit usually starts."""
+        if self._noise is None:
+            if not np.array_equal(x, self.identity()):
+                responses = self.runner.collect(self.sources)
+            self._noise = losses.sampling_noise(responses, np.concatenate(self.targets))
+            if self.strength is None:
+                distance = float(ops.loss(responses, self.target, self.coefficient)[0].sum())
+                self.strength = losses.noise_to_signal(distance, float(self.coefficient @ self._noise.mean))
+        return self._noise
+
+    def _ridge_strength(self) -> float:
+        return (self.strength or 0.0) * float(self.coefficient.mean())
 
     def _leaves(self, x: optim.Vector) -> list[torch.Tensor]:
         """Every site's weight, then every site's bias: tensors over the memory of x."""

@@ -22,10 +22,11 @@ class Evaluation(NamedTuple):
     for (weight, weight), (weight, bias) and (bias, bias), NaN where they are not known. It speeds up the fast recipe.
     """
 
-    loss: float
+    loss: float  # the ridge included
     site_loss: NDArray[np.float64]
     gradient: Callable[[], Vector]
     curvature: Callable[[], NDArray[np.float64]] | None = None
+    ridge: float = 0.0
 
 
 class Problem(Protocol):

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,11 +54,11 @@ class Layout:
         )
 
 
-def call(model: nn.Module, batch: Batch) -> None:
+def call(model: nn.Module, batch: Batch) -> Any:
     kwargs = dict(batch.kwargs)
     if "use_cache" in inspect.signature(model.forward).parameters:
         kwargs.setdefault("use_cache", False)  # a cache of keys and values would only cost memory
-    model(*batch.args, **kwargs)
+    return model(*batch.args, **kwargs)
 
 
 def probe(model: nn.Module, sites: Sequence[Site], batch: Batch) -> Layout:

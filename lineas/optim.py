@@ -188,9 +188,9 @@ def fast(
         held = penalty.proximal_step(x, None, problem.sizes, 0.0).penalty
         if (enough := record(first, held, 0.0)) and save is None:
             return x, enough
-        none = np.empty((0, len(x)), np.float32)
+        none, gradient = np.empty((0, len(x)), np.float32), first.gradient()
         here = State(
-            x, first.loss, held, first.gradient(), _curvature(first, None, len(x) // 2), none, none, START_DAMPING,
+            x, first.loss, held, gradient, _curvature(first, gradient, None), none, none, START_DAMPING,
             first.loss + held, 0, len(first.site_loss),
         )  # fmt: skip
         if save:
@@ -242,16 +242,19 @@ def _learn(here: State, there: Vector, trial: Evaluation, holds: float, ratio: f
         return here
     return replace(
         here, x=there, loss=trial.loss, penalty=holds, gradient=gradient, taken=here.taken + 1,
-        curvature=_curvature(trial, here.curvature, len(there) // 2),
+        curvature=_curvature(trial, gradient, here.curvature),
     )  # fmt: skip
 
 
-def _curvature(at: Evaluation, before: NDArray[np.float64] | None, units: int) -> NDArray[np.float64]:
-    """Units that the problem knows nothing about keep what was known before, or get the middle of the others."""
-    known = np.full((3, units), np.nan) if at.curvature is None else at.curvature()
+def _curvature(at: Evaluation, gradient: Vector, before: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Units that nothing is known about keep what was known before, or get the middle of the others; where nothing is
+    known of any, the curvature with which a gradient step would promise the whole loss.
+    """
+    known = np.full((3, len(gradient) // 2), np.nan) if at.curvature is None else at.curvature()
     if before is None:
         rest = known[2][np.isfinite(known[2])]
-        middle = float(np.median(rest)) if len(rest) else 1.0
+        steep = dot(gradient, gradient) / (2 * at.loss) if at.loss > 0 else 0.0
+        middle = float(np.median(rest)) if len(rest) else steep or 1.0
         before = np.broadcast_to(np.array([[middle], [0.0], [middle]]), known.shape)
     return np.where(np.isfinite(known).all(0), known, before)
 

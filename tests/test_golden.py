@@ -71,7 +71,7 @@ def test_pooled_responses_are_those_of_the_released_implementation(tiny_llama):
 
 
 @pytest.mark.parametrize(("run", "published"), [("sgd", 0.3005), ("sgd_sparse_group", 0.4122)])
-def test_fast_recipe_reaches_the_published_objective_in_twenty_evaluations(tiny_llama, run, published):
+def test_fast_recipe_reaches_the_published_objective_in_five_evaluations(tiny_llama, run, published):
     """What the published recipe has after 1000 steps, in its normalisation: the loss times the 16 samples."""
     penalty = lineas.penalties.SparseGroupLasso(0.002 / 16, 0.002 / 16) if run == "sgd_sparse_group" else None
     _, settings, (source, target) = load(run)
@@ -79,5 +79,5 @@ def test_fast_recipe_reaches_the_published_objective_in_twenty_evaluations(tiny_
         tiny_llama, source, target, sites=settings["sites"], loss="wasserstein", ridge=0,
         penalty=penalty, progress=False,
     )  # fmt: skip
-    assert 16 * min(steering.history["objective"]) <= published * 1.001
-    assert len(steering.history["loss"]) <= 20
+    assert 16 * min(steering.history["objective"][:5]) <= published
+    assert len(steering.history["loss"]) <= 8  # and then it stops by itself

@@ -31,13 +31,14 @@ class Curved:
     fails: tuple[int, ...] = ()  # which evaluations overflow
     sizes: tuple[int, ...] = SIZES
     samples: int = 8
+    matrix: np.ndarray = field(default_factory=lambda: MATRIX)
     calls: list[np.ndarray] = field(default_factory=list)
 
     def evaluate(self, x, scale=1.0):
         self.calls.append(x.copy())
         if len(self.calls) in self.fails:
             raise NonFiniteError("too far")
-        a = MATRIX
+        a = self.matrix
         left = a @ x.astype(float) - GOAL
         own = np.stack([(a[:, :UNITS] ** 2).sum(0), (a[:, :UNITS] * a[:, UNITS:]).sum(0), (a[:, UNITS:] ** 2).sum(0)])
         gradient = (a.T @ (left + left**3 / 2)).astype(np.float32)
@@ -112,8 +113,10 @@ def test_what_is_accepted_only_falls_and_the_last_of_it_is_returned(penalty):
 
 
 def test_knowing_the_curvature_saves_evaluations():
-    told, found = (len(run(Curved(tells), SPARSE, tolerance=1e-3)[2].entries) for tells in (True, False))
-    assert told < found
+    """Here units differ by a factor of 30 in how strongly they respond."""
+    stretched = MATRIX * np.tile(np.geomspace(0.1, 3, UNITS), 2)
+    told, found = (len(run(Curved(tells, matrix=stretched), tolerance=1e-3)[2].entries) for tells in (True, False))
+    assert told < 0.8 * found
 
 
 def test_it_stops_when_little_is_left_to_gain():
@@ -292,9 +295,37 @@ def published(problem, strength):
     return objectives[-1] / problem.samples
 
 
+# Per model, in the published normalisation: the loss at the identity, by which a model of another version is told, and
+# the objective after the published 1000 steps without penalty and with 0.002 everywhere.
+KNOWN = {
+    "llama": (6.254236, {0.0: 0.2060472, 0.002: 0.3936100}),
+    "gpt2": (1.791024, {0.0: 0.0680716, 0.002: 0.1553078}),
+    "gemma2": (5.127026, {0.0: 0.1728607, 0.002: 0.3289592}),
+    "qwen2": (8.031247, {0.0: 0.2027457, 0.002: 0.3832115}),
+}
+
+
+def problem_of(kind):
+    target = [text + " indeed" * (k % 3) for k, text in enumerate(POSITIVE)]  # of different lengths
+    problem = model_loss(tiny(kind), NEGATIVE, target, WordTokenizer())
+    return problem, problem.samples * problem.evaluate(problem.identity()).loss
+
+
 @pytest.mark.parametrize("strength", [0.0, 0.002])
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", pytest.param("qwen2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", KNOWN)
 def test_the_published_objective_takes_at_most_twenty_evaluations(kind, strength):
-    problem = model_loss(tiny(kind), NEGATIVE, POSITIVE, WordTokenizer())
+    problem, start = problem_of(kind)
+    same = start == pytest.approx(KNOWN[kind][0], rel=1e-5)
+    target = KNOWN[kind][1][strength] / problem.samples if same else published(problem, strength)
     light = SparseGroupLasso(strength / problem.samples, strength / problem.samples)
-    assert until(problem, published(problem, strength), light) <= 20
+    assert until(problem, target * (1 + 1e-6), light) <= 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strength", [0.0, 0.002])
+@pytest.mark.parametrize("kind", KNOWN)
+def test_the_published_objectives_are_as_written_here(kind, strength):
+    problem, start = problem_of(kind)
+    if start != pytest.approx(KNOWN[kind][0], rel=1e-5):
+        pytest.skip("this version of torch or transformers draws another model")
+    assert problem.samples * published(problem, strength) == pytest.approx(KNOWN[kind][1][strength], rel=1e-3)

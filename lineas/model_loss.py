@@ -60,7 +60,7 @@ class ModelLoss:
                 start += batch.size
             return total
 
-        return optim.Evaluation(float(unit_loss.sum()), site_loss, gradient)
+        return optim.Evaluation(float(unit_loss.sum()), site_loss, gradient, x)
 
     def _leaves(self, x: optim.Vector) -> list[torch.Tensor]:
         """Every site's weight, then every site's bias: tensors over the memory of x."""

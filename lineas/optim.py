@@ -1,7 +1,7 @@
 """The optimisers: the published recipe, and the fast one that needs no learning rate."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from .ops import NonFiniteError, thread_count
 from .penalties import SparseGroupLasso
 
 Vector = NDArray[np.float32]
+State = dict[str, Any]  # all that an optimiser needs to go on, flat: arrays, numbers, strings; the present point is "x"
 
 
 class Evaluation(NamedTuple):
@@ -19,6 +20,7 @@ class Evaluation(NamedTuple):
     loss: float
     site_loss: NDArray[np.float64]
     gradient: Callable[[], Vector]
+    x: Vector  # the point, shared
 
 
 class Problem(Protocol):
@@ -69,14 +71,16 @@ class Adam:
     learning_rate, second_decay, decay = 1e-2, 0.9, 0.0
 
     def __init__(self) -> None:
-        self.moments: tuple[Vector, Vector] | None = None
+        self.first: Vector | None = None
+        self.second: Vector | None = None
         self.iteration = 0
 
     def step(self, x: Vector, gradient: Vector, rate: float) -> None:
-        self.moments = self.moments or (np.zeros_like(x), np.zeros_like(x))
+        if self.first is None or self.second is None:
+            self.first, self.second = np.zeros_like(x), np.zeros_like(x)
         self.iteration += 1
         _core.adam(
-            x, *self.moments, gradient, rate, 0.9, self.second_decay, 1e-8, self.decay, self.iteration,
+            x, self.first, self.second, gradient, rate, 0.9, self.second_decay, 1e-8, self.decay, self.iteration,
             thread_count(None, x.size),
         )  # fmt: skip
 
@@ -102,18 +106,23 @@ NO_PENALTY = SparseGroupLasso(0.0, 0.0)
 
 def published(
     problem: Problem, x: Vector, penalty: SparseGroupLasso | None, record: Record, *, optimizer: str,
-    learning_rate: float | None, steps: int,
+    learning_rate: float | None, steps: int, save: Callable[[State], None] | None = None, state: State | None = None,
 ) -> tuple[Vector, str]:  # fmt: skip
     """LinEAS as published: a learning rate on a cosine, minibatches in order, the prox at the current rate.
 
     The loss is the published one, which sums over samples: n times ours. Returns the last point and why it stopped.
+    After each step `save` gets a state, whose arrays the next step overwrites; from `state` it goes on, in its arrays.
     Source: arXiv 2503.10679, sec. 3 and its released implementation (`tests/data`).
     """
     update = OPTIMIZERS[optimizer]()
     start = update.learning_rate if learning_rate is None else learning_rate
     penalty = penalty or NO_PENALTY
     x, held, *_ = penalty.proximal_step(x, None, problem.sizes, 0.0)  # a copy, and its penalty
-    for k in range(steps):
+    done = 0
+    if state is not None:
+        x, held, done = state["x"], state["penalty"], state["done"]
+        vars(update).update({key: state[f"update.{key}"] for key in vars(update)})
+    for k in range(done, steps):
         batch = problem.minibatch(k)
         try:
             at = batch.evaluate(x, scale=batch.samples)
@@ -127,34 +136,49 @@ def published(
         x, held, *_ = penalty.proximal_step(x, None, problem.sizes, rate)
         if enough:
             return x, enough
+        if save:
+            own = {f"update.{key}": value for key, value in vars(update).items()}
+            save({"x": x, "penalty": held, "done": k + 1, **own})
     return x, "all steps done"
 
 
 def fast(
     problem: Problem, x: Vector, penalty: SparseGroupLasso | None, record: Record, *, steps: int | None,
-    tolerance: float = 5e-4,
+    tolerance: float = 5e-4, save: Callable[[State], None] | None = None, state: State | None = None,
 ) -> tuple[Vector, str]:  # fmt: skip
     """Proximal gradient descent whose steps grow while they succeed and shrink where they do not.
 
     The first trial is Polyak's step; a trial is accepted when it lowers the objective by a tenth of what a quadratic
     bound would promise. It stops after `steps` accepted steps, at `HORIZON`, or when a step gains
     less than `tolerance` of all that was gained. Returns the last accepted point and why it stopped.
+    After each accepted step `save` gets a state; from `state` it goes on.
     Source: SpaRSA, Wright, Nowak & Figueiredo, IEEE Trans. Signal Process. 57 (2009), eq. 22, in its monotone form.
     """
     grow, sufficient = 1.5, 0.1
     horizon = HORIZON * problem.samples  # our loss is the published one divided by the samples
-    here = problem.evaluate(x)
     penalty = penalty or NO_PENALTY
-    held = penalty.proximal_step(x, None, problem.sizes, 0.0).penalty
-    start = here.loss + held
-    if enough := record(here, held, 0.0):
-        return x, enough
-    gradient = here.gradient()
-    if not gradient.any():
-        return x, "the gradient is zero"
-    step = here.loss / float(np.dot(gradient.astype(np.float64), gradient))
-    travelled, taken = 0.0, 0
+    if state is None:
+        here = problem.evaluate(x)
+        held = penalty.proximal_step(x, None, problem.sizes, 0.0).penalty
+        start = here.loss + held
+        if enough := record(here, held, 0.0):
+            return x, enough
+        gradient = here.gradient()
+        if not gradient.any():
+            return x, "the gradient is zero"
+        step = here.loss / float(np.dot(gradient.astype(np.float64), gradient))
+        travelled, taken = 0.0, 0
+    else:
+        x, gradient, site_loss = state["x"], state["gradient"], state["site_loss"]
+        here = Evaluation(state["loss"], site_loss, lambda: state["gradient"], x)
+        held, start, step, travelled, taken = (state[k] for k in ("penalty", "start", "step", "travelled", "taken"))
+    accepted = state is None
     while True:
+        if accepted and save:
+            save({
+                "x": x, "gradient": gradient, "loss": here.loss, "site_loss": here.site_loss, "penalty": held,
+                "start": start, "step": step, "travelled": travelled, "taken": taken,
+            })  # fmt: skip
         step = min(step, horizon - travelled)
         there, holds, slope, square = penalty.proximal_step(x, gradient, problem.sizes, step)
         if square == 0:
@@ -162,7 +186,7 @@ def fast(
         try:
             trial = problem.evaluate(there)
         except NonFiniteError:  # it went so far that the model overflowed
-            trial = here._replace(loss=np.inf, site_loss=np.full_like(here.site_loss, np.inf))
+            trial = here._replace(loss=np.inf, site_loss=np.full_like(here.site_loss, np.inf), x=there)
         gain = here.loss + held - trial.loss - holds
         accepted = gain >= sufficient * square / (2 * step)
         enough = record(trial, holds, step, accepted)

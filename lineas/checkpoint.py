@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .data import Batch
+from .steering import Steering
 
 __all__ = ["Checkpoint", "Keeper", "read", "write"]
 
@@ -54,6 +55,11 @@ class Checkpoint:
     callbacks: dict[str, Any] = field(default_factory=dict)
     stopped: str = ""
     seconds: float = 0.0
+
+    def steering(self) -> Steering:
+        """The maps at this moment."""
+        sites = self.problem["sites"]
+        return Steering._from_flat(list(sites), list(sites.values()), self.maps, history=self.history)
 
 
 def locate(path: str | os.PathLike) -> Path:

@@ -2,8 +2,9 @@
 
     python tests/kill.py CASE ROUNDS SEED
 
-Each part of the fit is a fork of this process, which itself computes nothing, so that a fork is safe. A part kills
-itself at an event drawn at random: in a forward pass, before, within or after the writing of a checkpoint.
+Each part of the fit is a fork of this process, which itself computes nothing, so that a fork is safe. Half the parts
+kill themselves at an event drawn at random: in a forward pass, before, within or after the writing of a checkpoint. The
+others are killed from here, after a time drawn at random.
 """
 
 import json
@@ -12,6 +13,7 @@ import random
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -104,8 +106,8 @@ def part(case: str, folder: Path, result: Path, event: int | None) -> None:
     result.write_text(json.dumps(bits(fit(case, **options))))
 
 
-def live(*args) -> int:
-    """The exit status of a fork that runs a part; minus the signal that ended it."""
+def live(*args, seconds: float | None = None) -> int:
+    """The exit status of a fork that runs a part, for so long; minus the signal that ended it."""
     if (pid := os.fork()) == 0:
         try:
             part(*args)
@@ -113,6 +115,9 @@ def live(*args) -> int:
             sys.excepthook(*sys.exc_info())
             os._exit(1)
         os._exit(0)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(pid, signal.SIGKILL)  # of no effect where it has ended
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
@@ -120,12 +125,16 @@ def main(case: str, rounds: int, seed: int) -> None:
     draw, home = random.Random(seed), Path(tempfile.mkdtemp())
     whole, resumed = home / "whole", home / "resumed"
     assert live(case, home, whole, None) == 0
-    same, kills = True, 0
+    same, kills = True, {"at an event": 0, "by the clock": 0}
     for k in range(rounds):
         folder = home / f"{k}" / "checkpoints"
         folder.parent.mkdir()
-        while (status := live(case, folder, resumed, draw.randint(1, 30))) == -signal.SIGKILL:
-            kills += 1
+        while True:
+            timed = draw.random() < 0.5
+            event, seconds = (-1, draw.uniform(0, 0.3)) if timed else (draw.randint(1, 30), None)
+            if (status := live(case, folder, resumed, event, seconds=seconds)) != -signal.SIGKILL:
+                break
+            kills["by the clock" if timed else "at an event"] += 1
         assert status == 0, status
         same &= resumed.read_text() == whole.read_text()
         assert [file.name for file in folder.iterdir()] == [checkpoint.FILE], "nothing but the last one is left"

@@ -117,8 +117,9 @@ def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(case, rounds):
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["same"], report
-    assert report["kills"] >= 2 * rounds
+    assert report["kills"]["at an event"] >= 1
     if rounds == 8:
+        assert min(report["kills"].values()) >= rounds
         at = {f"{when} {what}" for when in ("before", "after") for what in ("fsync", "replace")}
         assert set(report["where"]) == {"forward", "within write", *at}
 
@@ -156,6 +157,19 @@ def test_a_fit_that_has_ended_is_not_run_again(tmp_path, mlp):
     assert (sizes, seen) == ([1], []), "one sample to look"
     assert bits(again) == bits(whole)
     assert again.info == whole.info
+
+
+def test_a_checkpoint_gives_the_maps_so_far(tmp_path):
+    seen = []
+    with pytest.raises(Stop):
+        fit("fast", checkpoint_dir=tmp_path, callbacks=[lambda entry: seen.append(entry.steering()), stop_after(5)])
+    got = read(tmp_path).steering()
+    assert got.sites == ["first", "second"]
+    kept = [maps for maps, accepted in zip(seen, got.history["accepted"], strict=False) if accepted][-1]
+    for name in got.sites:
+        np.testing.assert_array_equal(got.weight(name), kept.weight(name))
+        np.testing.assert_array_equal(got.bias(name), kept.bias(name))
+    assert any(map(len, got.support().values()))
 
 
 def test_seconds_are_those_of_all_parts(tmp_path):

@@ -41,7 +41,7 @@ class Log:
         keeper: Keeper | None = None,
     ):  # fmt: skip
         self.past, self.names, self.sizes, self.limit, self.keeper = past, names, sizes, limit, keeper
-        self.started, self.callbacks = started, tuple(callbacks)
+        self.started, self.callbacks, self.enough = started, tuple(callbacks), ""
         self.history: dict[str, list] = {key: list(past.history.get(key, ())) for key in COLUMNS}
         self.total, self.progress = total, progress
 
@@ -75,9 +75,9 @@ class Log:
         if accepted and not self.bar.disable:
             self.bar.set_postfix_str(f"objective {entry['objective']:.4g}, {_support(at.x)}", refresh=False)
         self.bar.update()
-        if self._asked(entry, at.x):
-            return "a callback asked"
-        return "max_evaluations used up" if self.evaluations == self.limit else ""
+        used_up = self.limit is not None and self.evaluations >= self.limit
+        self.enough = "a callback asked" if self._asked(entry, at.x) else "max_evaluations used up" * used_up
+        return self.enough
 
     def _asked(self, entry: Mapping[str, Any], x: optim.Vector) -> bool:
         steps, answers = sum(self.history["accepted"]) - 1, []
@@ -91,6 +91,8 @@ class Log:
 
     def save(self, state: optim.State) -> None:
         """Keep what the fit needs to go on from here; the optimiser may overwrite its arrays afterwards."""
+        if self.enough:  # no going on: only the result will be kept
+            return
         own = {key: value.copy() if isinstance(value, np.ndarray) else value for key, value in state.items()}
         if self.keeper:
             self.keeper.offer(self._checkpoint(own["x"], own, ""))

@@ -172,7 +172,7 @@ def fast(
         x, gradient, site_loss = state["x"], state["gradient"], state["site_loss"]
         here = Evaluation(state["loss"], site_loss, lambda: state["gradient"], x)
         held, start, step, travelled, taken = (state[k] for k in ("penalty", "start", "step", "travelled", "taken"))
-    accepted = state is None
+    accepted = True
     while True:
         if accepted and save:
             save({

@@ -17,6 +17,7 @@ from kill import CASES, SOURCE, TARGET, bits, fit
 import lineas
 from lineas import checkpoint, optim
 from lineas.checkpoint import FILE, Checkpoint, Keeper, read, write
+from lineas.log import Log
 from lineas.penalties import L1, SparseGroupLasso
 
 
@@ -33,6 +34,14 @@ def stop_after(count):
             raise Stop
 
     return callback
+
+
+@pytest.fixture
+def ctrl_c():
+    """A signal that becomes a KeyboardInterrupt; a job in the background is born deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -61,6 +70,22 @@ def test_a_fit_interrupted_again_and_again_ends_with_the_same_bits(case, tmp_pat
     assert count >= 3
     assert bits(parts) == bits(whole)
     assert parts.info["evaluations"] == whole.info["evaluations"]
+
+
+def test_an_interrupt_in_the_middle_of_an_update_does_no_harm(tmp_path, monkeypatch):
+    """When the optimiser has overwritten its arrays, and its next state is not yet there."""
+    calls, real = [], SparseGroupLasso.proximal_step
+
+    def interrupt(*args, **options):
+        calls.append(1)
+        if len(calls) == 5:
+            raise Stop
+        return real(*args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(SparseGroupLasso, "proximal_step", interrupt)
+        fit("published adam", checkpoint_dir=tmp_path)
+    assert bits(fit("published adam", resume_from=tmp_path)) == bits(fit("published adam"))
 
 
 def problem_of(case, monkeypatch):
@@ -159,6 +184,21 @@ def test_a_fit_that_has_ended_is_not_run_again(tmp_path, mlp):
     assert again.info == whole.info
 
 
+def test_a_fit_that_was_told_to_end_is_never_gone_on_with(tmp_path, eager):
+    """A kill between the last evaluation and the result must not lead to one evaluation more."""
+    past = Checkpoint({}, np.array([1, 0], np.float32))
+    log = Log(past, ["a"], [1], limit=2, total=2, started=0.0, progress=False, keeper=Keeper(tmp_path))
+    at = optim.Evaluation(1.0, np.ones(1), lambda: past.maps, past.maps)
+    with log:
+        for count, enough in ((1, ""), (2, "max_evaluations used up")):
+            assert log(at, 0.0, 0.0) == enough
+            log.save({"x": past.maps, "count": count})
+            assert len(read(tmp_path).history["loss"]) == 1
+        log.finish(past.maps, enough)
+    assert len(read(tmp_path).history["loss"]) == 2
+    assert read(tmp_path).stopped == enough
+
+
 def test_a_checkpoint_gives_the_maps_so_far(tmp_path):
     seen = []
     with pytest.raises(Stop):
@@ -186,13 +226,13 @@ def test_seconds_are_those_of_all_parts(tmp_path):
 
 
 @pytest.mark.parametrize("at", [2, 6, 11])
-def test_ctrl_c_leaves_the_model_as_it_was_and_a_checkpoint_to_go_on_from(at, tmp_path):
+def test_ctrl_c_leaves_the_model_as_it_was_and_a_checkpoint_to_go_on_from(at, tmp_path, ctrl_c):
     model, calls = Mlp(), []
 
     def interrupt(*args):
         calls.append(1)
         if len(calls) == at:
-            signal.raise_signal(signal.SIGINT)
+            ctrl_c()
 
     model.train()
     hook = model.second.register_forward_hook(interrupt)
@@ -206,13 +246,13 @@ def test_ctrl_c_leaves_the_model_as_it_was_and_a_checkpoint_to_go_on_from(at, tm
 
 
 @pytest.mark.parametrize("which", ["fsync", "replace"])
-def test_ctrl_c_while_a_checkpoint_is_written_leaves_the_one_before(which, tmp_path, monkeypatch, eager, mlp):
+def test_ctrl_c_while_a_checkpoint_is_written_leaves_the_one_before(which, tmp_path, monkeypatch, eager, mlp, ctrl_c):
     calls, real = [], getattr(os, which)
 
     def interrupt(*args):
         calls.append(1)
         if len(calls) == 4:
-            signal.raise_signal(signal.SIGINT)
+            ctrl_c()
         return real(*args)
 
     before = snapshot(mlp)

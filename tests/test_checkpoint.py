@@ -52,7 +52,7 @@ def eager(monkeypatch):
 
 def interrupted(case, folder, every=2, **options):
     """A fit that ends with an exception every few evaluations and goes on from its checkpoint; how often it did."""
-    for count in range(1000):
+    for count in range(50):
         try:
             return fit(case, checkpoint_dir=folder, resume_from=folder, callbacks=[stop_after(every)], **options), count
         except Stop:

@@ -89,7 +89,7 @@ class Log:
                 heard.close()
         return any(isinstance(answer, (bool, np.bool_)) and answer for answer in answers)
 
-    def save(self, state: optim.State) -> None:
+    def save(self, state: dict[str, Any]) -> None:
         """Keep what the fit needs to go on from here; the optimiser may overwrite its arrays afterwards."""
         if self.enough:  # no going on: only the result will be kept
             return
@@ -104,7 +104,7 @@ class Log:
             self.keeper.offer(end, now=True)
         return end
 
-    def _checkpoint(self, x: optim.Vector, state: optim.State | None, stopped: str) -> Checkpoint:
+    def _checkpoint(self, x: optim.Vector, state: dict[str, Any] | None, stopped: str) -> Checkpoint:
         history = {key: column[:] for key, column in self.history.items()}
         seconds = self.past.seconds + time.perf_counter() - self.started
         return Checkpoint(self.past.problem, x, history, state, calls.states(self.callbacks), stopped, seconds)

@@ -11,7 +11,6 @@ from .ops import NonFiniteError, thread_count
 from .penalties import SparseGroupLasso
 
 Vector = NDArray[np.float32]
-State = dict[str, Any]  # all that an optimiser needs to go on, flat: arrays, numbers, strings; the present point is "x"
 
 
 class Evaluation(NamedTuple):
@@ -106,12 +105,14 @@ NO_PENALTY = SparseGroupLasso(0.0, 0.0)
 
 def published(
     problem: Problem, x: Vector, penalty: SparseGroupLasso | None, record: Record, *, optimizer: str,
-    learning_rate: float | None, steps: int, save: Callable[[State], None] | None = None, state: State | None = None,
+    learning_rate: float | None, steps: int,
+    save: Callable[[dict[str, Any]], None] | None = None, state: dict[str, Any] | None = None,
 ) -> tuple[Vector, str]:  # fmt: skip
     """LinEAS as published: a learning rate on a cosine, minibatches in order, the prox at the current rate.
 
     The loss is the published one, which sums over samples: n times ours. Returns the last point and why it stopped.
-    After each step `save` gets a state, whose arrays the next step overwrites; from `state` it goes on, in its arrays.
+    After each step `save` gets its state, a flat dict with the present point as "x", whose arrays the next step
+    overwrites; from `state` it goes on, in its arrays.
     Source: arXiv 2503.10679, sec. 3 and its released implementation (`tests/data`).
     """
     update = OPTIMIZERS[optimizer]()
@@ -144,7 +145,7 @@ def published(
 
 def fast(
     problem: Problem, x: Vector, penalty: SparseGroupLasso | None, record: Record, *, steps: int | None,
-    tolerance: float = 5e-4, save: Callable[[State], None] | None = None, state: State | None = None,
+    tolerance: float = 5e-4, save: Callable[[dict[str, Any]], None] | None = None, state: dict[str, Any] | None = None,
 ) -> tuple[Vector, str]:  # fmt: skip
     """Proximal gradient descent whose steps grow while they succeed and shrink where they do not.
 

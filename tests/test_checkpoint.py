@@ -67,7 +67,7 @@ def interrupted(case, folder, every=2, **options):
 def test_a_fit_interrupted_again_and_again_ends_with_the_same_bits(case, tmp_path):
     whole = fit(case)
     parts, count = interrupted(case, tmp_path / "new" / "folder", every=3)
-    assert count >= 3
+    assert count >= 2
     assert bits(parts) == bits(whole)
     assert parts.info["evaluations"] == whole.info["evaluations"]
 
@@ -116,7 +116,8 @@ def test_an_optimiser_goes_on_from_any_of_its_states_and_repeats_nothing_accepte
 
     x, why = minimise(record, save=save)
     whole = list(entries)
-    assert len(states) == (sum(entry[3] for entry in whole) - (not case.startswith("published")))
+    accepted = [k for k, entry in enumerate(whole, 1) if entry[3]]
+    assert [done for done, _ in states] in (accepted, accepted[:-1]), "the last may be the result"
     for done, state in states:
         entries.clear()
         assert all(isinstance(value, (np.ndarray, int, float, str)) for value in state.values())

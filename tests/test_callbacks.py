@@ -7,7 +7,10 @@ from conftest import Mlp, assert_untouched, snapshot
 from kill import SOURCE, TARGET, fit
 
 import lineas
+from lineas import optim
 from lineas.callbacks import EarlyStopping, on_step
+from lineas.checkpoint import Checkpoint
+from lineas.log import Log
 from lineas.penalties import L1
 
 
@@ -160,6 +163,15 @@ def test_the_bar_counts_towards_the_first_limit(options, total, capsys):
 
     lineas.fit(Mlp(), SOURCE, TARGET, sites="first", recipe="published", callbacks=[stop], **options)
     assert f"1/{total}" in capsys.readouterr().err
+
+
+def test_a_rejected_trial_does_not_change_what_the_bar_shows():
+    x = np.array([1, 0], np.float32)
+    with Log(Checkpoint({}, x), ["a"], [1], limit=9, total=9, started=0.0, progress=True) as log:
+        log(optim.Evaluation(2.0, np.ones(1), lambda: x, x), 0.5, 0.0)
+        log(optim.Evaluation(7.0, np.ones(1), lambda: x, x + 1), 0.5, 0.1, accepted=False)
+    assert log.bar.postfix == "objective 2.5, support 0 (0%)"
+    assert log.bar.n == 2
 
 
 def test_the_bar_goes_on_where_the_checkpoint_was(tmp_path, capsys):

@@ -117,7 +117,7 @@ class Counter:
         try:
             at = self.loss.evaluate(x)
         except NonFiniteError:
-            at = optim.Evaluation(np.inf, np.zeros(1), lambda: np.zeros_like(x))
+            at = optim.Evaluation(np.inf, np.zeros(1), lambda: np.zeros_like(x), x)
         self.note(at, self.value(x))
         return at
 

@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch as _torch  # noqa: F401 -- first: it loads the OpenMP runtime of its wheel, and _core then shares that one
 
-from . import evaluate, ot, penalties, samples
+from . import callbacks, checkpoint, evaluate, ot, penalties, samples
 from .fit import fit
 from .sites import Site, find_sites
 from .steering import Handle, Steering
@@ -14,4 +14,16 @@ try:
 except PackageNotFoundError:  # imported from a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["Handle", "Site", "Steering", "evaluate", "find_sites", "fit", "ot", "penalties", "samples"]
+__all__ = [
+    "Handle",
+    "Site",
+    "Steering",
+    "callbacks",
+    "checkpoint",
+    "evaluate",
+    "find_sites",
+    "fit",
+    "ot",
+    "penalties",
+    "samples",
+]

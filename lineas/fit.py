@@ -1,5 +1,6 @@
 """fit: from two sets of inputs to a Steering."""
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,10 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from . import ops, optim
+from .callbacks import Entry
+from .checkpoint import Checkpoint, Keeper, fingerprint, locate, read, refuse_another
 from .data import as_batches
+from .log import Log
 from .losses import AUTO, LOSSES
 from .model_loss import ModelLoss
 from .penalties import SparseGroupLasso
@@ -52,8 +55,9 @@ def fit(
     position: str = "all",
     seed: int = 0,
     progress: bool = True,
-    callbacks: Iterable[Callable[[dict[str, Any]], Any]] = (),
-    resume_from: Steering | None = None,
+    callbacks: Iterable[Callable[[Entry], Any]] = (),
+    checkpoint_dir: str | os.PathLike | None = None,
+    resume_from: Steering | str | os.PathLike | None = None,
 ) -> Steering:
     """Learn the maps that make what `src` produces in a model look like what `tgt` produces.
 
@@ -109,11 +113,18 @@ def fit(
         For models that draw random numbers: a batch meets the same ones at every evaluation, so that the loss is a
         function of the maps. The global random state is not touched.
     progress : bool
-        Show a bar.
+        Show a bar: objective and support at the last accepted evaluation, evaluations, and the time that is left if
+        all that are allowed are used.
     callbacks : functions
-        Each is called after every evaluation with what `history` gets, as a dict; one that returns True ends the fit.
-    resume_from : Steering, optional
-        Start from its maps, which must be for the same sites, rather than from the identity.
+        Each is called after every evaluation with what `history` gets, as a dict (`lineas.callbacks.Entry`), which also
+        gives the maps of this evaluation; one that returns True ends the fit. See `lineas.callbacks` for
+        `EarlyStopping` and `on_step`.
+    checkpoint_dir : path, optional
+        Keep a checkpoint there, one file, replaced as the fit goes on (`lineas.checkpoint`).
+    resume_from : Steering or path, optional
+        A steering: start from its maps, which must be for the same sites, rather than from the identity. The path of a
+        checkpoint or its folder: go on where that fit was, with the same arguments, to the same result. The same path
+        as `checkpoint_dir`: go on if there is a checkpoint, else start.
 
     Returns
     -------
@@ -125,6 +136,8 @@ def fit(
     ------
     TypeError, ValueError, LookupError
         On input that cannot work, before any step; the model is as it was.
+    OSError
+        No checkpoint can be written or found, before any step: FileNotFoundError, FileExistsError, PermissionError.
     FloatingPointError
         The published recipe diverged.
 
@@ -153,9 +166,13 @@ def fit(
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if penalty is not None and not isinstance(penalty, SparseGroupLasso):
         raise TypeError(f"penalty: expected one of lineas.penalties, got {type(penalty).__name__}")
+    keeper, past = _past(resume_from, checkpoint_dir)
     mapped = find_sites(model, sites)
     compared = mapped if loss_sites is None else find_sites(model, loss_sites)
     device = device_of(model)
+    if recipe == "published":
+        steps = steps or optim.PUBLISHED_STEPS
+    limit = max_evaluations or (FAST_EVALUATIONS if recipe == "fast" else None)
     with seeded(seed, device), frozen(model), torch.inference_mode(False), torch.enable_grad():
         reading = (model, tokenizer, batch_size, max_length)
         sources = [batch.to(device) for batch in as_batches(src, "src", *reading)]
@@ -164,25 +181,47 @@ def fit(
         runner = _runner(model, layout, mapped, compared, pooling, seed)
         runner.economize([*sources, *targets])
         runner.compute_dtype = half  # from here on: that look was for small differences
-        with _blame("tgt"):  # responses of the unsteered network never change, so they are collected once
-            responses = [runner.collect([batch]) for batch in targets]
-            held = sensitivity(model, runner.mapped, targets, seed) if recipe == "fast" and ridge != 0 else None
-            problem = ModelLoss(runner, sources, responses, loss, held, ridge)
-        log = _Log(max_evaluations or (FAST_EVALUATIONS if recipe == "fast" else None), progress, callbacks)
-        with log, _blame("src"):
-            x, why = _minimise(problem, penalty, log, recipe, optimizer, learning_rate, steps, resume_from)
+        here = runner.mapped
+        names = [site.name for site in here.sites]
+        facts = {
+            "samples": [sum(batch.size for batch in batches) for batches in (sources, targets)],
+            "loss_sites": [site.name for site in runner.compared.sites],
+            "method": method, "recipe": recipe, "loss": loss, "optimizer": optimizer, "penalty": repr(penalty),
+            "ridge": ridge, "compute_dtype": half and str(half).removeprefix("torch."),
+            "pooling": pooling, "position": position, "seed": seed,
+        }  # fmt: skip
+        which: dict[str, Any] = {}
+        if keeper or past:
+            which = fingerprint(
+                model, sources, targets, penalty,
+                facts | {
+                    "sites": dict(zip(names, here.sizes, strict=True)), "learning_rate": learning_rate, "steps": steps,
+                    "max_evaluations": limit, "batch_size": batch_size, "max_length": max_length,
+                },
+            )  # fmt: skip
+        if past:
+            refuse_another(which, past.problem, resume_from)
+        past = past or Checkpoint(which, _start(here, resume_from))
+        total = min((n for n in (limit, steps if recipe == "published" else None) if n), default=None)
+        log = Log(
+            past, names, here.sizes, limit=limit, total=total, started=started, progress=progress, callbacks=callbacks,
+            keeper=keeper,
+        )  # fmt: skip
+        end = past
+        if not past.stopped:
+            with log:
+                with _blame("tgt"):  # responses of the unsteered network never change, so they are collected once
+                    responses = [runner.collect([batch]) for batch in targets]
+                    metric = sensitivity(model, here, targets, seed) if recipe == "fast" and ridge != 0 else None
+                    problem = ModelLoss(runner, sources, responses, loss, metric, ridge)
+                with _blame("src"):
+                    x, why = _minimise(problem, penalty, log, recipe, optimizer, learning_rate, steps)
+                    end = log.finish(x, why, problem.strength)
     info = {
-        "model": getattr(model, "name_or_path", "") or type(model).__name__,
-        "samples": [problem.samples, sum(batch.size for batch in targets)],
-        "loss_sites": [site.name for site in problem.runner.compared.sites],
-        "method": method, "recipe": recipe, "loss": loss, "optimizer": optimizer, "ridge": problem.strength,
-        "penalty": repr(penalty),
-        "compute_dtype": half and str(half).removeprefix("torch."),
-        "pooling": pooling, "position": position, "seed": seed,
-        "evaluations": len(log.history["loss"]), "seconds": round(time.perf_counter() - started, 3), "stopped": why,
+        "model": getattr(model, "name_or_path", "") or type(model).__name__, **facts, "ridge": end.ridge,
+        "evaluations": len(end.history["loss"]), "seconds": round(end.seconds, 3), "stopped": end.stopped,
     }  # fmt: skip
-    here = problem.runner.mapped
-    return Steering._from_flat([site.name for site in here.sites], here.sizes, x, history=log.history, info=info)
+    return Steering._from_flat(names, here.sizes, end.maps, history=end.history, info=info)
 
 
 def _check_options(method, recipe, loss, ridge, optimizer, learning_rate, pooling, position) -> tuple[str, str | None]:
@@ -247,51 +286,48 @@ def _blame(inputs: str) -> Iterator[None]:
         raise ops.NonFiniteError(f"{inputs}: {error}") from None
 
 
-class _Log:
-    """Takes note of evaluations, shows them, asks the callbacks, says when enough is enough."""
-
-    def __init__(self, limit: int | None, progress: bool, callbacks: Iterable[Callable[[dict[str, Any]], Any]]):
-        self.limit, self.callbacks = limit, tuple(callbacks)
-        self.history: dict[str, list] = {
-            key: [] for key in ("loss", "ridge", "penalty", "objective", "step_size", "accepted", "site_loss")
-        }
-        self.bar = tqdm(total=limit, desc="lineas.fit", unit=" evaluations", disable=not progress)
-
-    def __enter__(self) -> "_Log":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.bar.close()
-
-    def __call__(self, at: optim.Evaluation, penalty: float, step_size: float, accepted: bool = True) -> str:
-        entry = {
-            "loss": at.loss - at.ridge, "ridge": at.ridge, "penalty": penalty, "objective": at.loss + penalty,
-            "step_size": step_size, "accepted": accepted, "site_loss": at.site_loss.tolist(),
-        }  # fmt: skip
-        for key, value in entry.items():
-            self.history[key].append(value)
-        self.bar.set_postfix_str(f"objective {entry['objective']:.4g}", refresh=False)
-        self.bar.update()
-        asked = [callback(dict(entry)) is True for callback in self.callbacks]  # every callback hears of it
-        if any(asked):
-            return "a callback asked"
-        return "max_evaluations used up" if len(self.history["loss"]) == self.limit else ""
-
-
-def _minimise(problem, penalty, log, recipe, optimizer, learning_rate, steps, resume_from):
-    x = problem.identity() if resume_from is None else _start(problem, resume_from)
+def _minimise(problem, penalty, log, recipe, optimizer, learning_rate, steps):
+    """From the log's checkpoint on: from its maps, or from the optimiser's state where it has one."""
+    x, state, save = log.past.maps, log.past.state, log.save if log.keeper else None
     if recipe == "published":
-        steps = steps or optim.PUBLISHED_STEPS
-        if log.limit is None:
-            log.bar.reset(steps)
-        return optim.published(problem, x, penalty, log, optimizer=optimizer, learning_rate=learning_rate, steps=steps)
-    return optim.fast(problem, x, penalty, log, steps=steps)
+        return optim.published(
+            problem, x, penalty, log, optimizer=optimizer, learning_rate=learning_rate, steps=steps, save=save,
+            state=state,
+        )  # fmt: skip
+    return optim.fast(problem, x, penalty, log, steps=steps, save=save, state=state)
 
 
-def _start(problem: ModelLoss, steering: Steering) -> optim.Vector:
-    expected = {site.name: size for site, size in zip(problem.runner.mapped.sites, problem.sizes, strict=True)}
+def _past(
+    resume_from: Steering | str | os.PathLike | None, checkpoint_dir: str | os.PathLike | None
+) -> tuple[Keeper | None, Checkpoint | None]:
+    """Where checkpoints go, and the one to go on from, if there is one: before any work."""
+    keeper = None if checkpoint_dir is None else Keeper(checkpoint_dir)
+    there = locate(resume_from) if isinstance(resume_from, (str, os.PathLike)) else None
+    if there is None and not isinstance(resume_from, Steering | None):
+        raise TypeError(
+            f"resume_from: expected a Steering or the path of a checkpoint, got {type(resume_from).__name__}"
+        )
+    if keeper and keeper.path.exists() and (there is None or there.resolve() != keeper.path.resolve()):
+        raise FileExistsError(
+            f"checkpoint_dir: {keeper.path} is there already; go on from it with resume_from={str(checkpoint_dir)!r}, "
+            "or remove it"
+        )
+    if there is None or (keeper and not there.exists() and there.resolve() == keeper.path.resolve()):
+        return keeper, None
+    try:
+        return keeper, read(there)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"resume_from: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"resume_from: {error}") from error
+
+
+def _start(layout: Layout, steering: Any) -> optim.Vector:
+    """The maps to start from: the identity where no steering is given."""
+    if not isinstance(steering, Steering):
+        return np.repeat(np.array([1, 0], np.float32), layout.units)
+    expected = {site.name: size for site, size in zip(layout.sites, layout.sizes, strict=True)}
     got = {name: len(steering.weight(name)) for name in steering.sites}
     if got != expected:
         raise ValueError(f"resume_from: expected maps for {expected}, got {got}")
-    parts = [steering.weight(name) for name in expected] + [steering.bias(name) for name in expected]
-    return np.concatenate(parts)
+    return np.concatenate([*map(steering.weight, expected), *map(steering.bias, expected)])

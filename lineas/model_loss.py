@@ -87,7 +87,7 @@ class ModelLoss:
             return total
 
         return optim.Evaluation(
-            float(unit_loss.sum()) + held, site_loss, gradient, lambda: self._curvature(x, responses, scale), held
+            float(unit_loss.sum()) + held, site_loss, gradient, x, lambda: self._curvature(x, responses, scale), held
         )
 
     def _curvature(self, x: optim.Vector, responses: NDArray[np.float32], scale: float) -> NDArray[np.float64]:
@@ -106,7 +106,7 @@ class ModelLoss:
         """Of the unsteered sources, whose responses are those at the identity, where a fit usually starts."""
         if self._noise is None:
             if not np.array_equal(x, self.identity()):
-                responses = self.runner.collect(self.sources)
+                responses = self.runner.collect(self.sources, torch.from_numpy(self.identity()))
             self._noise = losses.sampling_noise(responses, np.concatenate(self.targets))
             if self.strength is None:
                 distance = float(ops.loss(responses, self.target, self.coefficient)[0].sum())

@@ -25,6 +25,7 @@ class Evaluation(NamedTuple):
     loss: float  # the ridge included
     site_loss: NDArray[np.float64]
     gradient: Callable[[], Vector]
+    x: Vector  # the point, shared
     curvature: Callable[[], NDArray[np.float64]] | None = None
     ridge: float = 0.0
 
@@ -77,14 +78,16 @@ class Adam:
     learning_rate, second_decay, decay = 1e-2, 0.9, 0.0
 
     def __init__(self) -> None:
-        self.moments: tuple[Vector, Vector] | None = None
+        self.first: Vector | None = None
+        self.second: Vector | None = None
         self.iteration = 0
 
     def step(self, x: Vector, gradient: Vector, rate: float) -> None:
-        self.moments = self.moments or (np.zeros_like(x), np.zeros_like(x))
+        if self.first is None or self.second is None:
+            self.first, self.second = np.zeros_like(x), np.zeros_like(x)
         self.iteration += 1
         _core.adam(
-            x, *self.moments, gradient, rate, 0.9, self.second_decay, 1e-8, self.decay, self.iteration,
+            x, self.first, self.second, gradient, rate, 0.9, self.second_decay, 1e-8, self.decay, self.iteration,
             thread_count(None, x.size),
         )  # fmt: skip
 
@@ -117,17 +120,24 @@ NO_PENALTY = SparseGroupLasso(0.0, 0.0)
 def published(
     problem: Problem, x: Vector, penalty: SparseGroupLasso | None, record: Record, *, optimizer: str,
     learning_rate: float | None, steps: int,
+    save: Callable[[dict[str, Any]], None] | None = None, state: dict[str, Any] | None = None,
 ) -> tuple[Vector, str]:  # fmt: skip
     """LinEAS as published: a learning rate on a cosine, minibatches in order, the prox at the current rate.
 
     The loss is the published one, which sums over samples: n times ours. Returns the last point and why it stopped.
+    After each step `save` gets its state, a flat dict with the present point as "x", whose arrays the next step
+    overwrites; from `state` it goes on, in its arrays.
     Source: arXiv 2503.10679, sec. 3 and its released implementation (`tests/data`).
     """
     update = OPTIMIZERS[optimizer]()
     start = update.learning_rate if learning_rate is None else learning_rate
     penalty = penalty or NO_PENALTY
     x, held, *_ = penalty.proximal_step(x, None, problem.sizes, 0.0)  # a copy, and its penalty
-    for k in range(steps):
+    done = 0
+    if state is not None:
+        x, held, done = state["x"], state["penalty"], state["done"]
+        vars(update).update({key: state[f"update.{key}"] for key in vars(update)})
+    for k in range(done, steps):
         batch = problem.minibatch(k)
         try:
             at = batch.evaluate(x, scale=batch.samples)
@@ -141,6 +151,9 @@ def published(
         x, held, *_ = penalty.proximal_step(x, None, problem.sizes, rate)
         if enough:
             return x, enough
+        if save:
+            own = {f"update.{key}": value for key, value in vars(update).items()}
+            save({"x": x, "penalty": held, "done": k + 1, **own})
     return x, "all steps done"
 
 
@@ -176,17 +189,17 @@ def fast(
     or when the model promises less than `tolerance` of all that was gained. Returns the last accepted point, whose
     objective is the least of all, and why it stopped.
 
-    After each accepted step `save` gets the state, a flat dict of arrays and numbers. Given back as `state`, the run
+    After each evaluation `save` gets the state, a flat dict of arrays and numbers. Given back as `state`, the run
     goes on with the same bits from there, and without x.
     Source: Lee, Sun & Saunders, Proximal Newton-type methods, SIAM J. Optim. 24 (2014), with a damped, bounded model.
     """
     penalty = penalty or NO_PENALTY
     if state is not None:
-        here, enough = State(**state), ""
+        here = State(**state)
     else:
         first = problem.evaluate(x)
         held = penalty.proximal_step(x, None, problem.sizes, 0.0).penalty
-        if (enough := record(first, held, 0.0)) and save is None:
+        if enough := record(first, held, 0.0):
             return x, enough
         none, gradient = np.empty((0, len(x)), np.float32), first.gradient()
         here = State(
@@ -195,7 +208,7 @@ def fast(
         )  # fmt: skip
         if save:
             save(dict(vars(here)))
-    while not enough:
+    while True:
         if steps is not None and here.taken >= steps:
             return here.x, "all steps done"
         model = _model(here, problem.sizes)
@@ -207,20 +220,18 @@ def fast(
         try:
             trial = problem.evaluate(there)
         except NonFiniteError:  # it went so far that the model overflowed
-            trial = _overflow(here.loss_sites)
+            trial = _overflow(here.loss_sites, there)
         gain = here.objective - trial.loss - holds
         accepted = gain > SUFFICIENT * promise
-        enough = record(trial, holds, 1 / (1 + here.damping), accepted)
-        if enough and not (accepted and save):
+        if enough := record(trial, holds, 1 / (1 + here.damping), accepted):
             return (there if accepted else here.x), enough
         here = _learn(here, there, trial, holds, gain / promise, accepted)
-        if accepted and save:
+        if save:
             save(dict(vars(here)))
-    return here.x, enough
 
 
-def _overflow(loss_sites: int) -> Evaluation:
-    return Evaluation(np.inf, np.full(loss_sites, np.inf), lambda: np.empty(0, np.float32))
+def _overflow(loss_sites: int, x: Vector) -> Evaluation:
+    return Evaluation(np.inf, np.full(loss_sites, np.inf), lambda: np.empty(0, np.float32), x)
 
 
 def _learn(here: State, there: Vector, trial: Evaluation, holds: float, ratio: float, accepted: bool) -> State:

@@ -1,0 +1,116 @@
+"""The log of a fit: its history, its bar, its callbacks, its checkpoints."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from . import callbacks as calls
+from . import optim
+from .checkpoint import Checkpoint, Keeper
+from .steering import SUPPORT
+
+COLUMNS = ("loss", "ridge", "penalty", "objective", "step_size", "accepted", "site_loss")
+
+
+class Log:
+    """Takes note of evaluations, shows them, asks the callbacks, says when enough is enough, keeps checkpoints.
+
+    Parameters
+    ----------
+    past : Checkpoint
+        What to go on from; with no history, at the start.
+    names, sizes : of the mapped sites
+    limit : int or None
+        Evaluations until the fit must end.
+    total : int or None
+        Evaluations that the bar counts towards.
+    started : float
+        When this part of the fit began, by `time.perf_counter`.
+    keeper : Keeper or None
+        Where checkpoints go.
+    """
+
+    def __init__(
+        self, past: Checkpoint, names: Sequence[str], sizes: Sequence[int], *, limit: int | None, total: int | None,
+        started: float, progress: bool, callbacks: Iterable[Callable[[calls.Entry], Any]] = (),
+        keeper: Keeper | None = None,
+    ):  # fmt: skip
+        self.past, self.names, self.sizes, self.limit, self.keeper = past, names, sizes, limit, keeper
+        self.started, self.callbacks, self.enough = started, tuple(callbacks), ""
+        self.history: dict[str, list] = {key: list(past.history.get(key, ())) for key in COLUMNS}
+        self.total, self.progress = total, progress
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.history["loss"])
+
+    def __enter__(self) -> "Log":
+        calls.restore(self.callbacks, self.past.callbacks)
+        if self.keeper:
+            self.keeper.begin(replace(self.past, callbacks=calls.states(self.callbacks)))
+        self.bar = tqdm(
+            total=self.total, initial=self.evaluations, desc="lineas.fit", unit=" evaluations",
+            disable=not self.progress,
+        )  # fmt: skip
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.bar.close()
+        if self.keeper and exception[0] is not None:
+            with suppress(Warning):  # where warnings are errors, this one must not hide what ended the fit
+                self.keeper.flush()
+
+    def __call__(self, at: optim.Evaluation, penalty: float, step_size: float, accepted: bool = True) -> str:
+        entry = {
+            "loss": at.loss - at.ridge, "ridge": at.ridge, "penalty": penalty, "objective": at.loss + penalty,
+            "step_size": step_size, "accepted": accepted, "site_loss": at.site_loss.tolist(),
+        }  # fmt: skip
+        for key, value in entry.items():
+            self.history[key].append(value)
+        if accepted and not self.bar.disable:
+            self.bar.set_postfix_str(f"objective {entry['objective']:.4g}, {_support(at.x)}", refresh=False)
+        self.bar.update()
+        used_up = self.limit is not None and self.evaluations >= self.limit
+        self.enough = "a callback asked" if self._asked(entry, at.x) else "max_evaluations used up" * used_up
+        return self.enough
+
+    def _asked(self, entry: Mapping[str, Any], x: optim.Vector) -> bool:
+        steps, answers = sum(self.history["accepted"]) - 1, []
+        for callback in self.callbacks:  # every one hears of it, whatever the others say
+            heard = calls.Entry(entry, steps, self.evaluations, self.names, self.sizes, x)
+            try:
+                answers.append(callback(heard))
+            finally:
+                heard.close()
+        return any(isinstance(answer, (bool, np.bool_)) and answer for answer in answers)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep what the fit needs to go on from here; the optimiser may overwrite its arrays afterwards."""
+        if self.enough:  # no going on: only the result will be kept
+            return
+        own = {key: value.copy() if isinstance(value, np.ndarray) else value for key, value in state.items()}
+        if self.keeper:
+            self.keeper.offer(self._checkpoint(own["x"], own, ""))
+
+    def finish(self, x: optim.Vector, why: str, ridge: float | None = None) -> Checkpoint:
+        """The result, which is kept as well."""
+        end = replace(self._checkpoint(x, None, why), ridge=ridge)
+        if self.keeper:
+            self.keeper.offer(end, now=True)
+        return end
+
+    def _checkpoint(self, x: optim.Vector, state: dict[str, Any] | None, stopped: str) -> Checkpoint:
+        history = {key: column[:] for key, column in self.history.items()}
+        seconds = self.past.seconds + time.perf_counter() - self.started
+        return Checkpoint(self.past.problem, x, history, state, calls.states(self.callbacks), stopped, seconds)
+
+
+def _support(x: optim.Vector) -> str:
+    weight, bias = np.split(x, 2)
+    moved = int(((np.abs(weight - 1) > SUPPORT) | (np.abs(bias) > SUPPORT)).sum())
+    return f"support {moved} ({moved / len(weight):.0%})"

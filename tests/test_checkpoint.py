@@ -1,0 +1,517 @@
+"""Long work is safe: a fit that is killed or interrupted goes on to the same bits; nothing else is accepted."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, Mlp, assert_untouched, snapshot
+from kill import CASES, SOURCE, TARGET, bits, fit
+
+import lineas
+from lineas import checkpoint, optim
+from lineas.checkpoint import FILE, Checkpoint, Keeper, read, write
+from lineas.log import Log
+from lineas.penalties import L1, SparseGroupLasso
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(count):
+    """A callback that raises at so many evaluations of its own."""
+    left = iter(range(count, 0, -1))
+
+    def callback(entry):
+        if next(left) == 1:
+            raise Stop
+
+    return callback
+
+
+@pytest.fixture
+def ctrl_c():
+    """A signal that becomes a KeyboardInterrupt; a job in the background is born deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Every checkpoint that is offered is written."""
+    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
+
+
+def interrupted(case, folder, every=2, **options):
+    """A fit that ends with an exception every few evaluations and goes on from its checkpoint; how often it did."""
+    for count in range(50):
+        try:
+            return fit(case, checkpoint_dir=folder, resume_from=folder, callbacks=[stop_after(every)], **options), count
+        except Stop:
+            assert [path.name for path in folder.iterdir()] == [FILE]
+    raise AssertionError("it never ends")
+
+
+# -- the same bits --
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_fit_interrupted_again_and_again_ends_with_the_same_bits(case, tmp_path):
+    whole = fit(case)
+    parts, count = interrupted(case, tmp_path / "new" / "folder", every=3)
+    assert count >= 2
+    assert bits(parts) == bits(whole)
+    assert parts.info["evaluations"] == whole.info["evaluations"]
+
+
+def test_an_interrupt_in_the_middle_of_an_update_does_no_harm(tmp_path, monkeypatch):
+    """When the optimiser has overwritten its arrays, and its next state is not yet there."""
+    calls, real = [], SparseGroupLasso.proximal_step
+
+    def interrupt(*args, **options):
+        calls.append(1)
+        if len(calls) == 5:
+            raise Stop
+        return real(*args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(SparseGroupLasso, "proximal_step", interrupt)
+        fit("published adam", checkpoint_dir=tmp_path)
+    assert bits(fit("published adam", resume_from=tmp_path)) == bits(fit("published adam"))
+
+
+def problem_of(case, monkeypatch):
+    """What the optimiser of a case is called with."""
+    calls = []
+    name = CASES[case].get("recipe", "fast")
+    real = getattr(optim, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(optim, name, lambda *args, **options: calls.append((args, options)) or real(*args, **options))
+        fit(case)
+    ((problem, x, penalty, _), options), *_ = calls
+    options.pop("save")
+    options.pop("state")
+    return lambda record, **more: real(problem, x.copy(), penalty, record, **options, **more)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_optimiser_goes_on_from_any_of_its_states_and_repeats_nothing_accepted(case, monkeypatch):
+    minimise = problem_of(case, monkeypatch)
+    entries, states = [], []
+
+    def record(at, penalty, step_size, accepted=True):
+        entries.append((at.loss, penalty, step_size, accepted, at.x.tobytes()))
+        return ""
+
+    def save(state):
+        states.append((len(entries), {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in state.items()}))
+
+    x, why = minimise(record, save=save)
+    whole = list(entries)
+    accepted = [k for k, entry in enumerate(whole, 1) if entry[3]]
+    every = list(range(1, len(whole) + 1)) if case.startswith("fast") else accepted
+    assert [done for done, _ in states] in (every, every[:-1]), "the last may be the result"
+    for done, state in states:
+        entries.clear()
+        assert all(isinstance(value, (np.ndarray, int, float, str)) for value in state.values())
+        again, why_again = minimise(record, state=state)
+        assert entries == whole[done:]
+        assert again.tobytes() == x.tobytes()
+        assert why_again == why
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    ("case", "rounds"),
+    [
+        ("fast with penalty", 2),
+        ("published adam in batches", 4),
+        *(pytest.param(case, 8, marks=pytest.mark.slow) for case in CASES),
+    ],
+)
+def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(case, rounds):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tests" / "kill.py"), case, str(rounds), str(rounds)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["same"], report
+    assert sum(report["kills"].values()) >= 1
+    if rounds == 8:
+        assert min(report["kills"].values()) >= rounds
+        at = {f"{when} {what}" for when in ("before", "after") for what in ("fsync", "replace")}
+        assert set(report["where"]) == {"forward", "within write", *at}
+
+
+def test_the_states_of_callbacks_go_on_too(tmp_path):
+    def stopping():
+        return lineas.callbacks.EarlyStopping(patience=4, min_delta=0.05)
+
+    whole = fit("published sgd", callbacks=[stopping()])
+    assert whole.info["stopped"] == "a callback asked"
+    for _ in range(100):
+        try:
+            parts = fit(
+                "published sgd", callbacks=[stopping(), stop_after(3)], checkpoint_dir=tmp_path, resume_from=tmp_path
+            )
+            break
+        except Stop:
+            pass
+    assert bits(parts) == bits(whole)
+
+
+def test_a_start_from_a_steering_is_not_forgotten(tmp_path):
+    first = fit("fast", steps=2)
+    whole = fit("fast", resume_from=first)
+    assert whole.history["loss"][0] < 0.99 * first.history["loss"][0]
+    with pytest.raises(Stop):
+        fit("fast", resume_from=first, checkpoint_dir=tmp_path, callbacks=[stop_after(1)])
+    assert bits(fit("fast", resume_from=tmp_path)) == bits(whole)
+
+
+def test_a_fit_that_has_ended_is_not_run_again(tmp_path, mlp):
+    whole = fit("fast", checkpoint_dir=tmp_path)
+    sizes, seen = [], []
+    mlp.first.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    again = fit("fast", model=mlp, resume_from=tmp_path / FILE, callbacks=[seen.append])
+    assert (sizes, seen) == ([1], []), "one sample to look"
+    assert bits(again) == bits(whole)
+    assert again.info == whole.info
+
+
+def test_a_fit_that_was_told_to_end_is_never_gone_on_with(tmp_path, eager):
+    """A kill between the last evaluation and the result must not lead to one evaluation more."""
+    past = Checkpoint({}, np.array([1, 0], np.float32))
+    log = Log(past, ["a"], [1], limit=2, total=2, started=0.0, progress=False, keeper=Keeper(tmp_path))
+    at = optim.Evaluation(1.0, np.ones(1), lambda: past.maps, past.maps)
+    with log:
+        for count, enough in ((1, ""), (2, "max_evaluations used up")):
+            assert log(at, 0.0, 0.0) == enough
+            log.save({"x": past.maps, "count": count})
+            assert len(read(tmp_path).history["loss"]) == 1
+        log.finish(past.maps, enough)
+    assert len(read(tmp_path).history["loss"]) == 2
+    assert read(tmp_path).stopped == enough
+
+
+def test_a_checkpoint_gives_the_maps_so_far(tmp_path):
+    seen = []
+    with pytest.raises(Stop):
+        fit("fast", checkpoint_dir=tmp_path, callbacks=[lambda entry: seen.append(entry.steering()), stop_after(5)])
+    got = read(tmp_path).steering()
+    assert got.sites == ["first", "second"]
+    kept = [maps for maps, accepted in zip(seen, got.history["accepted"], strict=False) if accepted][-1]
+    for name in got.sites:
+        np.testing.assert_array_equal(got.weight(name), kept.weight(name))
+        np.testing.assert_array_equal(got.bias(name), kept.bias(name))
+    assert any(map(len, got.support().values()))
+
+
+def test_seconds_are_those_of_all_parts(tmp_path):
+    with pytest.raises(Stop):
+        fit("fast", checkpoint_dir=tmp_path, callbacks=[stop_after(4)])
+    kept = read(tmp_path)
+    assert kept.seconds > 0
+    write(tmp_path / FILE, replace(kept, seconds=1000.0))
+    assert 1000 < fit("fast", checkpoint_dir=tmp_path, resume_from=tmp_path).info["seconds"] < 2000
+    assert read(tmp_path).seconds > 1000
+
+
+# -- interrupts and failing disks --
+
+
+@pytest.mark.parametrize("at", [2, 6, 11])
+def test_ctrl_c_leaves_the_model_as_it_was_and_a_checkpoint_to_go_on_from(at, tmp_path, ctrl_c):
+    model, calls = Mlp(), []
+
+    def interrupt(*args):
+        calls.append(1)
+        if len(calls) == at:
+            ctrl_c()
+
+    model.train()
+    hook = model.second.register_forward_hook(interrupt)
+    before = snapshot(model)
+    with pytest.raises(KeyboardInterrupt):
+        fit("published adam", model=model, checkpoint_dir=tmp_path)
+    assert_untouched(model, before)
+    hook.remove()
+    assert len(read(tmp_path).history.get("loss", [])) == max(0, at - 3), "all evaluations before this one are kept"
+    assert bits(fit("published adam", model=model, resume_from=tmp_path)) == bits(fit("published adam"))
+
+
+@pytest.mark.parametrize("which", ["fsync", "replace"])
+def test_ctrl_c_while_a_checkpoint_is_written_leaves_the_one_before(which, tmp_path, monkeypatch, eager, mlp, ctrl_c):
+    calls, real = [], getattr(os, which)
+
+    def interrupt(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            ctrl_c()
+        return real(*args)
+
+    before = snapshot(mlp)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, which, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fit("fast", model=mlp, checkpoint_dir=tmp_path)
+    assert_untouched(mlp, before)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert bits(fit("fast", resume_from=tmp_path)) == bits(fit("fast"))
+
+
+def test_a_callback_that_raises_leaves_the_model_as_it_was(tmp_path, mlp):
+    mlp.train()
+    before = snapshot(mlp)
+    with pytest.raises(Stop):
+        fit("published adam", model=mlp, checkpoint_dir=tmp_path, callbacks=[stop_after(5)])
+    assert_untouched(mlp, before)
+    assert len(read(tmp_path).history["loss"]) == 4
+
+
+def full_disk(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_an_error_before_any_evaluation(tmp_path, monkeypatch, mlp):
+    seen = []
+    mlp.first.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    before = snapshot(mlp)
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="checkpoint_dir: cannot write to .*: No space left") as caught:
+        fit("fast", model=mlp, checkpoint_dir=tmp_path)
+    assert caught.value.errno == errno.ENOSPC
+    assert seen == [1]
+    assert list(tmp_path.iterdir()) == []
+    assert_untouched(mlp, before)
+
+
+def test_a_disk_that_fills_up_costs_the_checkpoints_not_the_fit(tmp_path, monkeypatch, eager):
+    def fill_up(entry):
+        if entry.evaluations == 5:
+            monkeypatch.setattr(os, "fsync", full_disk)
+
+    with pytest.warns(RuntimeWarning, match="no checkpoint written, the last one stays: .*No space left"):
+        result = fit("published adam", checkpoint_dir=tmp_path, callbacks=[fill_up])
+    assert bits(result) == bits(fit("published adam"))
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert len(read(tmp_path).history["loss"]) == 4
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_before_any_evaluation(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="checkpoint_dir: cannot write to .*file.folder"):
+        fit("fast", checkpoint_dir=tmp_path / "file" / "folder")
+
+
+def test_leftovers_of_a_killed_write_are_removed(tmp_path):
+    (tmp_path / f"{FILE}.123.tmp").write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("mine")
+    fit("fast", checkpoint_dir=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE, "notes.txt"]
+
+
+# -- which checkpoint, and of which fit --
+
+
+def test_where_a_fit_starts_and_what_it_does_not_overwrite(tmp_path, mlp):
+    calls = []
+    mlp.first.register_forward_pre_hook(lambda *args: calls.append(1))
+    with pytest.raises(FileNotFoundError, match="resume_from: no checkpoint .*nowhere"):
+        fit("fast", model=mlp, resume_from=tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="resume_from: no checkpoint"):
+        fit("fast", model=mlp, resume_from=tmp_path / "nowhere", checkpoint_dir=tmp_path / "elsewhere")
+    with pytest.raises(TypeError, match="resume_from: expected a Steering or the path of a checkpoint, got int"):
+        fit("fast", model=mlp, resume_from=3)
+    assert list(tmp_path.iterdir()) == []
+    whole = fit("fast", checkpoint_dir=str(tmp_path), resume_from=str(tmp_path))
+    content = (tmp_path / FILE).read_bytes()
+    for other in (None, whole):
+        with pytest.raises(FileExistsError, match="is there already; go on from it with resume_from=.* or remove it"):
+            fit("fast", model=mlp, checkpoint_dir=tmp_path, resume_from=other)
+    assert (tmp_path / FILE).read_bytes() == content
+    assert calls == []
+
+
+def test_a_checkpoint_can_be_gone_on_from_in_another_folder(tmp_path):
+    with pytest.raises(Stop):
+        fit("fast", checkpoint_dir=tmp_path / "a", callbacks=[stop_after(5)])
+    content = (tmp_path / "a" / FILE).read_bytes()
+    assert bits(fit("fast", resume_from=tmp_path / "a", checkpoint_dir=tmp_path / "b")) == bits(fit("fast"))
+    assert (tmp_path / "a" / FILE).read_bytes() == content
+    assert read(tmp_path / "b").stopped
+
+
+class Wider(Mlp):
+    def __init__(self):
+        super().__init__()
+        self.second = torch.nn.Linear(9, 7)
+        self.third = torch.nn.Linear(7, 3)
+
+
+def heavier():
+    model = Mlp()
+    with torch.no_grad():
+        model.first.weight.mul_(1.001)
+    return model
+
+
+OTHERS = [
+    ({"seed": 1}, "seed: 0 there, 1 here"),
+    ({"penalty": L1(0.5)}, r"penalty: 'None' there, 'L1\(l1=0.5"),
+    ({"max_evaluations": 9}, "max_evaluations: 50 there, 9 here"),
+    ({"steps": np.int64(9)}, "steps: None there, 9 here"),
+    ({"batch_size": 5}, "batch_size: None there, 5 here"),
+    ({"recipe": "published"}, "recipe: 'fast' there, 'published' here"),
+    ({"recipe": "published", "learning_rate": 0.2}, "learning_rate: None there, 0.2 here"),
+    ({"pooling": "last"}, "pooling: 'mean' there, 'last' here"),
+    ({"sites": "first"}, r"sites: {'first': 9, 'second': 8} there, {'first': 9} here"),
+    ({"model": Wider}, r"sites: {'first': 9, 'second': 8} there, {'first': 9, 'second': 7} here"),
+    ({"model": heavier}, "weights: '[0-9a-f]{32}' there, '[0-9a-f]{32}' here"),
+    ({"src": SOURCE[:-1]}, r"samples: \[14, 11\] there, \[13, 11\] here"),
+    ({"src": SOURCE.flip(0)}, "src: '[0-9a-f]{32}' there, '[0-9a-f]{32}' here"),
+    ({"tgt": TARGET + 1e-6}, "tgt: '[0-9a-f]{32}' there, '[0-9a-f]{32}' here"),
+]
+
+
+@pytest.mark.parametrize(("other", "message"), OTHERS)
+def test_another_fit_is_refused_with_both_values(other, message, tmp_path):
+    def run(model=Mlp, src=SOURCE, tgt=TARGET, **options):
+        options = {"sites": "first|second", "progress": False, **options}
+        return lineas.fit(model(), src, tgt, checkpoint_dir=tmp_path, resume_from=tmp_path, **options)
+
+    run()
+    content = (tmp_path / FILE).read_bytes()
+    with pytest.raises(ValueError, match=f"resume_from: expected the fit that .*\n(.*\n)*  {message}"):
+        run(**other)
+    assert (tmp_path / FILE).read_bytes() == content
+    run()
+
+
+def test_groups_too_long_to_print_tell_fits_apart(tmp_path):
+    class Wide(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.only = torch.nn.Identity()
+
+        def forward(self, x):
+            return self.only(x)
+
+    data = torch.arange(12000.0).reshape(4, 3000)
+    groups = np.zeros(3000, int)
+    for k in (0, 1500):
+        groups[k] = 1
+        penalty = SparseGroupLasso(0.0, 0.1, groups=groups)
+        options = {"sites": "only", "progress": False, "penalty": penalty, "max_evaluations": 1}
+        if k:
+            with pytest.raises(ValueError, match="penalty_groups: "):
+                lineas.fit(Wide(), data, data + 1, resume_from=tmp_path, **options)
+        else:
+            lineas.fit(Wide(), data, data + 1, checkpoint_dir=tmp_path, **options)
+
+
+# -- the file --
+
+
+def same(a, b) -> bool:
+    """Equal in type and bits."""
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (np.ndarray, np.generic)):
+        return type(a) is type(b) and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    return repr(a) == repr(b)
+
+
+def test_what_is_written_is_what_is_read(tmp_path):
+    state = {
+        "x": np.arange(6, dtype=np.float32), "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "empty": np.zeros((0, 4)), "flags": np.array([True, False]), "count": np.arange(3), "scalar": np.float32(0.1),
+        "float": 0.1, "inf": float("inf"), "negative zero": -0.0, "int": 2**60, "flag": True, "none": None,
+        "name": "é.",
+    }  # fmt: skip
+    history = {
+        "loss": [0.1, float("inf"), float("nan"), -0.0], "accepted": [True, False], "count": [1, 2], "empty": [],
+        "rows": [[0.1, 0.2], [0.3, 0.4]], "ragged": [[0.1], [0.2, 0.3]], "words": ["a", "b"],
+    }  # fmt: skip
+    maps = np.linspace(0, 1, 7, dtype=np.float32)[::-1]
+    put = Checkpoint({"seed": 1}, maps, history, state, {"0 A": {"best": float("inf")}}, "", 1.5)
+    write(tmp_path / FILE, put)
+    got = read(tmp_path)
+    assert same(got.history, history)
+    assert same({k: np.ascontiguousarray(v) if k == "fortran" else v for k, v in state.items()}, got.state)
+    assert same(got.maps, np.ascontiguousarray(maps))
+    assert replace(got, maps=None, history=None, state=None) == replace(put, maps=None, history=None, state=None)
+    assert read(tmp_path / FILE).state["x"].flags.writeable, "the optimiser works in it"
+
+
+def test_no_damage_goes_unnoticed(tmp_path):
+    with pytest.raises(Stop):
+        fit("published adam", checkpoint_dir=tmp_path, callbacks=[stop_after(6)])
+    path = tmp_path / FILE
+    content = path.read_bytes()
+    for size in (0, 1, 7, 8, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(ValueError, match="resume_from: .* is (truncated or )?corrupted"):
+            fit("published adam", resume_from=tmp_path)
+    for at in [*range(0, len(content), 61), len(content) - 1]:
+        damaged = bytearray(content)
+        damaged[at] ^= 4
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="corrupted|expected a lineas-checkpoint file"):
+            read(path)
+    path.write_bytes(content)
+    assert bits(fit("published adam", resume_from=tmp_path)) == bits(fit("published adam"))
+
+
+def test_other_files_are_refused(tmp_path, monkeypatch):
+    steering = fit("fast", checkpoint_dir=tmp_path, steps=1)
+    steering.save_pretrained(tmp_path / "steering")
+    with pytest.raises(FileNotFoundError, match="resume_from: no checkpoint"):
+        fit("fast", resume_from=tmp_path / "steering")
+    with pytest.raises(ValueError, match="expected a lineas-checkpoint file, got one with .*first.bias"):
+        fit("fast", resume_from=tmp_path / "steering" / "steering.safetensors")
+    monkeypatch.setitem(checkpoint.FORMAT, "version", 2)
+    with pytest.raises(ValueError, match="expected .*'version': 2}, got .*'version': 1}; written by another lineas"):
+        fit("fast", resume_from=tmp_path)
+
+
+class Clock:
+    """Time, of which a write takes a second."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.written = 0.0, []
+        monkeypatch.setattr(checkpoint.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(checkpoint, "write", self.write)
+
+    def write(self, path, what):
+        self.now += 1
+        self.written.append(what)
+
+
+def test_writing_takes_no_more_than_its_share_of_the_time(monkeypatch, tmp_path):
+    clock, keeper = Clock(monkeypatch), Keeper(tmp_path)
+    keeper.begin("first")
+    for k in range(1000):
+        clock.now += 1
+        keeper.offer(k)
+    assert len(clock.written) == pytest.approx(1000 * checkpoint.SHARE, abs=2)
+    keeper.flush()
+    assert clock.written[-1] == 999
+    keeper.flush()
+    assert clock.written.count(999) == 1
+    keeper.offer("last", now=True)
+    assert clock.written[-1] == "last"
+
+
+def test_no_checkpoint_is_made_where_none_is_asked_for(monkeypatch):
+    monkeypatch.setattr(Keeper, "offer", lambda *args, **options: pytest.fail("it was"))
+    monkeypatch.setattr(checkpoint, "digest", lambda *args: pytest.fail("data were hashed"))
+    fit("fast")

@@ -82,8 +82,8 @@ def fit(
     loss : {"auto", "wasserstein", "excess", "significant"}
         What to minimise, as a mean over sites and units: W_2^2 ("wasserstein"); as much of it as sampling noise does
         not explain, max(0, W_2^2 - mean of the null) ("excess"); or W_2^2 of those units only whose distance fewer than
-        5% of random relabellings of the samples reach ("significant"; the others count 0). "auto" is at present
-        "wasserstein", which is the only one of the published recipe.
+        5% of random relabellings of the samples reach ("significant"; the others count 0). "auto" is "excess" in
+        the fast recipe and "wasserstein", the only one there, in the published.
     ridge : float, optional
         How much to hold back what the maps do to the model's output, in the fast recipe: a unit of average sensitivity
         goes about 1 / (1 + ridge) of its way, one that the output minds more goes less far. If not given, it is the

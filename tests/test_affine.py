@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from oracle import assert_matches, bounded
 
 from lineas import _reference, ops
-from lineas.responses import pooled
+from lineas.data import Batch
+from lineas.responses import Part
 from lineas.sites import Site
 
 SHAPES = [(1, 1, 1), (2, 3, 7), (3, 5, 16), (2, 17, 33), (4, 2, 4097)]  # batch, tokens, dim: 1, odd, exact, one past
@@ -19,6 +20,12 @@ MASKS = ("none", "left", "right", "arbitrary")
 POOLINGS = ("mean", "last")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALVES = DTYPES[2:]
+
+
+def pooled(h, dim, mask, pooling, site, scale, shift):
+    """The map and the responses of one site, as a fit asks for them."""
+    batch = Batch((), {} if mask is None else {"attention_mask": mask}, len(h))
+    return Part(batch, pooling).pooled(h, dim, site, scale, shift)
 
 
 def make_mask(kind: str, batch: int, tokens: int) -> torch.Tensor:

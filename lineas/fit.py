@@ -13,11 +13,12 @@ from tqdm.auto import tqdm
 
 from . import ops, optim
 from .data import as_batches
+from .distributed import Alone, processes
 from .model_loss import ModelLoss
 from .penalties import SparseGroupLasso
 from .responses import POOLINGS, Layout, Runner, probe
-from .sites import Site, find_sites
-from .state import device_of, frozen, seeded
+from .sites import Site, find_sites, unwrapped
+from .state import device_of, eager, frozen, is_sharded, seeded
 from .steering import Steering
 
 __all__ = ["fit"]
@@ -50,6 +51,7 @@ def fit(
     progress: bool = True,
     callbacks: Iterable[Callable[[dict[str, Any]], Any]] = (),
     resume_from: Steering | None = None,
+    distributed: Any = False,
 ) -> Steering:
     """Learn the maps that make what `src` produces in a model look like what `tgt` produces.
 
@@ -100,6 +102,10 @@ def fit(
         Each is called after every evaluation with what `history` gets, as a dict; one that returns True ends the fit.
     resume_from : Steering, optional
         Start from its maps, which must be for the same sites, rather than from the identity.
+    distributed : bool or torch.distributed.ProcessGroup
+        True where every process of the default group calls `fit` with its own part of `src` and `tgt`, at least 2 of
+        each, and the same model and options otherwise. All samples count together, the parts may differ in size, and
+        every process gets the same maps. With a group, the processes of that group.
 
     Returns
     -------
@@ -136,23 +142,29 @@ def fit(
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if penalty is not None and not isinstance(penalty, SparseGroupLasso):
         raise TypeError(f"penalty: expected one of lineas.penalties, got {type(penalty).__name__}")
+    model = unwrapped(model)
+    if any(map(is_sharded, model.modules())):  # they are gone again when a backward pass from within wants them
+        raise ValueError("model: expected whole weights, got weights that FSDP shards; fit first, then shard")
+    world = processes(distributed)
     mapped = find_sites(model, sites)
     compared = mapped if loss_sites is None else find_sites(model, loss_sites)
     device = device_of(model)
-    with seeded(seed, device), frozen(model), torch.inference_mode(False), torch.enable_grad():
+    with world, seeded(seed, device), frozen(model), eager(), torch.inference_mode(False), torch.enable_grad():
         reading = (model, tokenizer, batch_size, max_length)
         sources = [batch.to(device) for batch in as_batches(src, "src", *reading)]
         targets = [batch.to(device) for batch in as_batches(tgt, "tgt", *reading)]
+        _check_batches(world.share((len(sources), len(targets))), recipe)
         layout = probe(model, [*dict.fromkeys([*mapped, *compared])], sources[0])
         runner = _runner(model, layout, mapped, compared, pooling, seed)
         with _blame("tgt"):  # responses of the unsteered network never change, so they are collected once
-            problem = ModelLoss(runner, sources, [runner.collect([batch]) for batch in targets])
-        log = _Log(max_evaluations or (FAST_EVALUATIONS if recipe == "fast" else None), progress, callbacks)
+            problem = ModelLoss(runner, sources, [runner.collect([batch]) for batch in targets], world)
+        limit = max_evaluations or (FAST_EVALUATIONS if recipe == "fast" else None)
+        log = _Log(limit, progress and world.rank == 0, callbacks, world)
         with log, _blame("src"):
             x, why = _minimise(problem, penalty, log, recipe, optimizer, learning_rate, steps, resume_from)
     info = {
         "model": getattr(model, "name_or_path", "") or type(model).__name__,
-        "samples": [problem.samples, sum(batch.size for batch in targets)],
+        "samples": [problem.samples, problem.target_samples],
         "loss_sites": [site.name for site in problem.runner.compared.sites],
         "method": method, "recipe": recipe, "loss": "wasserstein", "optimizer": optimizer, "penalty": repr(penalty),
         "pooling": pooling, "position": position, "seed": seed,
@@ -188,6 +200,11 @@ def _check_limits(**limits: int | None) -> None:
             raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
 
 
+def _check_batches(counts: list[tuple[int, int]], recipe: str) -> None:
+    if recipe == "published" and len(set(counts)) > 1:  # which takes a step for each batch
+        raise ValueError(f"expected as many batches in every process, got (src, tgt) {counts}")
+
+
 def _runner(
     model: nn.Module, layout: Layout, mapped: list[Site], compared: list[Site], pooling: str, seed: int
 ) -> Runner:
@@ -211,8 +228,10 @@ def _blame(inputs: str) -> Iterator[None]:
 class _Log:
     """Takes note of evaluations, shows them, asks the callbacks, says when enough is enough."""
 
-    def __init__(self, limit: int | None, progress: bool, callbacks: Iterable[Callable[[dict[str, Any]], Any]]):
-        self.limit, self.callbacks = limit, tuple(callbacks)
+    def __init__(
+        self, limit: int | None, progress: bool, callbacks: Iterable[Callable[[dict[str, Any]], Any]], world: Alone
+    ):
+        self.limit, self.callbacks, self.world = limit, tuple(callbacks), world
         self.history: dict[str, list] = {
             key: [] for key in ("loss", "penalty", "objective", "step_size", "accepted", "site_loss")
         }
@@ -234,7 +253,7 @@ class _Log:
         self.bar.set_postfix_str(f"objective {entry['objective']:.4g}", refresh=False)
         self.bar.update()
         asked = [callback(dict(entry)) is True for callback in self.callbacks]  # every callback hears of it
-        if any(asked):
+        if any(self.world.share(any(asked))):
             return "a callback asked"
         return "max_evaluations used up" if len(self.history["loss"]) == self.limit else ""
 

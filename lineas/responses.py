@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from . import _core, ops
 from .data import Batch
 from .sites import Site, channel_dim, hooked
-from .state import device_of, reseed
+from .state import device_of, must_finish, reseed
 
 POOLINGS = ("mean", "last")
 
@@ -28,6 +29,7 @@ class Layout:
     sites: tuple[Site, ...]
     sizes: tuple[int, ...]
     channel_dims: tuple[int, ...]
+    sides: tuple[str, ...]  # whose tokens a site has, see `Batch.mask_of`
     offsets: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self):
@@ -50,6 +52,7 @@ class Layout:
             tuple(self.sites[k] for k in keep),
             tuple(self.sizes[k] for k in keep),
             tuple(self.channel_dims[k] for k in keep),
+            tuple(self.sides[k] for k in keep),
         )
 
 
@@ -65,7 +68,7 @@ def probe(model: nn.Module, sites: Sequence[Site], batch: Batch) -> Layout:
 
     LookupError for a site that never runs, ValueError for one that runs twice or does not keep samples apart.
     """
-    seen: dict[Site, tuple[int, int]] = {}
+    seen: dict[Site, tuple[int, int, str]] = {}
 
     def watch(site: Site):
         def see(module: nn.Module, h: Tensor) -> Tensor:
@@ -79,12 +82,12 @@ def probe(model: nn.Module, sites: Sequence[Site], batch: Batch) -> Layout:
                     f"site {site.name!r}: expected samples in dimension 0 ({one.size} here), got {tuple(h.shape)}"
                 )
             dim = channel_dim(module, h)
-            seen[site] = (h.shape[dim], dim)
+            seen[site] = (h.shape[dim], dim, "decoder_" if h.ndim == 3 and h.shape[1] == decoder_tokens else "")
             return h
 
         return see
 
-    one = batch.rows(0, 1)
+    one, decoder_tokens = batch.rows(0, 1).apart()
     with torch.no_grad(), hooked(model, {site: watch(site) for site in sites}):
         call(model, one)
     missing = [site.name for site in sites if site not in seen]
@@ -133,26 +136,32 @@ class Runner:
     def __init__(self, model: nn.Module, mapped: Layout, compared: Layout, pooling: str, seed: int = 0):
         self.model, self.mapped, self.compared, self.pooling = model, mapped, compared, pooling
         self.seed, self.device = seed, device_of(model)
+        around = {site.path[:k] for site in compared.sites for k, c in enumerate(site.path) if c == "."} | {""}
+        self.may_stop = not any(must_finish(model.get_submodule(path)) for path in around)
 
     def run(self, batch: Batch, maps: Sequence[tuple[Tensor, Tensor]] | None = None) -> list[Tensor]:
         """Responses of the compared sites, each (batch, units), under maps (weight, bias) of the mapped sites, or none.
 
-        Differentiable for the maps. The forward pass ends at the last compared site. A model that draws random numbers
+        Differentiable for the maps. The forward pass ends at the last compared site
+        where nothing is left open by that. A model that draws random numbers
         draws the same ones for a batch every time, so that equal maps give equal responses; the caller restores the
         generators (`state.seeded`).
         """
         steered = dict(zip(self.mapped.sites, maps, strict=True)) if maps is not None else {}
-        dims = dict(zip(self.compared.sites, self.compared.channel_dims, strict=True))
-        dims.update(zip(self.mapped.sites, self.mapped.channel_dims, strict=True))
+        dims: dict[Site, int] = {}
+        masks: dict[Site, Tensor | None] = {}
+        for layout in (self.compared, self.mapped):
+            dims.update(zip(layout.sites, layout.channel_dims, strict=True))
+            masks.update(zip(layout.sites, map(batch.mask_of, layout.sides), strict=True))
         found: dict[Site, Tensor] = {}
 
         def watch(site: Site):
             def see(module: nn.Module, h: Tensor) -> Tensor:
                 scale, shift = steered.get(site) or (torch.ones(h.shape[dims[site]]), torch.zeros(h.shape[dims[site]]))
-                out, responses = pooled(h, dims[site], batch.mask, self.pooling, site, scale, shift)
+                out, responses = pooled(h, dims[site], masks[site], self.pooling, site, scale, shift)
                 if site in self.compared.sites:
                     found[site] = responses
-                    if len(found) == len(self.compared.sites):
+                    if len(found) == len(self.compared.sites) and self.may_stop:
                         raise _Finished
                 return out
 
@@ -160,13 +169,11 @@ class Runner:
 
         hooks = {site: watch(site) for site in dims if site in steered or site in self.compared.sites}
         reseed(self.seed + batch.number, self.device)
-        with hooked(self.model, hooks):
-            try:
-                call(self.model, batch)
-            except _Finished:
-                return [found[site] for site in self.compared.sites]
-        missing = [site.name for site in self.compared.sites if site not in found]
-        raise LookupError(f"not run in this forward pass, though it was in the first: {', '.join(missing)}")
+        with hooked(self.model, hooks), suppress(_Finished):
+            call(self.model, batch)
+        if missing := [site.name for site in self.compared.sites if site not in found]:
+            raise LookupError(f"not run in this forward pass, though it was in the first: {', '.join(missing)}")
+        return [found[site] for site in self.compared.sites]
 
     def gather(self, responses: Sequence[Tensor]) -> NDArray[np.float32]:
         """Copy responses to the host, side by side: (batch, N). NonFiniteError names the site where one is not."""

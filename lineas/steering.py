@@ -158,6 +158,7 @@ class Steering:
             raise TypeError(f"strength: expected a number, got {type(strength).__name__}")
         if not math.isfinite(strength):
             raise ValueError(f"strength: expected a finite number, got {strength}")
+        model = sites.unwrapped(model)
         found = sites.find_sites(model, self.sites)
         for site in found:
             if site.units is not None and site.units != self._sizes[site.name]:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from . import ops, optim
 from .data import as_batches
+from .differentiable import check_differentiable
 from .distributed import Alone, processes
 from .model_loss import ModelLoss
 from .penalties import SparseGroupLasso
@@ -158,6 +159,7 @@ def fit(
         runner = _runner(model, layout, mapped, compared, pooling, seed)
         with _blame("tgt"):  # responses of the unsteered network never change, so they are collected once
             problem = ModelLoss(runner, sources, [runner.collect([batch]) for batch in targets], world)
+        check_differentiable(runner, sources[0])
         limit = max_evaluations or (FAST_EVALUATIONS if recipe == "fast" else None)
         log = _Log(limit, progress and world.rank == 0, callbacks, world)
         with log, _blame("src"):

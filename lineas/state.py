@@ -43,6 +43,20 @@ def eager() -> Iterator[None]:
         yield
 
 
+def make_new_to_compilers(module: nn.Module, hooked: bool) -> None:
+    """Give a module a class of its own, a twin of its class, so that what `torch.compile` made of it no longer fits.
+
+    Compiled code does not look again whether a module without hooks has got some, but it does look at its class. The
+    module gets its own class back where it is no longer hooked.
+    """
+    own = vars(type(module)).get("_lineas_twin_of", type(module))
+    if hooked and "torch._dynamo" in sys.modules and not isinstance(module, torch.jit.ScriptModule):
+        names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "_lineas_twin_of": own}
+        module.__class__ = type(own.__name__, (own,), names)
+    elif not hooked and own is not type(module):
+        module.__class__ = own
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """While open, random numbers come from `seed`; the generators of the CPU and of the device are then restored."""

@@ -302,14 +302,14 @@ def in_place(model, backend):
 
 
 def layers_in_place(model, backend):
-    for layer in model.model.layers:
+    for layer in model.blocks:
         layer.compile(backend=backend)
     return model
 
 
 def layers(model, backend):
-    for k, layer in enumerate(model.model.layers):
-        model.model.layers[k] = torch.compile(layer, backend=backend)
+    for k, layer in enumerate(model.blocks):
+        model.blocks[k] = torch.compile(layer, backend=backend)
     return model
 
 
@@ -319,6 +319,23 @@ def forward_only(model, backend):
 
 
 COMPILED = [whole, in_place, layers_in_place, layers, forward_only]
+SITES = ["blocks.0.inner", "blocks.1"]
+
+
+def fit_blocks(model):
+    return fit(model, sides=(SOURCE, TARGET), sites=SITES)
+
+
+@pytest.fixture(scope="module")
+def maps():
+    """A steering of `Blocks`, and what they say with it and without."""
+    model = seeded(Blocks)
+    steering = fit_blocks(model)
+    with torch.no_grad(), steering.apply(model):
+        steered = model(SOURCE)
+    base = model(SOURCE).detach()
+    assert not torch.allclose(steered, base, atol=1e-2)
+    return steering, steered, base
 
 
 @pytest.fixture
@@ -329,72 +346,74 @@ def fresh_compiler():
 
 
 @pytest.mark.parametrize("compiled", COMPILED)
-def test_a_compiled_model_is_fitted_as_it_was_written(compiled, plain, fresh_compiler):
+def test_a_compiled_model_is_fitted_as_it_was_written(compiled, maps, fresh_compiler):
     recorder = Recorder()
-    model = compiled(tiny("llama"), recorder)
-    expected = model(IDS).logits
-    graphs = recorder.graphs
-    assert graphs
-    steering = fit(model)
-    assert steering.sites == plain.sites
-    assert np.array_equal(flat(steering), flat(plain))
-    assert torch.equal(model(IDS).logits, expected)
+    model = compiled(seeded(Blocks), recorder)
+    with torch.no_grad():
+        expected = model(SOURCE)
+        graphs = recorder.graphs
+        assert graphs
+        steering = fit_blocks(model)
+        assert steering.sites == SITES
+        assert np.array_equal(flat(steering), flat(maps[0]))
+        assert torch.equal(model(SOURCE), expected)
     assert recorder.graphs == graphs, "neither was anything compiled, nor did the model forget that it is"
 
 
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("compiled", COMPILED)
-def test_a_steering_acts_on_a_compiled_model_and_stops_acting(compiled, grad, plain, steered, fresh_compiler):
-    model = compiled(tiny("llama"), "eager")
-    expected, base = steered
+def test_a_steering_acts_on_a_compiled_model_and_stops_acting(compiled, grad, maps, fresh_compiler):
+    model = compiled(seeded(Blocks), "eager")
+    steering, steered, base = maps
     with torch.set_grad_enabled(grad):
         for _ in range(2):
-            torch.testing.assert_close(model(IDS).logits, base)
-            with plain.apply(model):
-                torch.testing.assert_close(model(IDS).logits, expected)
-            with plain.apply(model, 0.0):
-                torch.testing.assert_close(model(IDS).logits, base)
-        torch.testing.assert_close(model(IDS).logits, base)
-    assert not torch.allclose(base, expected, atol=1e-2)
+            torch.testing.assert_close(model(SOURCE), base)
+            with steering.apply(model):
+                torch.testing.assert_close(model(SOURCE), steered)
+            with steering.apply(model, 0.0):
+                torch.testing.assert_close(model(SOURCE), base)
+        torch.testing.assert_close(model(SOURCE), base)
 
 
-def test_a_steering_acts_where_only_the_caller_compiled(plain, steered, fresh_compiler):
-    model = tiny("llama")
-    call = torch.compile(lambda ids: model(ids).logits, backend="eager")
-    torch.testing.assert_close(call(IDS), steered[1])
-    with plain.apply(model):
-        torch.testing.assert_close(call(IDS), steered[0])
-    torch.testing.assert_close(call(IDS), steered[1])
+def test_a_steering_acts_where_only_the_caller_compiled(maps, fresh_compiler):
+    model, (steering, steered, base) = seeded(Blocks), maps
+    call = torch.compile(lambda x: model(x), backend="eager")
+    torch.testing.assert_close(call(SOURCE), base)
+    with steering.apply(model):
+        torch.testing.assert_close(call(SOURCE), steered)
+    torch.testing.assert_close(call(SOURCE), base)
 
 
-def test_compiled_modules_are_of_their_class_again_in_whatever_order_handles_go(plain, steered, fresh_compiler):
-    model = torch.compile(tiny("llama"), backend="eager")
-    norm = model.get_submodule(plain.sites[0])
-    kind, half = type(norm), lineas.Steering({plain.sites[0]: (np.full(16, 0.5), np.zeros(16))})
-    first, second = half.attach(model), plain.attach(model)
-    assert isinstance(norm, kind)
-    assert (type(norm).__name__, type(norm).__qualname__) == (kind.__name__, kind.__qualname__)
-    model(IDS)
+def test_compiled_modules_are_of_their_class_again_in_whatever_order_handles_go(maps, fresh_compiler):
+    model, (steering, steered, base) = torch.compile(seeded(Blocks), backend="eager"), maps
+    block = model.get_submodule("blocks.1")
+    kind, half = type(block), lineas.Steering({"blocks.1": (np.full(4, 0.5), np.zeros(4))})
+    first, second = half.attach(model), steering.attach(model)
+    assert isinstance(block, kind)
+    assert (type(block).__name__, type(block).__qualname__) == (kind.__name__, kind.__qualname__)
+    model(SOURCE)
     first.remove()
-    torch.testing.assert_close(model(IDS).logits, steered[0])
+    torch.testing.assert_close(model(SOURCE), steered)
     second.remove()
+    torch.testing.assert_close(model(SOURCE), base)
+    assert type(block) is kind
+
+
+@pytest.mark.slow
+def test_a_compiled_language_model_too(plain, steered, fresh_compiler):
+    model = torch.compile(tiny("llama"), backend="eager")
     torch.testing.assert_close(model(IDS).logits, steered[1])
-    assert type(norm) is kind
-
-
-def test_a_compiled_layer_is_a_site_under_its_own_name(plain, fresh_compiler):
-    names = ["model.layers.0", "model.layers.1.mlp"]
-    model = layers(tiny("llama"), "eager")
-    assert [site.name for site in lineas.find_sites(model, names)] == names
-    assert np.array_equal(flat(fit(model, sites=names)), flat(fit(tiny("llama"), sites=names)))
+    assert np.array_equal(flat(fit(model)), flat(plain))
+    with plain.apply(model):
+        torch.testing.assert_close(model(IDS).logits, steered[0])
+    torch.testing.assert_close(model(IDS).logits, steered[1])
 
 
 # -- wrapped --
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: nn.DataParallel(torch.compile(m, backend="eager"))])
-def test_a_wrapped_model_has_the_sites_of_what_it_wraps(wrap, plain, steered, fresh_compiler):
-    model = wrap(tiny("llama"))
+def test_a_wrapped_model_has_the_sites_of_what_it_wraps(plain, steered):
+    model = nn.DataParallel(tiny("llama"))
     hooks = count_hooks(model)
     assert [site.name for site in lineas.find_sites(model)] == plain.sites
     assert np.array_equal(flat(fit(model)), flat(plain))
@@ -403,6 +422,14 @@ def test_a_wrapped_model_has_the_sites_of_what_it_wraps(wrap, plain, steered, fr
         with pytest.raises(RuntimeError, match="already on this model"):
             plain.attach(model)
     assert count_hooks(model) == hooks
+
+
+def test_wrappers_of_wrappers_are_left_in_the_mode_they_were_in(fresh_compiler):
+    model = nn.DataParallel(torch.compile(Mlp(), backend="eager"))
+    model.train()
+    before = snapshot(model)
+    assert fit(model, sides=(SOURCE, TARGET), sites="first").sites == ["first"]
+    assert_untouched(model, before)
 
 
 # -- encoder and decoder --
@@ -436,7 +463,8 @@ def pair(seed=0, encoder=6, decoder=6, **extra):
     """Four samples: as many tokens for encoder and decoder, and padding in different places."""
     return {
         "input_ids": tokens(4, encoder, seed), "attention_mask": mask_of(6, 2, 3, 5, tokens=encoder),
-        "decoder_input_ids": tokens(4, decoder, seed + 9), "decoder_attention_mask": mask_of(1, 6, 4, 2, tokens=decoder),
+        "decoder_input_ids": tokens(4, decoder, seed + 9),
+        "decoder_attention_mask": mask_of(1, 6, 4, 2, tokens=decoder),
     } | extra  # fmt: skip
 
 
@@ -632,12 +660,4 @@ def test_models_of_images_are_steered_along_their_channels(make, sites, sides, u
     steering = fit(model, sites=sites, sides=sides)
     assert [len(steering.weight(name)) for name in steering.sites] == units
     assert steering.history["loss"][-1] < 0.5 * steering.history["loss"][0]
-    assert_untouched(model, before)
-
-
-def test_mlp_in_training_mode_stays_there_when_wrapped():
-    model = nn.DataParallel(Mlp())
-    model.train()
-    before = snapshot(model)
-    fit(model, sides=(SOURCE, TARGET), sites="first")
     assert_untouched(model, before)

@@ -13,13 +13,15 @@ from tqdm.auto import tqdm
 
 from . import ops, optim
 from .data import as_batches
+from .differentiable import check_differentiable
+from .distributed import Alone, processes
 from .losses import AUTO, LOSSES
 from .model_loss import ModelLoss
 from .penalties import SparseGroupLasso
 from .responses import POOLINGS, Layout, Runner, probe
 from .ridge import sensitivity
-from .sites import Site, find_sites
-from .state import device_of, frozen, seeded
+from .sites import Site, find_sites, unwrapped
+from .state import device_of, eager, frozen, is_sharded, seeded
 from .steering import Steering
 
 __all__ = ["fit"]
@@ -54,6 +56,7 @@ def fit(
     progress: bool = True,
     callbacks: Iterable[Callable[[dict[str, Any]], Any]] = (),
     resume_from: Steering | None = None,
+    distributed: Any = False,
 ) -> Steering:
     """Learn the maps that make what `src` produces in a model look like what `tgt` produces.
 
@@ -114,6 +117,10 @@ def fit(
         Each is called after every evaluation with what `history` gets, as a dict; one that returns True ends the fit.
     resume_from : Steering, optional
         Start from its maps, which must be for the same sites, rather than from the identity.
+    distributed : bool or torch.distributed.ProcessGroup
+        True where every process of the default group calls `fit` with its own part of `src` and `tgt`, at least 2 of
+        each, and the same model and options otherwise. All samples count together, the parts may differ in size, and
+        every process gets the same maps. With a group, the processes of that group.
 
     Returns
     -------
@@ -153,27 +160,34 @@ def fit(
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if penalty is not None and not isinstance(penalty, SparseGroupLasso):
         raise TypeError(f"penalty: expected one of lineas.penalties, got {type(penalty).__name__}")
+    model = unwrapped(model)
+    if any(map(is_sharded, model.modules())):  # they are gone again when a backward pass from within wants them
+        raise ValueError("model: expected whole weights, got weights that FSDP shards; fit first, then shard")
+    world = processes(distributed)
     mapped = find_sites(model, sites)
     compared = mapped if loss_sites is None else find_sites(model, loss_sites)
     device = device_of(model)
-    with seeded(seed, device), frozen(model), torch.inference_mode(False), torch.enable_grad():
+    with world, seeded(seed, device), frozen(model), eager(), torch.inference_mode(False), torch.enable_grad():
         reading = (model, tokenizer, batch_size, max_length)
         sources = [batch.to(device) for batch in as_batches(src, "src", *reading)]
         targets = [batch.to(device) for batch in as_batches(tgt, "tgt", *reading)]
+        _check_batches(world.share((len(sources), len(targets))), recipe)
         layout = probe(model, [*dict.fromkeys([*mapped, *compared])], sources[0])
         runner = _runner(model, layout, mapped, compared, pooling, seed)
+        check_differentiable(runner, sources[0])
         runner.economize([*sources, *targets])
         runner.compute_dtype = half  # from here on: that look was for small differences
         with _blame("tgt"):  # responses of the unsteered network never change, so they are collected once
             responses = [runner.collect([batch]) for batch in targets]
-            held = sensitivity(model, runner.mapped, targets, seed) if recipe == "fast" and ridge != 0 else None
-            problem = ModelLoss(runner, sources, responses, loss, held, ridge)
-        log = _Log(max_evaluations or (FAST_EVALUATIONS if recipe == "fast" else None), progress, callbacks)
+            held = sensitivity(model, runner.mapped, targets, seed, world) if recipe == "fast" and ridge != 0 else None
+            problem = ModelLoss(runner, sources, responses, loss, held, ridge, world)
+        limit = max_evaluations or (FAST_EVALUATIONS if recipe == "fast" else None)
+        log = _Log(limit, progress and world.rank == 0, callbacks, world)
         with log, _blame("src"):
             x, why = _minimise(problem, penalty, log, recipe, optimizer, learning_rate, steps, resume_from)
     info = {
         "model": getattr(model, "name_or_path", "") or type(model).__name__,
-        "samples": [problem.samples, sum(batch.size for batch in targets)],
+        "samples": [problem.samples, problem.target_samples],
         "loss_sites": [site.name for site in problem.runner.compared.sites],
         "method": method, "recipe": recipe, "loss": loss, "optimizer": optimizer, "ridge": problem.strength,
         "penalty": repr(penalty),
@@ -227,6 +241,11 @@ def _check_limits(**limits: int | None) -> None:
             raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
 
 
+def _check_batches(counts: list[tuple[int, int]], recipe: str) -> None:
+    if recipe == "published" and len(set(counts)) > 1:  # which takes a step for each batch
+        raise ValueError(f"expected as many batches in every process, got (src, tgt) {counts}")
+
+
 def _runner(
     model: nn.Module, layout: Layout, mapped: list[Site], compared: list[Site], pooling: str, seed: int
 ) -> Runner:
@@ -250,8 +269,10 @@ def _blame(inputs: str) -> Iterator[None]:
 class _Log:
     """Takes note of evaluations, shows them, asks the callbacks, says when enough is enough."""
 
-    def __init__(self, limit: int | None, progress: bool, callbacks: Iterable[Callable[[dict[str, Any]], Any]]):
-        self.limit, self.callbacks = limit, tuple(callbacks)
+    def __init__(
+        self, limit: int | None, progress: bool, callbacks: Iterable[Callable[[dict[str, Any]], Any]], world: Alone
+    ):
+        self.limit, self.callbacks, self.world = limit, tuple(callbacks), world
         self.history: dict[str, list] = {
             key: [] for key in ("loss", "ridge", "penalty", "objective", "step_size", "accepted", "site_loss")
         }
@@ -273,7 +294,7 @@ class _Log:
         self.bar.set_postfix_str(f"objective {entry['objective']:.4g}", refresh=False)
         self.bar.update()
         asked = [callback(dict(entry)) is True for callback in self.callbacks]  # every callback hears of it
-        if any(asked):
+        if any(self.world.share(any(asked))):
             return "a callback asked"
         return "max_evaluations used up" if len(self.history["loss"]) == self.limit else ""
 

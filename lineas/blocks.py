@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .sites import Site
+from .sites import Site, bare_name
 
 LISTS = (nn.ModuleList, nn.Sequential)
 Forwards = dict[nn.Module, Callable]
@@ -40,7 +40,8 @@ def checkpointing(model: nn.Module, last: Site) -> list[nn.Module]:
         for path, container in model.named_modules()
         if isinstance(container, LISTS)
         for name, block in container.named_children()
-        if getattr(block, "gradient_checkpointing", False) and not f"{last.path}.".startswith(f"{path}.{name}.")
+        if getattr(block, "gradient_checkpointing", False)
+        and not f"{last.path}.".startswith(f"{bare_name(f'{path}.{name}')}.")
     ]
 
 

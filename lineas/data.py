@@ -31,6 +31,29 @@ class Batch:
         """(batch, tokens), not zero where a token counts."""
         return self.kwargs.get("attention_mask")
 
+    def mask_of(self, side: str) -> Tensor | None:
+        """The mask of the tokens of a decoder ("decoder_"), or of an encoder or a model that is no such pair ("")."""
+        return self.kwargs.get(f"{side}attention_mask")
+
+    def apart(self) -> "tuple[Batch, int | None]":
+        """The batch with another number of tokens for its decoder than anything else has, and that number if any.
+
+        For looking only: the shape of an output then tells whose tokens it has, whatever its module is called.
+        """
+        shapes = {key: value.shape for key, value in self.kwargs.items() if isinstance(value, Tensor)}
+        tokens = {shape[1] for key, shape in shapes.items() if key.startswith("decoder_") and len(shape) > 1}
+        if len(tokens) != 1:
+            return self, None
+        others = {shape[1] for key, shape in shapes.items() if not key.startswith("decoder_") and len(shape) > 1}
+        (given,) = tokens
+        count = next(n for n in (*range(given, 0, -1), *range(given + 1, given + 2 + len(others))) if n not in others)
+        keep = torch.arange(count).clamp(max=given - 1)
+        kwargs = {
+            key: value[:, keep.to(value.device)] if key.startswith("decoder_") and key in shapes else value
+            for key, value in self.kwargs.items()
+        }
+        return replace(self, kwargs=kwargs), count
+
     def to(self, device: torch.device) -> "Batch":
         def move(value):
             return value.detach().to(device) if isinstance(value, Tensor) else value
@@ -126,12 +149,13 @@ def as_batches(
         On inputs of another kind, fewer than two samples, tensors that disagree in length, a row that is all padding.
     """
     raw = _raw_batches(inputs, name, model, tokenizer, batch_size, max_length)
-    batches = [replace(batch, number=k) for k, batch in enumerate(raw)]
+    batches = [replace(_with_decoder(batch, model, name), number=k) for k, batch in enumerate(raw)]
     count = sum(batch.size for batch in batches)
     if count < 2:
         raise ValueError(f"{name}: expected at least 2 samples, got {count}; one sample has no distribution")
     for batch in batches:
-        _check_mask(batch, name)
+        _check_mask(batch, name, "")
+        _check_mask(batch, name, "decoder_")
     return batches
 
 
@@ -189,20 +213,42 @@ def _tensor_batch(item: Any, name: str) -> Batch:
     return Batch(args, kwargs, next(iter(lengths.values())))
 
 
-def _check_mask(batch: Batch, name: str) -> None:
-    mask = batch.mask
+def _check_mask(batch: Batch, name: str, side: str) -> None:
+    mask, key = batch.mask_of(side), f"{side}attention_mask"
     if mask is None:
         return
     if mask.ndim != 2:
-        raise ValueError(f"{name}: expected attention_mask (batch, tokens), got {tuple(mask.shape)}")
-    ids = batch.kwargs.get("input_ids")
+        raise ValueError(f"{name}: expected {key} (batch, tokens), got {tuple(mask.shape)}")
+    ids = batch.kwargs.get(f"{side}input_ids")
     if isinstance(ids, Tensor) and ids.shape != mask.shape:
         raise ValueError(
-            f"{name}: expected attention_mask in the shape of input_ids, got {tuple(mask.shape)} and {tuple(ids.shape)}"
+            f"{name}: expected {key} in the shape of {side}input_ids, got {tuple(mask.shape)} and {tuple(ids.shape)}"
         )
     empty = (mask != 0).sum(1) == 0
     if empty.any():
         raise ValueError(f"{name}: sample {int(empty.nonzero()[0])} of a batch is all padding; it has no response")
+
+
+def _with_decoder(batch: Batch, model: Any, name: str) -> Batch:
+    """What the decoder of an encoder-decoder model that generates reads: what was given, else the tokens before each
+    of the `labels`, else the one token that generation starts from.
+    """
+    config, given = getattr(model, "config", None), batch.kwargs
+    generates = getattr(config, "is_encoder_decoder", False) and getattr(model, "can_generate", bool)()
+    if not generates or batch.args or "decoder_input_ids" in given or "decoder_inputs_embeds" in given:
+        return batch
+    labels = given.get("labels")
+    if labels is not None and hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        added = {
+            "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=labels),
+            "decoder_attention_mask": (labels != -100).long(),
+        }
+        return replace(batch, kwargs={**added, **{key: value for key, value in given.items() if key != "labels"}})
+    settings = (getattr(model, "generation_config", None), config)
+    start = next((s for c in settings if (s := getattr(c, "decoder_start_token_id", None)) is not None), None)
+    if start is None:
+        raise ValueError(f"{name}: this {type(model).__name__} has no decoder_start_token_id; pass decoder_input_ids")
+    return replace(batch, kwargs={**given, "decoder_input_ids": torch.full((batch.size, 1), start)})
 
 
 def find_tokenizer(model: nn.Module, name: str) -> Any:

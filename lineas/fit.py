@@ -15,14 +15,16 @@ from . import ops, optim
 from .callbacks import Entry
 from .checkpoint import Checkpoint, Keeper, fingerprint, locate, read, refuse_another
 from .data import as_batches
+from .differentiable import check_differentiable
+from .distributed import processes
 from .log import Log
 from .losses import AUTO, LOSSES
 from .model_loss import ModelLoss
 from .penalties import SparseGroupLasso
 from .responses import POOLINGS, Layout, Runner, probe
 from .ridge import sensitivity
-from .sites import Site, find_sites
-from .state import device_of, frozen, seeded
+from .sites import Site, find_sites, unwrapped
+from .state import device_of, eager, frozen, is_sharded, seeded
 from .steering import Steering
 
 __all__ = ["fit"]
@@ -58,6 +60,7 @@ def fit(
     callbacks: Iterable[Callable[[Entry], Any]] = (),
     checkpoint_dir: str | os.PathLike | None = None,
     resume_from: Steering | str | os.PathLike | None = None,
+    distributed: Any = False,
 ) -> Steering:
     """Learn the maps that make what `src` produces in a model look like what `tgt` produces.
 
@@ -125,6 +128,10 @@ def fit(
         A steering: start from its maps, which must be for the same sites, rather than from the identity. The path of a
         checkpoint or its folder: go on where that fit was, with the same arguments, to the same result. The same path
         as `checkpoint_dir`: go on if there is a checkpoint, else start.
+    distributed : bool or torch.distributed.ProcessGroup
+        True where every process of the default group calls `fit` with its own part of `src` and `tgt`, at least 2 of
+        each, and the same model and options otherwise. All samples count together, the parts may differ in size, and
+        every process gets the same maps. With a group, the processes of that group.
 
     Returns
     -------
@@ -166,6 +173,12 @@ def fit(
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if penalty is not None and not isinstance(penalty, SparseGroupLasso):
         raise TypeError(f"penalty: expected one of lineas.penalties, got {type(penalty).__name__}")
+    model = unwrapped(model)
+    if any(map(is_sharded, model.modules())):  # they are gone again when a backward pass from within wants them
+        raise ValueError("model: expected whole weights, got weights that FSDP shards; fit first, then shard")
+    world = processes(distributed)
+    if distributed and (checkpoint_dir is not None or isinstance(resume_from, (str, os.PathLike))):
+        raise ValueError("checkpoint_dir, resume_from: checkpoints are of one process; expected distributed=False")
     keeper, past = _past(resume_from, checkpoint_dir)
     mapped = find_sites(model, sites)
     compared = mapped if loss_sites is None else find_sites(model, loss_sites)
@@ -173,18 +186,21 @@ def fit(
     if recipe == "published":
         steps = steps or optim.PUBLISHED_STEPS
     limit = max_evaluations or (FAST_EVALUATIONS if recipe == "fast" else None)
-    with seeded(seed, device), frozen(model), torch.inference_mode(False), torch.enable_grad():
+    with world, seeded(seed, device), frozen(model), eager(), torch.inference_mode(False), torch.enable_grad():
         reading = (model, tokenizer, batch_size, max_length)
         sources = [batch.to(device) for batch in as_batches(src, "src", *reading)]
         targets = [batch.to(device) for batch in as_batches(tgt, "tgt", *reading)]
+        _check_batches(world.share((len(sources), len(targets))), recipe)
         layout = probe(model, [*dict.fromkeys([*mapped, *compared])], sources[0])
         runner = _runner(model, layout, mapped, compared, pooling, seed)
+        check_differentiable(runner, sources[0])
         runner.economize([*sources, *targets])
         runner.compute_dtype = half  # from here on: that look was for small differences
         here = runner.mapped
         names = [site.name for site in here.sites]
+        mine = tuple(sum(batch.size for batch in batches) for batches in (sources, targets))
         facts = {
-            "samples": [sum(batch.size for batch in batches) for batches in (sources, targets)],
+            "samples": [sum(parts) for parts in zip(*world.share(mine), strict=True)],
             "loss_sites": [site.name for site in runner.compared.sites],
             "method": method, "recipe": recipe, "loss": loss, "optimizer": optimizer, "penalty": repr(penalty),
             "ridge": ridge, "compute_dtype": half and str(half).removeprefix("torch."),
@@ -204,16 +220,16 @@ def fit(
         past = past or Checkpoint(which, _start(here, resume_from))
         total = min((n for n in (limit, steps if recipe == "published" else None) if n), default=None)
         log = Log(
-            past, names, here.sizes, limit=limit, total=total, started=started, progress=progress, callbacks=callbacks,
-            keeper=keeper,
+            past, names, here.sizes, limit=limit, total=total, started=started, progress=progress and world.rank == 0,
+            callbacks=callbacks, keeper=keeper, world=world,
         )  # fmt: skip
         end = past
         if not past.stopped:
             with log:
                 with _blame("tgt"):  # responses of the unsteered network never change, so they are collected once
                     responses = [runner.collect([batch]) for batch in targets]
-                    metric = sensitivity(model, here, targets, seed) if recipe == "fast" and ridge != 0 else None
-                    problem = ModelLoss(runner, sources, responses, loss, metric, ridge)
+                    metric = sensitivity(model, here, targets, seed, world) if recipe == "fast" and ridge != 0 else None
+                    problem = ModelLoss(runner, sources, responses, loss, metric, ridge, world)
                 with _blame("src"):
                     x, why = _minimise(problem, penalty, log, recipe, optimizer, learning_rate, steps)
                     end = log.finish(x, why, problem.strength)
@@ -264,6 +280,11 @@ def _check_limits(**limits: int | None) -> None:
     for name, value in limits.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
             raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+
+
+def _check_batches(counts: list[tuple[int, int]], recipe: str) -> None:
+    if recipe == "published" and len(set(counts)) > 1:  # which takes a step for each batch
+        raise ValueError(f"expected as many batches in every process, got (src, tgt) {counts}")
 
 
 def _runner(

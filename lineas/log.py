@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from . import callbacks as calls
 from . import optim
 from .checkpoint import Checkpoint, Keeper
+from .distributed import Alone
 from .steering import SUPPORT
 
 COLUMNS = ("loss", "ridge", "penalty", "objective", "step_size", "accepted", "site_loss")
@@ -33,15 +34,17 @@ class Log:
         When this part of the fit began, by `time.perf_counter`.
     keeper : Keeper or None
         Where checkpoints go.
+    world : Alone
+        The processes that fit together: where a callback of one asks for the end, it comes for all.
     """
 
     def __init__(
         self, past: Checkpoint, names: Sequence[str], sizes: Sequence[int], *, limit: int | None, total: int | None,
         started: float, progress: bool, callbacks: Iterable[Callable[[calls.Entry], Any]] = (),
-        keeper: Keeper | None = None,
+        keeper: Keeper | None = None, world: Alone | None = None,
     ):  # fmt: skip
         self.past, self.names, self.sizes, self.limit, self.keeper = past, names, sizes, limit, keeper
-        self.started, self.callbacks, self.enough = started, tuple(callbacks), ""
+        self.started, self.callbacks, self.enough, self.world = started, tuple(callbacks), "", world or Alone()
         self.history: dict[str, list] = {key: list(past.history.get(key, ())) for key in COLUMNS}
         self.total, self.progress = total, progress
 
@@ -87,7 +90,7 @@ class Log:
                 answers.append(callback(heard))
             finally:
                 heard.close()
-        return any(isinstance(answer, (bool, np.bool_)) and answer for answer in answers)
+        return any(self.world.share(any(isinstance(answer, (bool, np.bool_)) and answer for answer in answers)))
 
     def save(self, state: dict[str, Any]) -> None:
         """Keep what the fit needs to go on from here; the optimiser may overwrite its arrays afterwards."""

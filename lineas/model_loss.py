@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from . import losses, ops, optim
 from .data import Batch
+from .distributed import Alone
 from .ot import PermutationNull
 from .responses import Runner
 from .ridge import Ridge
@@ -27,18 +28,21 @@ class ModelLoss:
     strength : float, optional
         Of the ridge, in mean coefficients of a unit: one of average sensitivity goes about 1 / (1 + strength) of its
         way. If not given, it is the loss's ratio of sampling noise to signal before anything is steered.
+    world : Alone
+        The processes whose samples, sources and targets, count together.
     """
 
     def __init__(
         self, runner: Runner, sources: list[Batch], targets: list[NDArray[np.float32]], loss: str = "wasserstein",
-        ridge: Ridge | None = None, strength: float | None = None,
+        ridge: Ridge | None = None, strength: float | None = None, world: Alone | None = None,
     ):  # fmt: skip
         self.runner, self.sources, self.targets, self.loss = runner, sources, targets, loss
-        self.ridge, self.strength = ridge, strength
+        self.ridge, self.strength, self.world = ridge, strength, world or Alone()
         self._noise: PermutationNull | None = None
         self.sizes = runner.mapped.sizes
-        self.samples = sum(batch.size for batch in sources)
-        self.target = ops.prepare_target(np.concatenate(targets), self.samples)
+        sizes = sum(batch.size for batch in sources), sum(map(len, targets))
+        self.samples, self.target_samples = (sum(parts) for parts in zip(*self.world.share(sizes), strict=True))
+        self.target = ops.prepare_target(self.world.gather(lambda: np.concatenate(targets))[0], self.samples)
         compared = runner.compared.sizes
         self.coefficient = np.repeat(1.0 / (len(compared) * np.array(compared)), compared)
         self._own = _places(runner)
@@ -53,18 +57,22 @@ class ModelLoss:
             return self
         pair = k % len(self.sources), k % len(self.targets)
         if pair not in self._minibatches:
-            self._minibatches[pair] = ModelLoss(self.runner, [self.sources[pair[0]]], [self.targets[pair[1]]])
+            part = [self.sources[pair[0]]], [self.targets[pair[1]]]
+            self._minibatches[pair] = ModelLoss(self.runner, *part, world=self.world)
         return self._minibatches[pair]
 
     def evaluate(self, x: optim.Vector, scale: float = 1.0) -> optim.Evaluation:
         self._graph.clear()  # of a trial that was rejected: never two at once
         graph = self._graph = []
         leaf = torch.from_numpy(x).requires_grad_()
-        if len(self.sources) == 1:
+
+        def collect() -> NDArray[np.float32]:
+            if len(self.sources) > 1:
+                return self.runner.collect(self.sources, leaf)
             graph.append(self.runner.run(self.sources[0], leaf))
-            responses = self.runner.gather(graph[0])
-        else:
-            responses = self.runner.collect(self.sources, leaf)
+            return self.runner.gather(graph[0])
+
+        responses, own = self.world.gather(collect, x)
         unit_loss, slopes = ops.loss(responses, self.target, self.coefficient * scale)
         held, pull = 0.0, np.zeros_like(x)
         if self.loss != "wasserstein" or self.ridge:
@@ -74,17 +82,16 @@ class ModelLoss:
             if self.ridge:
                 held, pull = self.ridge.value_and_gradient(x, scale * self._ridge_strength())
         site_loss = np.add.reduceat(unit_loss, self.runner.compared.offsets[:-1]) * len(self.runner.compared.sites)
+        unit = _power_of_two(np.abs(slopes).max())  # slopes of 1e-7 would be lost in half precision
+        slopes = slopes[own]
 
         def gradient() -> optim.Vector:
-            total, start = pull.copy(), 0
-            unit = _power_of_two(np.abs(slopes).max())  # slopes of 1e-7 would be lost in half precision
+            total, start = np.zeros_like(x), 0
             for batch in self.sources:
                 responses = graph.pop() if graph else self.runner.run(batch, leaf)
-                part = torch.from_numpy(slopes[start : start + batch.size] / unit)
-                part = part.to(responses.device, responses.dtype)
-                total += torch.autograd.grad(responses, leaf, part)[0].numpy() * unit
+                total += self._pull_back(responses, leaf, slopes[start : start + batch.size], unit)
                 start += batch.size
-            return total
+            return self.world.total(total) + pull
 
         return optim.Evaluation(
             float(unit_loss.sum()) + held, site_loss, gradient, x, lambda: self._curvature(x, responses, scale), held
@@ -106,8 +113,10 @@ class ModelLoss:
         """Of the unsteered sources, whose responses are those at the identity, where a fit usually starts."""
         if self._noise is None:
             if not np.array_equal(x, self.identity()):
-                responses = self.runner.collect(self.sources, torch.from_numpy(self.identity()))
-            self._noise = losses.sampling_noise(responses, np.concatenate(self.targets))
+                start = torch.from_numpy(self.identity())
+                responses = self.world.gather(lambda: self.runner.collect(self.sources, start))[0]
+            targets = self.world.gather(lambda: np.concatenate(self.targets))[0]
+            self._noise = losses.sampling_noise(responses, targets)
             if self.strength is None:
                 distance = float(ops.loss(responses, self.target, self.coefficient)[0].sum())
                 self.strength = losses.noise_to_signal(distance, float(self.coefficient @ self._noise.mean))
@@ -115,6 +124,26 @@ class ModelLoss:
 
     def _ridge_strength(self) -> float:
         return (self.strength or 0.0) * float(self.coefficient.mean())
+
+    def _pull_back(
+        self, responses: torch.Tensor, leaf: torch.Tensor, slopes: NDArray[np.float32], unit: np.float32
+    ) -> optim.Vector:
+        """From the loss's slope for every response to its gradient for the maps, by torch's backward.
+
+        float16, which would lose slopes that are not scaled, may overflow where they are: there it takes a larger unit.
+        """
+        may_overflow = self._has_float16()
+        for power in (0, 8, 16, 24) if may_overflow else (0,):
+            step = np.ldexp(unit, power)
+            part = torch.from_numpy(slopes / step).to(responses.device, responses.dtype)
+            total = torch.autograd.grad(responses, leaf, part, retain_graph=may_overflow)[0].numpy() * step
+            if not may_overflow or np.isfinite(total).all():
+                return total
+        raise ops.NonFiniteError("expected a finite gradient, got an overflow of float16; take bfloat16")
+
+    def _has_float16(self) -> bool:
+        weights = (weight.dtype for weight in self.runner.model.parameters())
+        return torch.float16 in (self.runner.compute_dtype, *weights)
 
 
 def _places(runner: Runner) -> NDArray[np.int64]:

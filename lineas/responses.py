@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from . import _core, ops
 from .blocks import Record, checkpointed, checkpointing, neighbours, replaced
 from .data import Batch
 from .sites import Site, channel_dim, hooked
-from .state import device_of, dtype_of, reseed
+from .state import device_of, dtype_of, must_finish, reseed
 
 POOLINGS = ("mean", "last")
 
@@ -33,6 +33,7 @@ class Layout:
     sites: tuple[Site, ...]
     sizes: tuple[int, ...]
     channel_dims: tuple[int, ...]
+    sides: tuple[str, ...]  # whose tokens a site has, see `Batch.mask_of`
     offsets: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self):
@@ -55,6 +56,7 @@ class Layout:
             tuple(self.sites[k] for k in keep),
             tuple(self.sizes[k] for k in keep),
             tuple(self.channel_dims[k] for k in keep),
+            tuple(self.sides[k] for k in keep),
         )
 
 
@@ -70,7 +72,7 @@ def probe(model: nn.Module, sites: Sequence[Site], batch: Batch) -> Layout:
 
     LookupError for a site that never runs, ValueError for one that runs twice or does not keep samples apart.
     """
-    seen: dict[Site, tuple[int, int]] = {}
+    seen: dict[Site, tuple[int, int, str]] = {}
 
     def watch(site: Site):
         def see(module: nn.Module, h: Tensor) -> Tensor:
@@ -84,12 +86,12 @@ def probe(model: nn.Module, sites: Sequence[Site], batch: Batch) -> Layout:
                     f"site {site.name!r}: expected samples in dimension 0 ({one.size} here), got {tuple(h.shape)}"
                 )
             dim = channel_dim(module, h)
-            seen[site] = (h.shape[dim], dim)
+            seen[site] = (h.shape[dim], dim, "decoder_" if h.ndim == 3 and h.shape[1] == decoder_tokens else "")
             return h
 
         return see
 
-    one = batch.rows(0, 1)
+    one, decoder_tokens = batch.rows(0, 1).apart()
     with torch.no_grad(), hooked(model, {site: watch(site) for site in sites}):
         call(model, one)
     missing = [site.name for site in sites if site not in seen]
@@ -134,16 +136,16 @@ class Part:
     def __init__(self, batch: Batch, pooling: str):
         self.batch, self.pooling = batch, pooling
         self.record: Record | None = None
-        self._weights: dict[tuple[bool, int, torch.device], Tensor] = {}
+        self._weights: dict[tuple[str | None, int, torch.device], Tensor] = {}
 
-    def weights(self, is_sequence: bool, tokens: int, device: torch.device, site: Site) -> Tensor:
-        key = is_sequence, tokens, device
+    def weights(self, side: str | None, tokens: int, device: torch.device, site: Site) -> Tensor:
+        key = side, tokens, device
         if key not in self._weights:
-            mask = self.batch.mask if is_sequence else None
+            mask = None if side is None else self.batch.mask_of(side)
             self._weights[key] = pool_weights(mask, self.batch.size, tokens, self.pooling, site).to(device)
         return self._weights[key]
 
-    def pooled(self, h: Tensor, dim: int, site: Site, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    def pooled(self, h: Tensor, dim: int, side: str, site: Site, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         """The site's map of h, and its responses (batch, units): channels in `dim`, everything between is pooled over.
 
         Whether channels are first or last in memory, which `dim` does not tell (images in torch's channels_last
@@ -154,7 +156,8 @@ class Part:
         moved = first if channels_first else last
         batch, units = len(h), h.shape[dim]
         flat = moved.reshape((batch, units, -1) if channels_first else (batch, -1, units))
-        weights = self.weights(h.ndim == 3 and dim != 1, flat.shape[2 if channels_first else 1], h.device, site)
+        whose = side if h.ndim == 3 and dim != 1 else None  # pixels have no mask
+        weights = self.weights(whose, flat.shape[2 if channels_first else 1], h.device, site)
         out, responses = ops.affine_pool(flat, scale, shift, weights, channels_first=channels_first)
         return out.view(moved.shape).movedim(1 if channels_first else -1, dim), responses
 
@@ -168,8 +171,13 @@ class Runner:
     def __init__(self, model: nn.Module, mapped: Layout, compared: Layout, pooling: str, seed: int = 0):
         self.model, self.mapped, self.compared, self.pooling = model, mapped, compared, pooling
         self.seed, self.device = seed, device_of(model)
-        self.dims = dict(zip(compared.sites, compared.channel_dims, strict=True))
-        self.dims.update(zip(mapped.sites, mapped.channel_dims, strict=True))
+        self.dims: dict[Site, int] = {}
+        self.sides: dict[Site, str] = {}
+        for layout in (compared, mapped):
+            self.dims.update(zip(layout.sites, layout.channel_dims, strict=True))
+            self.sides.update(zip(layout.sites, layout.sides, strict=True))
+        around = {site.path[:k] for site in compared.sites for k, c in enumerate(site.path) if c == "."} | {""}
+        self.may_stop = not any(must_finish(model.get_submodule(path)) for path in around)
         self.checkpointing = checkpointing(model, compared.sites[-1])
         self.compute_dtype: torch.dtype | None = None  # of matrix products, where it is not the weights'
         self.cuts_padding = self.skips_prefix = False
@@ -222,9 +230,9 @@ class Runner:
     def run(self, batch: Batch, x: Tensor | None = None) -> Tensor:
         """Responses of the compared sites side by side, (batch, N), under the maps x = [weights, biases], or none.
 
-        Differentiable for x. The forward pass ends at the last compared site. A model that draws random numbers draws
-        the same ones for a batch every time, so that equal maps give equal responses; the caller restores the
-        generators (`state.seeded`).
+        Differentiable for x. The forward pass ends at the last compared site, unless that would leave weights loaded. A
+        model that draws random numbers draws the same ones for a batch every time, so that equal maps give equal
+        responses; the caller restores the generators (`state.seeded`).
         """
         if batch not in self._plans:
             self._plans[batch] = self._plan(batch)
@@ -275,10 +283,10 @@ class Runner:
                 else:
                     units = h.shape[self.dims[site]]
                     scale, shift = torch.ones(units, device=h.device), torch.zeros(units, device=h.device)
-                out, responses = part.pooled(h, self.dims[site], site, scale, shift)
+                out, responses = part.pooled(h, self.dims[site], self.sides[site], site, scale, shift)
                 if site in self.compared.sites and site not in found:  # a checkpointed block runs once more later
                     found[site] = responses
-                    if len(found) == len(self.compared.sites):
+                    if len(found) == len(self.compared.sites) and self.may_stop:
                         raise _Finished
                 return out if h.requires_grad or site in steered else h
 
@@ -290,13 +298,11 @@ class Runner:
         if differentiable:
             forwards |= {b: checkpointed(b, hooks) for b in self.checkpointing if record is None or b not in record.ran}
         half = torch.autocast(self.device.type, self.compute_dtype) if self.compute_dtype else nullcontext()
-        with hooks(), replaced(forwards), half:
-            try:
-                call(self.model, part.batch)
-            except _Finished:
-                return torch.cat([found[site].to(self.device) for site in self.compared.sites], 1)
-        missing = [site.name for site in self.compared.sites if site not in found]
-        raise LookupError(f"not run in this forward pass, though it was in the first: {', '.join(missing)}")
+        with hooks(), replaced(forwards), half, suppress(_Finished):
+            call(self.model, part.batch)
+        if missing := [site.name for site in self.compared.sites if site not in found]:
+            raise LookupError(f"not run in this forward pass, though it was in the first: {', '.join(missing)}")
+        return torch.cat([found[site].to(self.device) for site in self.compared.sites], 1)
 
     def gather(self, responses: Tensor) -> NDArray[np.float32]:
         """Copy responses (batch, N) to the host. NonFiniteError names the site where one is not finite."""

@@ -9,7 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from . import ops
 from .data import Batch
+from .distributed import Alone
 from .responses import Layout, call
 from .sites import Site, hooked
 
@@ -44,7 +46,9 @@ class Ridge:
         return 2 * np.stack([self.stretch, self.cross, self.shift])
 
 
-def sensitivity(model: nn.Module, layout: Layout, batches: Sequence[Batch], seed: int) -> Ridge:
+def sensitivity(
+    model: nn.Module, layout: Layout, batches: Sequence[Batch], seed: int, world: Alone | None = None
+) -> Ridge:
     """How much the model's output minds each unit's map, from one forward and backward pass through all of it.
 
     For logits it is the Fisher information of the maps, 2 KL(model, steered model) a sample to second order: labels are
@@ -56,25 +60,33 @@ def sensitivity(model: nn.Module, layout: Layout, batches: Sequence[Batch], seed
     layout : of the mapped sites
     batches : samples that the model should go on to handle as it does: the target's
     seed : of the labels and directions
+    world : the processes whose samples count together
 
     Notes
     -----
     One evaluation, through the whole model; memory is that of a few samples at a time. `FLOOR` times the mean is added
     to every unit. Source: Amari, Natural Gradient Works Efficiently in Learning, Neural Computation 10 (1998).
     """
-    totals, done, rows = np.zeros((3, layout.units)), 0, 1  # the first sample alone tells how large its output is
+    world = world or Alone()
+    done = sum(world.share(sum(batch.size for batch in batches))[: world.rank])
+    totals, rows = np.zeros((3, layout.units)), 1  # the first sample alone tells how large its output is
     for batch in batches:
         start = 0
         while start < batch.size:
             part = batch.rows(start, min(start + rows, batch.size))
             output, is_logits, leaves = _run(model, layout, part)
-            direction = _direction(output, is_logits, part, seed + done)
+            rows = max(1, LARGEST * part.size // output.numel())
+            start, done = start + part.size, done + part.size
+            if not output.requires_grad:  # quantised layers behind the last loss site may pass nothing back
+                continue
+            direction = _direction(output, is_logits, part, seed + done - part.size)
             gradients = torch.autograd.grad(output, leaves, direction, materialize_grads=True, allow_unused=True)
             half = len(layout.sites)
             by_weight, by_bias = (_side_by_side(g) for g in (gradients[:half], gradients[half:]))
             totals += [(by_weight**2).sum(0), (by_weight * by_bias).sum(0), (by_bias**2).sum(0)]
-            start, done = start + part.size, done + part.size
-            rows = max(1, LARGEST * part.size // output.numel())
+    totals = world.total(totals)
+    if not np.isfinite(totals).all():
+        raise ops.NonFiniteError("expected finite gradients of the model's output, got others; pass ridge=0")
     mean = totals[2].mean()
     if not mean > 0:
         return Ridge(np.ones(layout.units), np.zeros(layout.units), np.ones(layout.units))
@@ -126,7 +138,9 @@ def _direction(output: Tensor, is_logits: bool, batch: Batch, seed: int) -> Tens
     """
     direction = torch.zeros_like(output)
     apart = output.shape[:1] == (batch.size,)  # else one number, or whatever, for all samples
-    masks = batch.mask if batch.mask is not None and batch.mask.shape == output.shape[:2] else None
+    has_decoder = any(key.startswith("decoder_") for key in batch.kwargs)  # whose output it then is
+    mask = batch.mask_of("decoder_" if has_decoder else "")
+    masks = mask if mask is not None and mask.shape == output.shape[:2] else None
     rows, moves = (x.detach() if apart else x.detach()[None] for x in (output, direction))
     for k, (row, move) in enumerate(zip(rows, moves, strict=True)):
         draw = torch.Generator(output.device).manual_seed(seed + k)

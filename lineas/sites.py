@@ -21,9 +21,12 @@ MLP_NORMS = (
     r".*\.norm_?2",  # MPT, timm, diffusers
     r".*\.(ffn|mlp)_(layer_?)?norm",  # Llama as published, DBRX
     r".*\.attention\.output\.LayerNorm",  # BERT, RoBERTa, ELECTRA
+    r"(.*\.)?(encoder\.block\.\d+\.layer\.1|decoder\.block\.\d+\.layer\.2)\.layer_norm",  # T5
     r".*\.sa_layer_norm",  # DistilBERT
-    r".*\.final_layer_norm",  # OPT, Whisper
+    r".*\.final_layer_norm",  # OPT, Whisper, Pegasus, mBART
 )
+# These name their norms as the last ones do, but normalise after adding: the block's class tells.
+POST_NORM = r"(Bart|PLBart|Marian|BlenderbotSmall|Mvp|LED)(En|De)coderLayer"
 
 # Modules whose channels are dimension 1. Other modules have theirs last, except that 4-D outputs (images) count as
 # channels-first unless a linear or layer normalisation, which works on the last dimension, made them.
@@ -67,6 +70,25 @@ def split_name(name: str) -> tuple[str, int | None]:
     return (path, int(item)) if colon and item.isdecimal() else (name, None)
 
 
+LINKS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network itself, out of what `torch.compile`, `DataParallel` and `DistributedDataParallel` make of it."""
+    while True:
+        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
+
+
+def bare_name(path: str) -> str:
+    """A module's path without the links that wrappers (`torch.compile`, checkpointing, FSDP) add to it."""
+    return ".".join(part for part in path.split(".") if part not in LINKS)
+
+
 def find_sites(model: nn.Module, pattern: "str | Iterable[str | Site] | None" = None) -> list[Site]:
     """What would be steered: a dry run that changes and calls nothing.
 
@@ -80,7 +102,8 @@ def find_sites(model: nn.Module, pattern: "str | Iterable[str | Site] | None" = 
     Returns
     -------
     list of Site
-        In the order of `model.named_modules()`; a list keeps its own order.
+        In the order of `model.named_modules()`; a list keeps its own order. Names are those of the network itself,
+        without what `torch.compile` or `DistributedDataParallel` put before them.
 
     Raises
     ------
@@ -96,7 +119,8 @@ def find_sites(model: nn.Module, pattern: "str | Iterable[str | Site] | None" = 
     >>> lineas.find_sites(net, "[02]")
     [Site(name='0', units=8, kind='Linear'), Site(name='2', units=2, kind='Linear')]
     """
-    modules = {path: module for path, module in model.named_modules() if path}
+    model = unwrapped(model)
+    modules = {name: module for path, module in model.named_modules() if (name := bare_name(path))}
     if pattern is None:
         names = _default_names(modules)
     elif isinstance(pattern, str):
@@ -107,6 +131,11 @@ def find_sites(model: nn.Module, pattern: "str | Iterable[str | Site] | None" = 
 
 
 def _default_names(modules: dict[str, nn.Module]) -> list[str]:
+    last = {"En": "self_attn_layer_norm", "De": "encoder_attn_layer_norm"}
+    blocks = {path: re.fullmatch(POST_NORM, type(module).__name__) for path, module in modules.items()}
+    names = [f"{path}.{last[found[2]]}" for path, found in blocks.items() if found]
+    if names := [name for name in names if name in modules]:
+        return names
     for pattern in MLP_NORMS:
         if names := [path for path in modules if re.fullmatch(pattern, path)]:
             return names

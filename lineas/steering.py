@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from . import _reference, ops, sites
+from .state import make_new_to_compilers
 
 __all__ = ["Handle", "Steering"]
 
@@ -158,6 +159,7 @@ class Steering:
             raise TypeError(f"strength: expected a number, got {type(strength).__name__}")
         if not math.isfinite(strength):
             raise ValueError(f"strength: expected a finite number, got {strength}")
+        model = sites.unwrapped(model)
         found = sites.find_sites(model, self.sites)
         for site in found:
             if site.units is not None and site.units != self._sizes[site.name]:
@@ -268,6 +270,9 @@ class Handle:
     def __init__(self, model: nn.Module, maps: Mapping[sites.Site, _Map]):
         self._open = sites.hooked(model, maps)
         self._open.__enter__()
+        self._modules = [model.get_submodule(site.path) for site in maps]
+        for module in self._modules:
+            make_new_to_compilers(module, hooked=True)
         self.active = True
 
     def remove(self) -> None:
@@ -275,6 +280,9 @@ class Handle:
         if self.active:
             self.active = False
             self._open.__exit__(None, None, None)
+            for module in self._modules:
+                others = any(isinstance(hook, sites.Hook) for hook in module._forward_hooks.values())
+                make_new_to_compilers(module, hooked=others)
 
     def __enter__(self) -> "Handle":
         return self

@@ -25,7 +25,7 @@ HALVES = DTYPES[2:]
 def pooled(h, dim, mask, pooling, site, scale, shift):
     """The map and the responses of one site, as a fit asks for them."""
     batch = Batch((), {} if mask is None else {"attention_mask": mask}, len(h))
-    return Part(batch, pooling).pooled(h, dim, site, scale, shift)
+    return Part(batch, pooling).pooled(h, dim, "", site, scale, shift)
 
 
 def make_mask(kind: str, batch: int, tokens: int) -> torch.Tensor:

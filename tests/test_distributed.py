@@ -70,9 +70,8 @@ def overflow(rank):
 
     def hook(module, args, output):
         calls.append(1)
-        return (
-            output * float("inf") if rank == 1 and len(calls) == 6 else output
-        )  # a look, the target, the ridge, a trial
+        trial = len(calls) == 6  # after a look, the target, the ridge (two) and the identity
+        return output * float("inf") if rank == 1 and trial else output
 
     model = Mlp()
     model.first.register_forward_hook(hook)

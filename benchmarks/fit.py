@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "examples"), str(ROOT)]
+sys.path.insert(0, str(ROOT / "examples"))  # not ROOT: an unbuilt source tree must not hide what is installed
 
 
 def arguments() -> argparse.Namespace:

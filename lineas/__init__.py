@@ -5,9 +5,10 @@ from importlib.metadata import PackageNotFoundError, version
 import torch as _torch  # noqa: F401 -- first: it loads the OpenMP runtime of its wheel, and _core then shares that one
 
 from . import callbacks, checkpoint, evaluate, ot, penalties, samples
+from .attach import Handle
 from .fit import fit
 from .sites import Site, find_sites
-from .steering import Handle, Steering
+from .steering import Steering
 
 try:
     __version__ = version("lineas")

@@ -1,26 +1,22 @@
 """Steering: the fitted maps; apply them, look at them, save and load them."""
 
-import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from . import _reference, ops, sites
-from .state import make_new_to_compilers
+from . import files, sites
+from .attach import Handle, Map
 
 __all__ = ["Handle", "Steering"]
 
-CONFIG, TENSORS = "steering_config.json", "steering.safetensors"
-FORMAT = {"format": "lineas-steering", "version": 1}
 SUPPORT = 1e-5  # a unit moved by less is left out of the support
 
 
@@ -170,7 +166,7 @@ class Steering:
             hooks = model.get_submodule(site.path)._forward_hooks.values()
             if any(isinstance(hook, sites.Hook) and getattr(hook.function, "steering", None) is self for hook in hooks):
                 raise RuntimeError("this steering is already on this model; remove its handle first")
-        return Handle(model, {site: _Map(self, site.name, float(strength)) for site in found})
+        return Handle(model, {site: Map(self, site.name, float(strength)) for site in found})
 
     @contextmanager
     def apply(self, model: nn.Module, strength: float = 1.0) -> Iterator["Handle"]:
@@ -182,17 +178,11 @@ class Steering:
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write `steering_config.json` and `steering.safetensors` into a folder, which is made if need be."""
-        from safetensors.numpy import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {}
         for name in self.sites:
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = self.weight(name).copy(), self.bias(name).copy()
-        save_file(tensors, folder / TENSORS)
-        config = {**FORMAT, "sites": self._sizes, "info": self.info, "history": self.history}
-        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in _plain(config).items())
-        (folder / CONFIG).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        config = {"sites": self._sizes, "info": self.info, "history": self.history}
+        files.write(Path(folder), config, tensors)
 
     @classmethod
     def from_pretrained(cls, folder_or_repo: str | os.PathLike, *, revision: str | None = None) -> "Steering":
@@ -206,131 +196,12 @@ class Steering:
             A file is truncated, corrupted, of another format or version, or disagrees with the other.
         """
         folder = Path(folder_or_repo)
-        if not folder.is_dir():
-            from huggingface_hub import snapshot_download
-
-            try:
-                found = snapshot_download(str(folder_or_repo), revision=revision, allow_patterns=[CONFIG, TENSORS])
-            except (OSError, ValueError) as error:
-                raise FileNotFoundError(f"no folder {folder}, and nothing of that name on the hub: {error}") from error
-            folder = Path(found)
-        config, tensors = _read_config(folder / CONFIG), _read_tensors(folder / TENSORS)
-        expected = {f"{name}.{part}": (size,) for name, size in config["sites"].items() for part in ("weight", "bias")}
-        got = {key: value.shape for key, value in tensors.items()}
-        if got != expected:
-            odd = sorted(set(got.items()) ^ set(expected.items()))[:4]
-            raise ValueError(f"{folder / TENSORS} disagrees with {CONFIG}, first at {odd}")
+        config, tensors = files.read(folder if folder.is_dir() else files.from_hub(str(folder_or_repo), revision))
         maps = {name: (tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for name in config["sites"]}
-        return cls(maps, history=_restored(config.get("history") or {}), info=config.get("info"))
+        return cls(maps, history=config["history"], info=config.get("info"))
 
     def push_to_hub(self, repo: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Upload to a repository of the Hugging Face hub, made if need be; returns the commit's address."""
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        api.create_repo(repo, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload a lineas steering"))
-
-
-class _Map:
-    """A site's map at one strength, on whatever device and in whatever dtype the activations come."""
-
-    def __init__(self, steering: Steering, name: str, strength: float):
-        self.steering, self.name = steering, name  # `attach` knows its own hooks by this
-        scale = 1 + strength * (steering.weight(name).astype(np.float64) - 1)
-        shift = strength * steering.bias(name).astype(np.float64)
-        self.scale, self.shift = (torch.from_numpy(part.astype(np.float32)) for part in (scale, shift))
-        self.by_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self.support = ((self.scale != 1) | (self.shift != 0)).nonzero().flatten()
-        self.sparse = self.support, self.scale[self.support], self.shift[self.support]
-
-    def __call__(self, module: nn.Module, h: Tensor) -> Tensor:
-        dim = sites.channel_dim(module, h)
-        if h.shape[dim] != len(self.scale):
-            raise ValueError(
-                f"site {self.name!r}: the steering has weight ({len(self.scale)},), the model produced {tuple(h.shape)}"
-            )
-        if self._is_cheaper_sparse(h):
-            return ops.affine_sparse_(h.clone(), *self.sparse, channel_dim=dim)
-        if h.device not in self.by_device:
-            self.by_device[h.device] = self.scale.to(h.device), self.shift.to(h.device)
-        return _reference.affine(h, *self.by_device[h.device], dim)
-
-    def _is_cheaper_sparse(self, h: Tensor) -> bool:
-        """Few channels of many numbers, and no autograd to record it. The result is the same."""
-        few = 4 * len(self.support) <= len(self.scale) and h.numel() >= ops.SMALL
-        return few and not torch.is_grad_enabled() and h.is_contiguous() and ops.runs_in_c(h)
-
-
-class Handle:
-    """Steering that is on; `remove()` ends it, and so does leaving a `with` block."""
-
-    def __init__(self, model: nn.Module, maps: Mapping[sites.Site, _Map]):
-        self._open = sites.hooked(model, maps)
-        self._open.__enter__()
-        self._modules = [model.get_submodule(site.path) for site in maps]
-        for module in self._modules:
-            make_new_to_compilers(module, hooked=True)
-        self.active = True
-
-    def remove(self) -> None:
-        """Take the hooks off; a second call does nothing."""
-        if self.active:
-            self.active = False
-            self._open.__exit__(None, None, None)
-            for module in self._modules:
-                others = any(isinstance(hook, sites.Hook) for hook in module._forward_hooks.values())
-                make_new_to_compilers(module, hooked=others)
-
-    def __enter__(self) -> "Handle":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.remove()
-
-
-def _plain(value: Any) -> Any:
-    """As JSON can hold it: infinity becomes null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _restored(value: Any) -> Any:
-    """A history as `_plain` was given it: the infinite losses of trials that overflowed are infinite again."""
-    if isinstance(value, dict):
-        return {key: _restored(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_restored(item) for item in value]
-    return math.inf if value is None else value
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not JSON; truncated or corrupted? {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT["format"]:
-        raise ValueError(f"{path}: expected a {FORMAT['format']} file, got {str(config)[:60]}")
-    if config.get("version") != FORMAT["version"]:
-        raise ValueError(f"{path}: expected version {FORMAT['version']}, got {config.get('version')}; a newer lineas?")
-    sizes = config.get("sites")
-    if not isinstance(sizes, dict) or not sizes or not all(isinstance(n, int) and n > 0 for n in sizes.values()):
-        raise ValueError(f"{path}: expected sites with their units, got {str(sizes)[:60]}")
-    return config
-
-
-def _read_tensors(path: Path) -> dict[str, NDArray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or corrupted: {error}") from error
+            return files.to_hub(folder, repo, private, token)

@@ -124,14 +124,16 @@ def live(*args, seconds: float | None = None) -> int:
 def main(case: str, rounds: int, seed: int) -> None:
     draw, home = random.Random(seed), Path(tempfile.mkdtemp())
     whole, resumed = home / "whole", home / "resumed"
+    started = time.perf_counter()
     assert live(case, home, whole, None) == 0
+    longest = time.perf_counter() - started  # of a life that nobody cuts short: others must be able to get on
     same, kills = True, {"at an event": 0, "by the clock": 0}
     for k in range(rounds):
         folder = home / f"{k}" / "checkpoints"
         folder.parent.mkdir()
         while True:
             timed = draw.random() < 0.5
-            event, seconds = (-1, draw.uniform(0, 0.12)) if timed else (draw.randint(1, 12), None)
+            event, seconds = (-1, draw.uniform(0, longest)) if timed else (draw.randint(1, 24), None)
             if (status := live(case, folder, resumed, event, seconds=seconds)) != -signal.SIGKILL:
                 break
             kills["by the clock" if timed else "at an event"] += 1

@@ -1,7 +1,7 @@
 """What callbacks of `lineas.fit` hear, and ready-made ones."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,19 +24,18 @@ class Entry(dict):
     """
 
     def __init__(
-        self, values: Mapping[str, Any], steps: int, evaluations: int, names: Sequence[str], sizes: Sequence[int],
-        x: NDArray[np.float32],
+        self, values: Mapping[str, Any], steps: int, evaluations: int, sizes: Mapping[str, int], x: NDArray[np.float32]
     ):  # fmt: skip
         super().__init__(values)
         self.steps, self.evaluations = steps, evaluations
-        self._names, self._sizes = names, sizes
+        self._sizes = sizes
         self._x: NDArray[np.float32] | None = x
 
     def steering(self) -> Steering:
         """The maps of this evaluation, as a copy to apply or to keep. To be asked for while the callback runs."""
         if self._x is None:
             raise RuntimeError("steering(): expected a call inside the callback; afterwards the maps have moved on")
-        return Steering._from_flat(self._names, self._sizes, self._x.copy())
+        return Steering._from_flat(list(self._sizes), list(self._sizes.values()), self._x.copy())
 
     def close(self) -> None:
         """The callbacks are done: kept entries keep no maps alive."""

@@ -31,8 +31,7 @@ def check_differentiable(runner: Runner, batch: Batch) -> None:
     with ExitStack() as stack:
         for name, module in odd:
             stack.callback(module.register_forward_hook(look(name)).remove)
-        identity = torch.tensor([1.0, 0.0]).repeat_interleave(runner.mapped.units)
-        runner.run(batch.rows(0, 1), identity.requires_grad_())
+        runner.run(batch.rows(0, 1), torch.from_numpy(runner.mapped.identity()).requires_grad_())
     if cut:
         raise ValueError(
             "model: expected layers that gradients pass through, got quantised ones without a backward pass on this "

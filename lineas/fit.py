@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,23 +13,20 @@ from torch import nn
 from . import ops, optim
 from .callbacks import Entry
 from .checkpoint import Checkpoint, Keeper, fingerprint, locate, read, refuse_another
-from .data import as_batches
+from .data import Batch, as_batches
 from .differentiable import check_differentiable
-from .distributed import processes
+from .distributed import Alone, processes
 from .log import Log
-from .losses import AUTO, LOSSES
 from .model_loss import ModelLoss
+from .options import Options
 from .penalties import SparseGroupLasso
-from .responses import POOLINGS, Layout, Runner, probe
+from .responses import Layout, Runner, probe
 from .ridge import sensitivity
 from .sites import Site, find_sites, unwrapped
 from .state import device_of, eager, frozen, is_sharded, seeded
 from .steering import Steering
 
 __all__ = ["fit"]
-
-METHODS, RECIPES, POSITIONS = ("lineas",), ("fast", "published"), ("all",)
-FAST_EVALUATIONS = 50  # the most the fast recipe may use unless told; it usually stops by itself after ten to twenty
 
 
 def fit(
@@ -164,18 +160,12 @@ def fit(
     True
     """
     started = time.perf_counter()
-    if ridge is not None and not (isinstance(ridge, (int, float)) and 0 <= ridge < float("inf")):
-        raise ValueError(f"ridge: expected a number of at least 0, got {ridge!r}")
-    loss, optimizer = _check_options(method, recipe, loss, ridge, optimizer, learning_rate, pooling, position)
-    _check_limits(steps=steps, max_evaluations=max_evaluations, batch_size=batch_size, max_length=max_length)
-    half = _half(compute_dtype)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    if penalty is not None and not isinstance(penalty, SparseGroupLasso):
-        raise TypeError(f"penalty: expected one of lineas.penalties, got {type(penalty).__name__}")
-    model = unwrapped(model)
-    if any(map(is_sharded, model.modules())):  # they are gone again when a backward pass from within wants them
-        raise ValueError("model: expected whole weights, got weights that FSDP shards; fit first, then shard")
+    options = Options.checked(
+        method=method, recipe=recipe, loss=loss, ridge=ridge, penalty=penalty, optimizer=optimizer,
+        learning_rate=learning_rate, steps=steps, max_evaluations=max_evaluations, batch_size=batch_size,
+        max_length=max_length, compute_dtype=compute_dtype, pooling=pooling, position=position, seed=seed,
+    )  # fmt: skip
+    model = _checked(model)
     world = processes(distributed)
     if distributed and (checkpoint_dir is not None or isinstance(resume_from, (str, os.PathLike))):
         raise ValueError("checkpoint_dir, resume_from: checkpoints are of one process; expected distributed=False")
@@ -183,103 +173,47 @@ def fit(
     mapped = find_sites(model, sites)
     compared = mapped if loss_sites is None else find_sites(model, loss_sites)
     device = device_of(model)
-    if recipe == "published":
-        steps = steps or optim.PUBLISHED_STEPS
-    limit = max_evaluations or (FAST_EVALUATIONS if recipe == "fast" else None)
     with world, seeded(seed, device), frozen(model), eager(), torch.inference_mode(False), torch.enable_grad():
-        reading = (model, tokenizer, batch_size, max_length)
-        sources = [batch.to(device) for batch in as_batches(src, "src", *reading)]
-        targets = [batch.to(device) for batch in as_batches(tgt, "tgt", *reading)]
+        sources, targets = (
+            [batch.to(device) for batch in as_batches(inputs, name, model, tokenizer, batch_size, max_length)]
+            for name, inputs in (("src", src), ("tgt", tgt))
+        )
         _check_batches(world.share((len(sources), len(targets))), recipe)
-        layout = probe(model, [*dict.fromkeys([*mapped, *compared])], sources[0])
-        runner = _runner(model, layout, mapped, compared, pooling, seed)
-        check_differentiable(runner, sources[0])
-        runner.economize([*sources, *targets])
-        runner.compute_dtype = half  # from here on: that look was for small differences
-        here = runner.mapped
-        names = [site.name for site in here.sites]
-        mine = tuple(sum(batch.size for batch in batches) for batches in (sources, targets))
-        facts = {
-            "samples": [sum(parts) for parts in zip(*world.share(mine), strict=True)],
+        runner = _runner(model, mapped, compared, sources, targets, options)
+        maps = {site.name: size for site, size in zip(runner.mapped.sites, runner.mapped.sizes, strict=True)}
+        facts = options.facts() | {
+            "samples": [sum(sizes) for sizes in zip(*world.share((_count(sources), _count(targets))), strict=True)],
             "loss_sites": [site.name for site in runner.compared.sites],
-            "method": method, "recipe": recipe, "loss": loss, "optimizer": optimizer, "penalty": repr(penalty),
-            "ridge": ridge, "compute_dtype": half and str(half).removeprefix("torch."),
-            "pooling": pooling, "position": position, "seed": seed,
-        }  # fmt: skip
+        }
         which: dict[str, Any] = {}
         if keeper or past:
-            which = fingerprint(
-                model, sources, targets, penalty,
-                facts | {
-                    "sites": dict(zip(names, here.sizes, strict=True)), "learning_rate": learning_rate, "steps": steps,
-                    "max_evaluations": limit, "batch_size": batch_size, "max_length": max_length,
-                },
-            )  # fmt: skip
+            which = fingerprint(model, sources, targets, penalty, facts | {"sites": maps})
         if past:
             refuse_another(which, past.problem, resume_from)
-        past = past or Checkpoint(which, _start(here, resume_from))
-        total = min((n for n in (limit, steps if recipe == "published" else None) if n), default=None)
+        past = past or Checkpoint(which, _start(runner.mapped, maps, resume_from))
         log = Log(
-            past, names, here.sizes, limit=limit, total=total, started=started, progress=progress and world.rank == 0,
-            callbacks=callbacks, keeper=keeper, world=world,
+            past, maps, limit=options.max_evaluations, total=options.total, started=started,
+            progress=progress and world.rank == 0, callbacks=callbacks, keeper=keeper, world=world,
         )  # fmt: skip
-        end = past
-        if not past.stopped:
-            with log:
-                with _blame("tgt"):  # responses of the unsteered network never change, so they are collected once
-                    responses = [runner.collect([batch]) for batch in targets]
-                    metric = sensitivity(model, here, targets, seed, world) if recipe == "fast" and ridge != 0 else None
-                    problem = ModelLoss(runner, sources, responses, loss, metric, ridge, world)
-                with _blame("src"):
-                    x, why = _minimise(problem, penalty, log, recipe, optimizer, learning_rate, steps)
-                    end = log.finish(x, why, problem.strength)
+        end = past if past.stopped else _minimise(runner, sources, targets, options, log, world)
     info = {
         "model": getattr(model, "name_or_path", "") or type(model).__name__, **facts, "ridge": end.ridge,
         "evaluations": len(end.history["loss"]), "seconds": round(end.seconds, 3), "stopped": end.stopped,
     }  # fmt: skip
-    return Steering._from_flat(names, here.sizes, end.maps, history=end.history, info=info)
+    return Steering._from_flat(list(maps), list(maps.values()), end.maps, history=end.history, info=info)
 
 
-def _check_options(method, recipe, loss, ridge, optimizer, learning_rate, pooling, position) -> tuple[str, str | None]:
-    """Refuse unknown names; returns the loss and the optimizer to use."""
-    options = {
-        "method": (method, METHODS), "recipe": (recipe, RECIPES), "loss": (loss, ("auto", *LOSSES)),
-        "pooling": (pooling, POOLINGS), "position": (position, POSITIONS),
-    }  # fmt: skip
-    if optimizer is not None:
-        options["optimizer"] = (optimizer, tuple(optim.OPTIMIZERS))
-    for name, (value, valid) in options.items():
-        if value not in valid:
-            raise ValueError(f"{name}: expected one of {', '.join(map(repr, valid))}; got {value!r}")
-    if recipe == "published":
-        if learning_rate is not None and not 0 < learning_rate < float("inf"):
-            raise ValueError(f"learning_rate: expected a number above 0, got {learning_rate!r}")
-        if loss not in ("auto", "wasserstein"):
-            raise ValueError(f'loss: expected "wasserstein", which is the published recipe\'s, got {loss!r}')
-        if ridge:
-            raise ValueError(f"ridge goes with the fast recipe; the published one stops early instead; got {ridge!r}")
-        return "wasserstein", optimizer or "sgd"
-    if optimizer is not None or learning_rate is not None:
-        raise ValueError('optimizer and learning_rate go with recipe="published"; the fast recipe picks its own steps')
-    return AUTO if loss == "auto" else loss, None
+def _checked(model: Any) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    model = unwrapped(model)
+    if any(map(is_sharded, model.modules())):  # they are gone again when a backward pass from within wants them
+        raise ValueError("model: expected whole weights, got weights that FSDP shards; fit first, then shard")
+    return model
 
 
-def _half(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    if dtype is None or isinstance(dtype, torch.dtype):
-        found = dtype
-    elif isinstance(dtype, str):
-        found = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype.removeprefix("torch."), torch.float32)
-    else:
-        raise TypeError(f"compute_dtype: expected a torch.dtype or its name, got {type(dtype).__name__}")
-    if found not in (None, torch.bfloat16, torch.float16):
-        raise ValueError(f"compute_dtype: expected 'bfloat16', 'float16' or None for the model's own; got {dtype!r}")
-    return found
-
-
-def _check_limits(**limits: int | None) -> None:
-    for name, value in limits.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
-            raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+def _count(batches: list[Batch]) -> int:
+    return sum(batch.size for batch in batches)
 
 
 def _check_batches(counts: list[tuple[int, int]], recipe: str) -> None:
@@ -288,14 +222,20 @@ def _check_batches(counts: list[tuple[int, int]], recipe: str) -> None:
 
 
 def _runner(
-    model: nn.Module, layout: Layout, mapped: list[Site], compared: list[Site], pooling: str, seed: int
-) -> Runner:
+    model: nn.Module, mapped: list[Site], compared: list[Site], sources: list[Batch], targets: list[Batch],
+    options: Options,
+) -> Runner:  # fmt: skip
+    layout = probe(model, [*dict.fromkeys([*mapped, *compared])], sources[0])
     order = list(layout.sites)
     last = max(order.index(site) for site in compared)
     late = [site.name for site in mapped if order.index(site) > last]
     if late:
         raise ValueError(f"these sites run after the last loss site, so no loss can reach them: {', '.join(late)}")
-    return Runner(model, layout.part(mapped), layout.part(compared), pooling, seed)
+    runner = Runner(model, layout.part(mapped), layout.part(compared), options.pooling, options.seed)
+    check_differentiable(runner, sources[0])
+    runner.economize([*sources, *targets])
+    runner.compute_dtype = options.compute_dtype  # only now: those looks were for small differences
+    return runner
 
 
 @contextmanager
@@ -307,15 +247,27 @@ def _blame(inputs: str) -> Iterator[None]:
         raise ops.NonFiniteError(f"{inputs}: {error}") from None
 
 
-def _minimise(problem, penalty, log, recipe, optimizer, learning_rate, steps):
+def _minimise(
+    runner: Runner, sources: list[Batch], targets: list[Batch], options: Options, log: Log, world: Alone
+) -> Checkpoint:
     """From the log's checkpoint on: from its maps, or from the optimiser's state where it has one."""
-    x, state, save = log.past.maps, log.past.state, log.save if log.keeper else None
-    if recipe == "published":
-        return optim.published(
-            problem, x, penalty, log, optimizer=optimizer, learning_rate=learning_rate, steps=steps, save=save,
-            state=state,
-        )  # fmt: skip
-    return optim.fast(problem, x, penalty, log, steps=steps, save=save, state=state)
+    past = log.past
+    with log:
+        with _blame("tgt"):  # responses of the unsteered network never change, so they are collected once
+            responses = [runner.collect([batch]) for batch in targets]
+            held = options.ridge != 0
+            ridge = sensitivity(runner.model, runner.mapped, targets, options.seed, world) if held else None
+            problem = ModelLoss(runner, sources, responses, options.loss, ridge, options.ridge, world)
+        with _blame("src"):
+            if options.recipe == "published":
+                x, why = optim.published(
+                    problem, past.maps, options.penalty, log, **options.schedule(), save=log.save, state=past.state
+                )
+            else:
+                x, why = optim.fast(
+                    problem, past.maps, options.penalty, log, steps=options.steps, save=log.save, state=past.state
+                )
+            return log.finish(x, why, problem.strength)
 
 
 def _past(
@@ -343,11 +295,10 @@ def _past(
         raise ValueError(f"resume_from: {error}") from error
 
 
-def _start(layout: Layout, steering: Any) -> optim.Vector:
+def _start(layout: Layout, expected: dict[str, int], steering: Any) -> optim.Vector:
     """The maps to start from: the identity where no steering is given."""
     if not isinstance(steering, Steering):
-        return np.repeat(np.array([1, 0], np.float32), layout.units)
-    expected = {site.name: size for site, size in zip(layout.sites, layout.sizes, strict=True)}
+        return layout.identity()
     got = {name: len(steering.weight(name)) for name in steering.sites}
     if got != expected:
         raise ValueError(f"resume_from: expected maps for {expected}, got {got}")

@@ -1,7 +1,7 @@
 """The log of a fit: its history, its bar, its callbacks, its checkpoints."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,7 @@ from . import callbacks as calls
 from . import optim
 from .checkpoint import Checkpoint, Keeper
 from .distributed import Alone
-from .steering import SUPPORT
+from .steering import is_moved
 
 COLUMNS = ("loss", "ridge", "penalty", "objective", "step_size", "accepted", "site_loss")
 
@@ -25,7 +25,8 @@ class Log:
     ----------
     past : Checkpoint
         What to go on from; with no history, at the start.
-    names, sizes : of the mapped sites
+    sizes : dict of site name -> units
+        Of the mapped sites.
     limit : int or None
         Evaluations until the fit must end.
     total : int or None
@@ -39,11 +40,11 @@ class Log:
     """
 
     def __init__(
-        self, past: Checkpoint, names: Sequence[str], sizes: Sequence[int], *, limit: int | None, total: int | None,
+        self, past: Checkpoint, sizes: Mapping[str, int], *, limit: int | None, total: int | None,
         started: float, progress: bool, callbacks: Iterable[Callable[[calls.Entry], Any]] = (),
         keeper: Keeper | None = None, world: Alone | None = None,
     ):  # fmt: skip
-        self.past, self.names, self.sizes, self.limit, self.keeper = past, names, sizes, limit, keeper
+        self.past, self.sizes, self.limit, self.keeper = past, sizes, limit, keeper
         self.started, self.callbacks, self.enough, self.world = started, tuple(callbacks), "", world or Alone()
         self.history: dict[str, list] = {key: list(past.history.get(key, ())) for key in COLUMNS}
         self.total, self.progress = total, progress
@@ -85,7 +86,7 @@ class Log:
     def _asked(self, entry: Mapping[str, Any], x: optim.Vector) -> bool:
         steps, answers = sum(self.history["accepted"]) - 1, []
         for callback in self.callbacks:  # every one hears of it, whatever the others say
-            heard = calls.Entry(entry, steps, self.evaluations, self.names, self.sizes, x)
+            heard = calls.Entry(entry, steps, self.evaluations, self.sizes, x)
             try:
                 answers.append(callback(heard))
             finally:
@@ -94,11 +95,10 @@ class Log:
 
     def save(self, state: dict[str, Any]) -> None:
         """Keep what the fit needs to go on from here; the optimiser may overwrite its arrays afterwards."""
-        if self.enough:  # no going on: only the result will be kept
+        if self.keeper is None or self.enough:  # no going on: only the result will be kept
             return
         own = {key: value.copy() if isinstance(value, np.ndarray) else value for key, value in state.items()}
-        if self.keeper:
-            self.keeper.offer(self._checkpoint(own["x"], own, ""))
+        self.keeper.offer(self._checkpoint(own["x"], own, ""))
 
     def finish(self, x: optim.Vector, why: str, ridge: float | None = None) -> Checkpoint:
         """The result, which is kept as well."""
@@ -114,6 +114,5 @@ class Log:
 
 
 def _support(x: optim.Vector) -> str:
-    weight, bias = np.split(x, 2)
-    moved = int(((np.abs(weight - 1) > SUPPORT) | (np.abs(bias) > SUPPORT)).sum())
-    return f"support {moved} ({moved / len(weight):.0%})"
+    moved = is_moved(*np.split(x, 2))
+    return f"support {moved.sum()} ({moved.mean():.0%})"

@@ -38,19 +38,23 @@ class ModelLoss:
     ):  # fmt: skip
         self.runner, self.sources, self.targets, self.loss = runner, sources, targets, loss
         self.ridge, self.strength, self.world = ridge, strength, world or Alone()
-        self._noise: PermutationNull | None = None
         self.sizes = runner.mapped.sizes
-        sizes = sum(batch.size for batch in sources), sum(map(len, targets))
-        self.samples, self.target_samples = (sum(parts) for parts in zip(*self.world.share(sizes), strict=True))
-        self.target = ops.prepare_target(self.world.gather(lambda: np.concatenate(targets))[0], self.samples)
+        self.samples = sum(self.world.share(sum(batch.size for batch in sources)))
+        all_targets, _ = self.world.gather(lambda: np.concatenate(targets))
+        self.target = ops.prepare_target(all_targets, self.samples)
+        needs_noise = loss != "wasserstein" or (ridge is not None and strength is None)
+        self._unlooked = all_targets if needs_noise else None
+        self._noise: PermutationNull | None = None
         compared = runner.compared.sizes
         self.coefficient = np.repeat(1.0 / (len(compared) * np.array(compared)), compared)
         self._own = _places(runner)
+        weights = (weight.dtype for weight in runner.model.parameters())
+        self._may_overflow = torch.float16 in (runner.compute_dtype, *weights)
         self._minibatches: dict[tuple[int, int], ModelLoss] = {}
         self._graph: list[torch.Tensor] = []
 
     def identity(self) -> optim.Vector:
-        return np.repeat(np.array([1, 0], np.float32), self.runner.mapped.units)
+        return self.runner.mapped.identity()
 
     def minibatch(self, k: int) -> "ModelLoss":
         if len(self.sources) == len(self.targets) == 1:
@@ -74,13 +78,14 @@ class ModelLoss:
 
         responses, own = self.world.gather(collect, x)
         unit_loss, slopes = ops.loss(responses, self.target, self.coefficient * scale)
+        if self._unlooked is not None:
+            self._look_at_noise(responses, x, self._unlooked)
+            self._unlooked = None
+        if self._noise is not None and self.loss != "wasserstein":
+            unit_loss, slopes = losses.discount(self.loss, unit_loss, slopes, self._noise, self.coefficient * scale)
         held, pull = 0.0, np.zeros_like(x)
-        if self.loss != "wasserstein" or self.ridge:
-            noise = self._look_at_noise(responses, x)
-            if self.loss != "wasserstein":
-                unit_loss, slopes = losses.discount(self.loss, unit_loss, slopes, noise, self.coefficient * scale)
-            if self.ridge:
-                held, pull = self.ridge.value_and_gradient(x, scale * self._ridge_strength())
+        if self.ridge:
+            held, pull = self.ridge.value_and_gradient(x, scale * self._ridge_strength())
         site_loss = np.add.reduceat(unit_loss, self.runner.compared.offsets[:-1]) * len(self.runner.compared.sites)
         unit = _power_of_two(np.abs(slopes).max())  # slopes of 1e-7 would be lost in half precision
         slopes = slopes[own]
@@ -109,18 +114,17 @@ class ModelLoss:
         own = np.where(known, 2 * scale * self.coefficient[here] * np.stack(moments), np.nan)
         return own + scale * self._ridge_strength() * self.ridge.curvature() if self.ridge else own
 
-    def _look_at_noise(self, responses: NDArray[np.float32], x: optim.Vector) -> PermutationNull:
+    def _look_at_noise(
+        self, responses: NDArray[np.float32], x: optim.Vector, targets: NDArray[np.float32]
+    ) -> None:  # fmt: skip
         """Of the unsteered sources, whose responses are those at the identity, where a fit usually starts."""
-        if self._noise is None:
-            if not np.array_equal(x, self.identity()):
-                start = torch.from_numpy(self.identity())
-                responses = self.world.gather(lambda: self.runner.collect(self.sources, start))[0]
-            targets = self.world.gather(lambda: np.concatenate(self.targets))[0]
-            self._noise = losses.sampling_noise(responses, targets)
-            if self.strength is None:
-                distance = float(ops.loss(responses, self.target, self.coefficient)[0].sum())
-                self.strength = losses.noise_to_signal(distance, float(self.coefficient @ self._noise.mean))
-        return self._noise
+        if not np.array_equal(x, self.identity()):
+            start = torch.from_numpy(self.identity())
+            responses, _ = self.world.gather(lambda: self.runner.collect(self.sources, start))
+        self._noise = losses.sampling_noise(responses, targets)
+        if self.strength is None:
+            distance = float(ops.loss(responses, self.target, self.coefficient)[0].sum())
+            self.strength = losses.noise_to_signal(distance, float(self.coefficient @ self._noise.mean))
 
     def _ridge_strength(self) -> float:
         return (self.strength or 0.0) * float(self.coefficient.mean())
@@ -132,18 +136,13 @@ class ModelLoss:
 
         float16, which would lose slopes that are not scaled, may overflow where they are: there it takes a larger unit.
         """
-        may_overflow = self._has_float16()
-        for power in (0, 8, 16, 24) if may_overflow else (0,):
+        for power in (0, 8, 16, 24) if self._may_overflow else (0,):
             step = np.ldexp(unit, power)
             part = torch.from_numpy(slopes / step).to(responses.device, responses.dtype)
-            total = torch.autograd.grad(responses, leaf, part, retain_graph=may_overflow)[0].numpy() * step
-            if not may_overflow or np.isfinite(total).all():
+            total = torch.autograd.grad(responses, leaf, part, retain_graph=self._may_overflow)[0].numpy() * step
+            if not self._may_overflow or np.isfinite(total).all():
                 return total
         raise ops.NonFiniteError("expected a finite gradient, got an overflow of float16; take bfloat16")
-
-    def _has_float16(self) -> bool:
-        weights = (weight.dtype for weight in self.runner.model.parameters())
-        return torch.float16 in (self.runner.compute_dtype, *weights)
 
 
 def _places(runner: Runner) -> NDArray[np.int64]:

@@ -104,10 +104,6 @@ OPTIMIZERS: dict[str, type[SGD] | type[Momentum] | type[Adam]] = {
 PUBLISHED_STEPS = 1000
 PUBLISHED_FLOOR = 1e-3  # the cosine's end, relative to its start
 
-# The published schedule's step sizes add up to this, which is how far along the gradient flow it goes. The fast recipe
-# goes as far, in a few long steps: where descent stops is what keeps it from fitting the samples' noise.
-HORIZON = PUBLISHED_STEPS * SGD.learning_rate * (1 + PUBLISHED_FLOOR) / 2
-
 RAISED = 1.3  # by how much the model's own curvatures are raised: later sites feel a map too
 MEMORY = 14  # past moves that the model remembers
 START_DAMPING = 0.6

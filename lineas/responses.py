@@ -49,6 +49,10 @@ class Layout:
     def site_of(self, unit: int) -> Site:
         return self.sites[int(np.searchsorted(self.offsets, unit, side="right")) - 1]
 
+    def identity(self) -> NDArray[np.float32]:
+        """The maps that change nothing, (2 N,): weights 1, biases 0."""
+        return np.repeat(np.array([1, 0], np.float32), self.units)
+
     def part(self, sites: Sequence[Site]) -> "Layout":
         """The layout of some of these sites, in this order."""
         keep = [k for k, site in enumerate(self.sites) if site in sites]
@@ -211,7 +215,7 @@ class Runner:
         if not lists:
             return False
         draw = torch.Generator().manual_seed(self.seed)
-        identity = torch.tensor([1.0, 0.0]).repeat_interleave(self.mapped.units)
+        identity = torch.from_numpy(self.mapped.identity())
         maps = [Maps(identity + 0.1 * torch.randn(len(identity), generator=draw), self.mapped) for _ in range(2)]
         part, record = Part(sample, self.pooling), Record(lists)
 

@@ -20,6 +20,11 @@ __all__ = ["Handle", "Steering"]
 SUPPORT = 1e-5  # a unit moved by less is left out of the support
 
 
+def is_moved(weight: NDArray, bias: NDArray) -> NDArray[np.bool_]:
+    """Which units are in the support."""
+    return (np.abs(weight - 1) > SUPPORT) | (np.abs(bias) > SUPPORT)
+
+
 class Steering:
     """One affine map per unit at several sites of a network.
 
@@ -93,7 +98,7 @@ class Steering:
 
     def support(self) -> dict[str, NDArray[np.int64]]:
         """The units that the maps change, by site: abs(weight - 1) or abs(bias) above 1e-5."""
-        moved = (np.abs(self._weights - 1) > SUPPORT) | (np.abs(self._biases) > SUPPORT)
+        moved = is_moved(self._weights, self._biases)
         return {name: np.flatnonzero(moved[where]) for name, where in self._slices.items()}
 
     def __repr__(self) -> str:

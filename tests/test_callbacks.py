@@ -98,7 +98,7 @@ def test_only_true_ends_a_fit(answer):
 def stopped_after(stop, values, rejected=()):
     """Evaluations until it ends a fit whose objective takes these values."""
     for k, value in enumerate(values):
-        entry = lineas.callbacks.Entry({"objective": value, "accepted": k not in rejected}, k, k + 1, [], [], None)
+        entry = lineas.callbacks.Entry({"objective": value, "accepted": k not in rejected}, k, k + 1, {}, None)
         if stop(entry):
             return k + 1
     return None
@@ -168,7 +168,7 @@ def test_the_bar_counts_towards_the_first_limit(options, total, capsys):
 
 def test_a_rejected_trial_does_not_change_what_the_bar_shows():
     x = np.array([1, 0], np.float32)
-    with Log(Checkpoint({}, x), ["a"], [1], limit=9, total=9, started=0.0, progress=True) as log:
+    with Log(Checkpoint({}, x), {"a": 1}, limit=9, total=9, started=0.0, progress=True) as log:
         log(optim.Evaluation(2.0, np.ones(1), lambda: x, x), 0.5, 0.0)
         log(optim.Evaluation(7.0, np.ones(1), lambda: x, x + 1), 0.5, 0.1, accepted=False)
     assert log.bar.postfix == "objective 2.5, support 0 (0%)"

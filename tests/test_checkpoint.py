@@ -190,7 +190,7 @@ def test_a_fit_that_has_ended_is_not_run_again(tmp_path, mlp):
 def test_a_fit_that_was_told_to_end_is_never_gone_on_with(tmp_path, eager):
     """A kill between the last evaluation and the result must not lead to one evaluation more."""
     past = Checkpoint({}, np.array([1, 0], np.float32))
-    log = Log(past, ["a"], [1], limit=2, total=2, started=0.0, progress=False, keeper=Keeper(tmp_path))
+    log = Log(past, {"a": 1}, limit=2, total=2, started=0.0, progress=False, keeper=Keeper(tmp_path))
     at = optim.Evaluation(1.0, np.ones(1), lambda: past.maps, past.maps)
     with log:
         for count, enough in ((1, ""), (2, "max_evaluations used up")):

@@ -1,0 +1,112 @@
+"""The options of a fit that are plain values: checked, and filled in where none were given."""
+
+from dataclasses import asdict, dataclass, replace
+from numbers import Integral
+from typing import Any
+
+import torch
+
+from .losses import AUTO, LOSSES
+from .optim import OPTIMIZERS, PUBLISHED_STEPS
+from .penalties import SparseGroupLasso
+from .responses import POOLINGS
+
+METHODS, RECIPES, POSITIONS = ("lineas",), ("fast", "published"), ("all",)
+FAST_EVALUATIONS = 50  # the most the fast recipe may use unless told; it usually stops by itself after ten to twenty
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Options:
+    """As `lineas.fit` documents them."""
+
+    method: str
+    recipe: str
+    loss: str
+    ridge: float | None
+    penalty: SparseGroupLasso | None
+    optimizer: str | None
+    learning_rate: float | None
+    steps: int | None
+    max_evaluations: int | None
+    batch_size: int | None
+    max_length: int | None
+    compute_dtype: torch.dtype | None
+    pooling: str
+    position: str
+    seed: int
+
+    @classmethod
+    def checked(cls, *, compute_dtype: str | torch.dtype | None, **given: Any) -> "Options":
+        """TypeError or ValueError, with what was expected and what came, where they cannot be."""
+        options = cls(compute_dtype=_half(compute_dtype), **given)
+        options._check_names()
+        options._check_numbers()
+        if options.penalty is not None and not isinstance(options.penalty, SparseGroupLasso):
+            raise TypeError(f"penalty: expected one of lineas.penalties, got {type(options.penalty).__name__}")
+        return options._published() if options.recipe == "published" else options._fast()
+
+    @property
+    def total(self) -> int | None:
+        """The most evaluations there can be, if that is known."""
+        counts = (self.max_evaluations, self.steps if self.recipe == "published" else None)
+        return min((count for count in counts if count), default=None)
+
+    def schedule(self) -> dict[str, Any]:
+        """What the published recipe takes."""
+        return {"optimizer": self.optimizer, "learning_rate": self.learning_rate, "steps": self.steps}
+
+    def facts(self) -> dict[str, Any]:
+        """All of them, as JSON can hold them."""
+        return asdict(replace(self, penalty=None)) | {
+            "penalty": repr(self.penalty),
+            "compute_dtype": self.compute_dtype and str(self.compute_dtype).removeprefix("torch."),
+        }
+
+    def _check_names(self) -> None:
+        valid = {
+            "method": METHODS, "recipe": RECIPES, "loss": ("auto", *LOSSES), "pooling": POOLINGS, "position": POSITIONS,
+            "optimizer": (None, *OPTIMIZERS),
+        }  # fmt: skip
+        for name, values in valid.items():
+            if (value := getattr(self, name)) not in values:
+                known = ", ".join(repr(value) for value in values if value is not None)
+                raise ValueError(f"{name}: expected one of {known}; got {value!r}")
+
+    def _check_numbers(self) -> None:
+        for name in ("steps", "max_evaluations", "batch_size", "max_length"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+                raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+        if self.ridge is not None and not (isinstance(self.ridge, (int, float)) and 0 <= self.ridge < float("inf")):
+            raise ValueError(f"ridge: expected a number of at least 0, got {self.ridge!r}")
+
+    def _published(self) -> "Options":
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate: expected a number above 0, got {self.learning_rate!r}")
+        if self.loss not in ("auto", "wasserstein"):
+            raise ValueError(f'loss: expected "wasserstein", which is the published recipe\'s, got {self.loss!r}')
+        if self.ridge:
+            raise ValueError(
+                f"ridge goes with the fast recipe; the published one stops early instead; got {self.ridge!r}"
+            )
+        return replace(
+            self, loss="wasserstein", ridge=0.0, optimizer=self.optimizer or "sgd", steps=self.steps or PUBLISHED_STEPS
+        )
+
+    def _fast(self) -> "Options":
+        if self.optimizer is not None or self.learning_rate is not None:
+            raise ValueError(
+                'optimizer and learning_rate go with recipe="published"; the fast recipe picks its own steps'
+            )
+        loss = AUTO if self.loss == "auto" else self.loss
+        return replace(self, loss=loss, max_evaluations=self.max_evaluations or FAST_EVALUATIONS)
+
+
+def _half(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if not isinstance(dtype, (str, torch.dtype, type(None))):
+        raise TypeError(f"compute_dtype: expected a torch.dtype or its name, got {type(dtype).__name__}")
+    found = HALVES.get(dtype.removeprefix("torch."), torch.float32) if isinstance(dtype, str) else dtype
+    if found not in (None, *HALVES.values()):
+        raise ValueError(f"compute_dtype: expected 'bfloat16', 'float16' or None for the model's own; got {dtype!r}")
+    return found

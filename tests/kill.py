@@ -39,6 +39,8 @@ CASES = {
     "published adam in batches": {"recipe": "published", "optimizer": "adam", "steps": 24, "batch_size": 5},
 }  # fmt: skip
 
+LIVES = 25  # of a fit, at most
+
 
 def fit(case: str, **options):
     model = options.pop("model", None) or Mlp()
@@ -131,9 +133,11 @@ def main(case: str, rounds: int, seed: int) -> None:
     for k in range(rounds):
         folder = home / f"{k}" / "checkpoints"
         folder.parent.mkdir()
-        while True:
+        for life in range(LIVES):
             timed = draw.random() < 0.5
             event, seconds = (-1, draw.uniform(0, longest)) if timed else (draw.randint(1, 24), None)
+            if life == LIVES - 1:  # or a slow machine might never come to an end
+                event, seconds = -1, None
             if (status := live(case, folder, resumed, event, seconds=seconds)) != -signal.SIGKILL:
                 break
             kills["by the clock" if timed else "at an event"] += 1

@@ -265,8 +265,9 @@ def _minimise(
                 )
             else:
                 x, why = optim.fast(
-                    problem, past.maps, options.penalty, log, steps=options.steps, save=log.save, state=past.state
-                )
+                    problem, past.maps, options.penalty, log, steps=options.steps, tolerance=options.tolerance,
+                    save=log.save, state=past.state,
+                )  # fmt: skip
             return log.finish(x, why, problem.strength)
 
 

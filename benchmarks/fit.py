@@ -1,6 +1,7 @@
-"""What a step of `lineas.fit` costs beside the model itself, in time and in memory.
+"""What `lineas.fit` costs and gains: the recipes side by side, and a step beside the model itself, in time and memory.
 
-    python benchmarks/fit.py [--only step,padding,precision,prefix,memory,samples,tokens,sites] [--json FILE]
+    python benchmarks/fit.py [--only recipes,once,step,padding,precision,prefix,memory,samples,tokens,sites]
+                             [--json FILE] [--picture FILE]
 
 A step is loss, gradient, prox and update. The bare step is the same forward pass to the last site and a backward pass
 from the sum of the same sites' outputs to one bias at the first site, without lineas. Rivals take turns; minima and
@@ -12,17 +13,27 @@ loaded.
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))  # not ROOT: an unbuilt source tree must not hide what is installed
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import _timing  # noqa: E402
+import torch  # noqa: E402
+from _fit_setting import Row, Setting, race, random_inputs, seconds, small_llama  # noqa: E402
+
+import lineas  # noqa: E402
+from lineas import evaluate, losses, ops, optim  # noqa: E402
+from lineas.ridge import sensitivity  # noqa: E402
+from lineas.samples import neutral_sentences  # noqa: E402
 
 
 def arguments() -> argparse.Namespace:
@@ -33,100 +44,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="sites in the first so many layers only; all if not given")
     parser.add_argument("--quick", action="store_true", help="a tiny random model, one round: does it run at all?")
     parser.add_argument("--json", metavar="FILE", help="write all figures, and what the machine is")
+    parser.add_argument("--picture", metavar="FILE", help="draw the recipes and what a step costs")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-Row = dict[str, Any]
-
-
-def race(rivals: dict[str, Callable[[], Any]], rounds: int, threads: int) -> list[Row]:
-    """Each in its turn, `rounds` times after one that does not count."""
-    clock = time.process_time if threads == 1 else time.perf_counter
-    times: dict[str, list[float]] = {name: [] for name in rivals}
-    for turn in range(rounds + 1):
-        for name, call in rivals.items():
-            started = clock()
-            call()
-            if turn or rounds == 1:
-                times[name].append(clock() - started)
-    first = min(next(iter(times.values())))
-    return [
-        {"": name, "seconds": min(t), "median": statistics.median(t), "ratio": min(t) / first}
-        for name, t in times.items()
-    ]
-
-
-def small_llama(hidden: int = 64, layers: int = 4):
-    """Random weights, for what needs many shapes and no meaning."""
-    import torch
-    import transformers
-
-    config = transformers.LlamaConfig(
-        vocab_size=64, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return transformers.LlamaForCausalLM(config).eval()
-
-
-def random_inputs(samples: int, tokens: int, vocabulary: int, seed: int = 0) -> dict:
-    import torch
-
-    ids = torch.randint(0, vocabulary, (samples, tokens), generator=torch.Generator().manual_seed(seed))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-class Setting:
-    """A model and two sets of inputs, ready to step."""
-
-    def __init__(self, model, src, tgt, *, tokenizer=None, sites=None, economize=True, compute_dtype=None):
-        import lineas
-        from lineas.data import as_batches
-        from lineas.model_loss import ModelLoss
-        from lineas.responses import Runner, probe
-
-        self.model, self.penalty = model, lineas.penalties.SparseGroupLasso(1e-6, 1e-6)
-        self.sources = as_batches(src, "src", model, tokenizer)
-        targets = as_batches(tgt, "tgt", model, tokenizer)
-        layout = probe(model, lineas.find_sites(model, sites), self.sources[0])
-        runner = Runner(model, layout, layout, "mean")
-        if economize:
-            runner.economize([*self.sources, *targets])
-        runner.compute_dtype = compute_dtype
-        self.problem = ModelLoss(runner, self.sources, [runner.collect([batch]) for batch in targets])
-        self.x = self.problem.identity()
-
-    def step(self) -> None:
-        gradient = self.problem.evaluate(self.x).gradient()
-        self.penalty.proximal_step(self.x, gradient, self.problem.sizes, 1e-3)
-
-    def bare(self) -> None:
-        """No lineas: a bias at the first site, backward from the sum of all sites' outputs to it."""
-        import torch
-
-        class Finished(Exception):
-            pass
-
-        sites = self.problem.runner.mapped.sites
-        bias = torch.zeros(self.problem.sizes[0], requires_grad=True)
-        sums: list[torch.Tensor] = []
-
-        def hook(module, args, output):
-            output = output if sums else output + bias
-            sums.append(output.sum())
-            if len(sums) == len(sites):
-                raise Finished
-            return output
-
-        with ExitStack() as stack:
-            for site in sites:
-                stack.callback(self.model.get_submodule(site.path).register_forward_hook(hook).remove)
-            try:
-                self.model(**self.sources[0].kwargs, use_cache=False)
-            except Finished:
-                torch.autograd.grad(torch.stack(sums).sum(), bias)
 
 
 class Plan:
@@ -150,8 +70,6 @@ class Plan:
         return self._model
 
     def sites(self) -> list:
-        import lineas
-
         return lineas.find_sites(self.model)[: self.layers]
 
     def inputs(self, samples: int = 32, tokens: int = 32) -> tuple[dict, dict]:
@@ -160,8 +78,96 @@ class Plan:
         vocabulary = self.model.config.vocab_size
         return tuple(random_inputs(samples, tokens, vocabulary, seed) for seed in (0, 1))
 
+    def texts(self) -> tuple[Any, Any, Any]:
+        """Two sets to fit on, two held out, and the tokenizer."""
+        if self.quick:
+            four = [random_inputs(6, 8, 64, seed) for seed in range(4)]
+            return four[:2], four[2:], None
+        import quality
+
+        four = quality.sentences("sentiment", 0)
+        _ = self.model
+        return four[:2], four[2:], self.tokenizer
+
+    def perplexity(self) -> float:
+        if self.quick:
+            return 1.0  # random weights have no perplexity to lose
+        return evaluate.perplexity(self.model, neutral_sentences(80), tokenizer=self.tokenizer)
+
     def race(self, **rivals: Callable[[], Any]) -> list[Row]:
         return race({name.replace("_", " "): call for name, call in rivals.items()}, self.rounds, self.threads)
+
+
+# The published recipe goes a distance of 50 in 1000 steps: here in 25, which ends in about the same place.
+RECIPES: dict[str, dict[str, Any]] = {
+    "published, in 25 long steps": {"recipe": "published", "learning_rate": 4.0, "steps": 25},
+    "plain loss, no ridge": {"loss": "wasserstein", "ridge": 0.0},
+    "default": {},
+}
+
+
+def recipes(plan: Plan) -> list[Row]:
+    """Plain loss of the 32 + 32 sentences fitted and of 100 + 100 others, neutral perplexity; 1 is unsteered."""
+    fitted, held, tokenizer = plan.texts()
+    here, there = (
+        Setting(plan.model, *pair, tokenizer=tokenizer, sites=plan.sites(), batch_size=25) for pair in (fitted, held)
+    )
+    before = here.loss(here.x), there.loss(there.x), plan.perplexity()
+    rows = []
+    for name, options in RECIPES.items():
+        kept: list[Any] = []
+
+        def fit(options=options, kept=kept):
+            kept.append(
+                lineas.fit(plan.model, *fitted, tokenizer=tokenizer, sites=plan.sites(), progress=False, **options)
+            )
+
+        took = seconds(fit, plan.threads)
+        steering = kept[0]
+        x = np.concatenate([part(site) for part in (steering.weight, steering.bias) for site in steering.sites])
+        with steering.apply(plan.model):
+            perplexity = plan.perplexity()
+        after = np.divide((here.loss(x), there.loss(x), perplexity), before).tolist()
+        losses = dict(zip(("fitted", "held out", "perplexity"), after, strict=True))
+        rows.append({"": name, "evaluations": steering.info["evaluations"], "seconds": took, **losses})
+    return rows
+
+
+def once(plan: Plan) -> list[Row]:
+    """What a fit does beside its steps, in units of a step: before the first one, and the quadratic model's minimum."""
+    setting = Setting(plan.model, *plan.inputs(), sites=plan.sites(), economize=False)
+    problem, runner = setting.problem, setting.problem.runner
+    source, target = runner.collect(problem.sources), np.concatenate(problem.targets)
+    rows = plan.race(
+        step=setting.step,
+        targets=lambda: runner.collect(setting.targets),
+        sensitivity=lambda: sensitivity(plan.model, runner.mapped, setting.targets, 0),
+        noise=lambda: losses.sampling_noise(source, target),
+        prepared_target=lambda: ops.prepare_target(target, len(source)),
+    )
+    evaluate, spent = problem.evaluate, 0.0
+
+    def timed(*args):
+        nonlocal spent
+        started = time.process_time()
+        at = evaluate(*args)
+        gradient = at.gradient()
+        spent += time.process_time() - started
+        return at._replace(gradient=lambda: gradient)
+
+    problem.evaluate = timed
+    for name, penalty in (("solver", None), ("solver with penalty", setting.penalty)):
+        spent, notes = 0.0, []
+        whole = seconds(
+            lambda penalty=penalty, notes=notes: optim.fast(
+                problem, setting.x, penalty, lambda *entry: notes.append(entry) or "enough" * (len(notes) == 8),
+                tolerance=0.0,
+            ),
+            1,
+        )  # fmt: skip
+        took = (whole - spent) / len(notes)
+        rows.append({"": name, "seconds": took, "median": took, "ratio": took / rows[0]["seconds"]})
+    return rows
 
 
 def step(plan: Plan) -> list[Row]:
@@ -172,8 +178,6 @@ def step(plan: Plan) -> list[Row]:
 
 def padding(plan: Plan) -> list[Row]:
     """A step on 32 samples of which a third of the tokens is padding, with it and without; goal 0.80."""
-    import torch
-
     pair = plan.inputs(32, 48)
     for inputs in pair:
         rows, columns = inputs["input_ids"].shape
@@ -185,9 +189,6 @@ def padding(plan: Plan) -> list[Row]:
 
 def precision(plan: Plan) -> list[Row]:
     """A step in float32 and with compute_dtype; goal 0.70. Difference: of the gradient, relative, in norm."""
-    import numpy as np
-    import torch
-
     pair, sites = plan.inputs(), plan.sites()
     full, half = (
         Setting(plan.model, *pair, sites=sites, economize=False, compute_dtype=d) for d in (None, torch.bfloat16)
@@ -219,8 +220,6 @@ def tokens(plan: Plan) -> list[Row]:
 
 def sites(plan: Plan) -> list[Row]:
     """Sites, one in each of the first layers, 32 x 32 tokens, a small random model with 16 layers."""
-    import lineas
-
     model, rows = small_llama(layers=16), []
     found = lineas.find_sites(model.requires_grad_(False))
     for count in (1, 2) if plan.quick else (1, 2, 4, 8, 16):
@@ -263,8 +262,6 @@ def peak(plan: Plan, **task: Any) -> Row:
 
 
 def child(plan: Plan, task: dict) -> None:
-    import lineas
-
     if task["what"] == "micro-batches":
         model = small_llama().requires_grad_(False)
         n, count = task["n"], (16 if plan.quick else 256)
@@ -293,8 +290,8 @@ def status(key: str) -> float:
 
 
 TABLES: dict[str, Callable[[Plan], list[Row]]] = {
-    "step": step, "padding": padding, "precision": precision, "prefix": prefix, "memory": memory, "samples": samples,
-    "tokens": tokens, "sites": sites,
+    "recipes": recipes, "once": once, "step": step, "padding": padding, "precision": precision, "prefix": prefix,
+    "memory": memory, "samples": samples, "tokens": tokens, "sites": sites,
 }  # fmt: skip
 
 
@@ -313,10 +310,6 @@ def main() -> None:
     names = asked.only.split(",") if asked.only else list(TABLES)
     if unknown := set(names) - set(TABLES):
         raise SystemExit(f"--only: expected some of {', '.join(TABLES)}; got {', '.join(sorted(unknown))}")
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    import _timing
-    import torch
-
     torch.set_num_threads(asked.threads)
     plan = Plan(asked)
     if asked.child:
@@ -328,6 +321,10 @@ def main() -> None:
     for name in names:
         tables[name] = TABLES[name](plan)
         show(name, (TABLES[name].__doc__ or "").strip(), tables[name])
+    if asked.picture:
+        from _fit_picture import draw
+
+        draw(asked.picture, facts, tables)
     if asked.json:
         Path(asked.json).write_text(json.dumps({"machine": facts, "tables": tables}, indent=1) + "\n")
 

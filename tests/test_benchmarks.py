@@ -52,19 +52,26 @@ def test_only_the_groups_that_were_asked_for_run():
 
 
 def test_every_table_of_a_steps_cost_runs_and_is_written(tmp_path):
-    tables = ["step", "padding", "precision", "prefix", "memory", "samples", "tokens", "sites"]
-    done = run("--quick", "--only", ",".join(tables), "--json", tmp_path / "figures.json", script=FIT)
+    tables = ["recipes", "once", "step", "padding", "precision", "prefix", "memory", "samples", "tokens", "sites"]
+    picture = tmp_path / "fit.png"
+    done = run(
+        "--quick", "--only", ",".join(tables), "--json", tmp_path / "figures.json", "--picture", picture, script=FIT
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
     written = json.loads((tmp_path / "figures.json").read_text())
     assert list(written["tables"]) == tables
     for name, rows in written["tables"].items():
         assert f"\n{name}: " in done.stdout
         assert len(rows) >= 2
         assert all(row.get("ratio", 1) > 0 for row in rows)
+    for row in written["tables"]["recipes"]:
+        assert row["evaluations"] > 1
+        assert 0 < row["fitted"] < 1 < row["held out"] * 100
     assert [row["peak"] > 0 for row in written["tables"]["memory"]] == [True] * 5
 
 
 def test_an_unknown_table_is_refused():
     done = run("--only", "stpe", script=FIT)
     assert done.returncode == 1
-    assert "expected some of step, padding" in done.stderr
+    assert "expected some of recipes, once, step, padding" in done.stderr

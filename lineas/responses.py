@@ -319,5 +319,12 @@ class Runner:
 
     def collect(self, batches: Sequence[Batch], x: Tensor | None = None) -> NDArray[np.float32]:
         """Responses to all batches, one after another and without a gradient: (n, N) on the host."""
+        # One buffer from the start: small arrays kept from pass to pass would lie in the gaps between passes, and the
+        # next pass, finding none that is large enough any more, would take new memory every time.
+        rows = np.empty((sum(batch.size for batch in batches), self.compared.units), np.float32)
+        start = 0
         with torch.no_grad():
-            return np.concatenate([self.gather(self.run(batch, x)) for batch in batches])
+            for batch in batches:
+                rows[start : start + batch.size] = self.gather(self.run(batch, x))
+                start += batch.size
+        return rows

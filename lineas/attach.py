@@ -1,71 +1,315 @@
 """A steering that is on: forward hooks that map the sites' outputs, and the handle that takes them off."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import _reference, ops, sites
+from .coverage import Count, Coverage
+from .positions import ONLY_ALL, Look, Position, Tokens, check_position
+from .rows import Choice, choose, named
 from .state import make_new_to_compilers
 
 if TYPE_CHECKING:
     from .steering import Steering
 
+__all__ = ["Handle", "Map", "attach"]
+
+# Keys and values of cross-attention are in the decoder and have the encoder's tokens.
+CROSS = r".*(encoder_attn|EncDecAttention|cross_?attn|cross_?attention)(\..*)?\.(k|v|k_proj|v_proj|key|value)"
+
 
 class Map:
-    """A site's map at one strength, on whatever device and in whatever dtype the activations come."""
+    """A site's maps, on whatever device and in whatever dtype the activations come."""
 
-    def __init__(self, steering: "Steering", name: str, strength: float):
-        self.steering, self.name = steering, name  # `attach` knows its own hooks by this
-        scale = 1 + strength * (steering.weight(name).astype(np.float64) - 1)
-        shift = strength * steering.bias(name).astype(np.float64)
-        self.scale, self.shift = (torch.from_numpy(part.astype(np.float32)) for part in (scale, shift))
-        self.by_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self.support = ((self.scale != 1) | (self.shift != 0)).nonzero().flatten()
-        self.sparse = self.support, self.scale[self.support], self.shift[self.support]
+    def __init__(self, site: sites.Site, steerings: "Sequence[Steering]", tokens: Tokens):
+        self.name, self.tokens = site.name, tokens
+        self.steerings = steerings  # `attach` knows its own hooks by this
+        self.units = next(len(s.weight(site.name)) for s in steerings if site.name in s.sites)
+        self.looks = tokens.counting or tokens.position != "all"
+        self.count = Count()
+
+    def set(self, choice: Choice) -> None:
+        """From now on the maps of this choice: the one that all rows share, or a table and which each row takes."""
+        tables = [self._maps(*kind) for kind in choice.kinds]
+        self.by_row, self.told_in = choice.by_row, choice.told_in
+        scale, shift = (torch.stack(parts) for parts in zip(*tables, strict=True))
+        active = [kind is not None and self.name in kind.sites for kind, _ in choice.kinds]
+        self.is_identity = bool((scale == 1).all() and (shift == 0).all())
+        self.is_one, self.is_active = len(tables) == 1, active[0]
+        self.table: tuple[Tensor, ...] = (scale[0], shift[0]) if self.is_one else (scale, shift, torch.tensor(active))
+        self.support = ((scale[0] != 1) | (shift[0] != 0)).nonzero().flatten()
+        self.sparse = self.support, scale[0, self.support], shift[0, self.support]
+        self.by_device: dict[tuple[torch.device, int], tuple[Tensor, ...]] = {}
+
+    def _maps(self, steering: "Steering | None", strength: float) -> tuple[Tensor, Tensor]:
+        if steering is None or self.name not in steering.sites:
+            return torch.ones(self.units), torch.zeros(self.units)
+        scale = 1 + strength * (steering.weight(self.name).astype(np.float64) - 1)
+        shift = strength * steering.bias(self.name).astype(np.float64)
+        return torch.from_numpy(scale.astype(np.float32)), torch.from_numpy(shift.astype(np.float32))
 
     def __call__(self, module: nn.Module, h: Tensor) -> Tensor:
         dim = sites.channel_dim(module, h)
-        if h.shape[dim] != len(self.scale):
+        if h.shape[dim] != self.units:
             raise ValueError(
-                f"site {self.name!r}: the steering has weight ({len(self.scale)},), the model produced {tuple(h.shape)}"
+                f"site {self.name!r}: the steering has weight ({self.units},), the model produced {tuple(h.shape)}"
             )
+        maps = self._maps_for(h)
+        if not self.looks:
+            return h if self.is_identity else self._mapped(h, dim, maps)
+        now = self.tokens.at(self.name, h, dim)
+        if self.tokens.counting:
+            self.count.add(*now.counts(self.is_active if self.is_one else maps[2]), h.device)
+        if self.is_identity or now.steer is False:
+            return h
+        mapped = self._mapped(h, dim, maps)
+        return mapped if now.steer is True else torch.where(now.mask(h.device), mapped, h)
+
+    def _maps_for(self, h: Tensor) -> tuple[Tensor, ...]:
+        """Scale and shift: (dim,), or (rows, dim) beside which rows are steered."""
+        times = 1 if self.by_row is None else self.tokens.times(h.shape[0], len(self.by_row), self.told_in)
+        key = h.device, times
+        if key not in self.by_device:
+            maps = self.table
+            if self.by_row is not None and not self.is_one:
+                maps = tuple(part[self.by_row.repeat_interleave(times)] for part in maps)
+            self.by_device[key] = tuple(part.to(h.device) for part in maps)
+        return self.by_device[key]
+
+    def _mapped(self, h: Tensor, dim: int, maps: tuple[Tensor, ...]) -> Tensor:
+        scale, shift = maps[:2]
+        if not self.is_one:
+            shape = [len(h), *[1] * (h.ndim - 1)]
+            shape[dim] = -1
+            return (h * scale.view(shape) + shift.view(shape)).to(h.dtype)
         if self._is_cheaper_sparse(h):
             return ops.affine_sparse_(h.clone(), *self.sparse, channel_dim=dim)
-        if h.device not in self.by_device:
-            self.by_device[h.device] = self.scale.to(h.device), self.shift.to(h.device)
-        return _reference.affine(h, *self.by_device[h.device], dim)
+        return _reference.affine(h, scale, shift, dim)
 
     def _is_cheaper_sparse(self, h: Tensor) -> bool:
         """Few channels of many numbers, and no autograd to record it. The result is the same."""
-        few = 4 * len(self.support) <= len(self.scale) and h.numel() >= ops.SMALL
+        few = 4 * len(self.support) <= self.units and h.numel() >= ops.SMALL
         return few and not torch.is_grad_enabled() and h.is_contiguous() and ops.runs_in_c(h)
 
 
 class Handle:
-    """Steering that is on; `remove()` ends it, and so does leaving a `with` block."""
+    """Steering that is on; `remove()` ends it, and so does leaving a `with` block.
 
-    def __init__(self, model: nn.Module, maps: Mapping[sites.Site, Map]):
-        self._open = sites.hooked(model, maps)
-        self._open.__enter__()
+    Attributes
+    ----------
+    active : bool
+        Whether it is still on.
+    rows, strength
+        What was chosen last: see `select` and `set_strength`.
+    position : str or callable
+        Which tokens are steered.
+    """
+
+    def __init__(
+        self, model: nn.Module, steerings: "dict[Any, Steering]", maps: Mapping[sites.Site, Map], tokens: Tokens,
+        rows: Any, strength: Any,
+    ):  # fmt: skip
+        self._model, self._steerings, self._maps, self._tokens = model, steerings, maps, tokens
+        self.active, self.position = True, tokens.position
         self._modules = [model.get_submodule(site.path) for site in maps]
+        self._open = sites.hooked(model, maps)
+        self._set(rows, strength)
+        self._open.__enter__()
+        try:
+            if next(iter(maps.values())).looks:
+                tokens.watch_passes(model)
+                self._modules.extend(tokens.hosts)
+        except BaseException:
+            self.remove()
+            raise
+        self._renew()
+
+    # -- while it is on --
+
+    def set_strength(self, strength: float | Sequence[float] | Tensor) -> None:
+        """Another strength from now on: a number, or one for each row of the batch. See `lineas.attach`."""
+        self._set(self.rows, strength)
+        self._renew()
+
+    def select(self, rows: Any, strength: float | Sequence[float] | Tensor | None = None) -> None:
+        """Which steering each row of the batch gets from now on, and perhaps at which strength. See `lineas.attach`.
+
+        Parameters
+        ----------
+        rows : id or None, or a list of them
+            One for all rows, or one for each row; None is none.
+        strength : float, or one for each row, optional
+            As it was, if not given.
+        """
+        self._set(rows, self.strength if strength is None else strength)
+        self._renew()
+
+    def prompt(self, lengths: int | Sequence[int] | Tensor) -> AbstractContextManager[None]:
+        """While open, the first tokens of each row are its prompt: a number for all rows, or one for each.
+
+        To compare cached generation with one full forward pass over prompt and answer, to score an answer, and to fill
+        a cache piece by piece in a loop of your own. Within `generate` the prompt is known otherwise.
+
+        Raises
+        ------
+        ValueError
+            Negative lengths; in a pass, not as many as rows.
+
+        Examples
+        --------
+        >>> import lineas
+        >>> def answers(steering, model, ids, lengths):
+        ...     with steering.apply(model, position="generated") as handle, handle.prompt(lengths):
+        ...         return model(ids).logits
+        """
+        return self._tokens.prompt(lengths)
+
+    def coverage(self) -> Coverage:
+        """Tokens seen and steered so far, by site: `coverage()[site].seen` and `.steered`. Padding does not count.
+
+        Also after `remove`. Tokens are counted once for each time that they pass: with `use_cache=False` those of the
+        prompt do at every step, and candidates of assisted generation also where they are rejected.
+
+        Raises
+        ------
+        RuntimeError
+            Nothing was counted: with position "all" only `count=True` counts.
+        """
+        if not self._tokens.counting:
+            raise RuntimeError("no tokens were counted; expected count=True when the steering was attached")
+        return Coverage({site.name: map.count.read() for site, map in self._maps.items()})
+
+    # -- on and off --
+
+    def _set(self, rows: Any, strength: Any) -> None:
+        if not self.active:
+            raise RuntimeError("expected a handle that is on, got one that was removed")
+        choice = choose(self._steerings, rows, strength)
+        if choice.by_row is not None:
+            self._tokens.watch_generate(self._model)
+        self._tokens.batch = None if choice.by_row is None else (choice.told_in, len(choice.by_row))
+        for map in self._maps.values():
+            map.set(choice)
+        self.rows, self.strength = rows, strength
+
+    def _renew(self) -> None:
         for module in self._modules:
             make_new_to_compilers(module, hooked=True)
-        self.active = True
 
     def remove(self) -> None:
         """Take the hooks off; a second call does nothing."""
         if self.active:
             self.active = False
             self._open.__exit__(None, None, None)
+            self._tokens.leave()
             for module in self._modules:
-                others = any(isinstance(hook, sites.Hook) for hook in module._forward_hooks.values())
-                make_new_to_compilers(module, hooked=others)
+                make_new_to_compilers(module, hooked=_is_hooked(module))
 
     def __enter__(self) -> "Handle":
         return self
 
     def __exit__(self, *exception) -> None:
         self.remove()
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(isinstance(hook, (sites.Hook, Look)) for hook in hooks)
+
+
+def attach(
+    model: nn.Module, steerings: "Mapping[Hashable, Steering] | Sequence[Steering]", rows: Any = None,
+    strength: float | Sequence[float] | Tensor = 1.0, *, position: Position = "all", count: bool | None = None,
+) -> Handle:  # fmt: skip
+    """Steer a model with several steerings at once, each row of a batch with its own, until the handle is removed.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network that the maps were fitted on, or one of the same shape. Its weights are not touched: forward hooks
+        map the sites' outputs out of place, on their device and in their dtype.
+    steerings : dict of id -> Steering, or list
+        In a list, their places are their ids. Where a steering lacks a site of another one, it changes nothing there.
+    rows : id or None, or a list of them
+        Which steering each row of the batch gets, or all of them; None is none. `handle.select` changes it.
+    strength : float, or list or tensor (batch,)
+        0 is exactly the base model, 1 the fitted maps; between and beyond is linear. One number, or one for each row.
+        `handle.set_strength` changes it. In `generate`, rows are those that it is given: beams and returned
+        sequences of a row get what the row gets.
+    position : {"all", "last", "prompt", "generated"} or callable
+        Which tokens are steered: all; the last one of the prompt and every generated one; those of the prompt; the
+        generated ones; or those for which a function of their absolute positions, int64 (batch, tokens) counted from
+        each row's first real token, -1 for padding, returns True in a bool tensor of the same shape.
+        With "all", padding is mapped as well.
+    count : bool, optional
+        Count tokens for `handle.coverage()`. Unless told, all positions but "all" do, which then costs nothing.
+
+    Returns
+    -------
+    Handle
+
+    Raises
+    ------
+    LookupError
+        The model lacks a site; an id that is not among the steerings.
+    ValueError
+        A site has another number of units, with both in the message; a strength that is not finite; not as many ids or
+        strengths as rows, in a forward pass or in `generate`; a position at a site without tokens.
+    TypeError
+        Another kind of argument.
+    RuntimeError
+        One of the steerings is on this model already.
+
+    Notes
+    -----
+    The maps of all rows are gathered once for a batch, after which a row's own map costs what one for all rows does.
+    `docs/positions-and-strength.md` says what the prompt is outside of `generate`.
+
+    Examples
+    --------
+    >>> import torch, lineas
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    >>> up, down = lineas.Steering({"0": ([1, 1], [5, 5])}), lineas.Steering({"0": ([1, 1], [-5, -5])})
+    >>> x = torch.randn(3, 2)
+    >>> base = net(x)
+    >>> with lineas.attach(net, {"up": up, "down": down}, rows=["up", None, "down"]):
+    ...     (net(x) - base)[:, 0].round().tolist()
+    [5.0, 0.0, -5.0]
+    """
+    check_position(position)
+    by_id, model = named(steerings), sites.unwrapped(model)
+    distinct = list({id(steering): steering for steering in by_id.values()}.values())
+    names = dict.fromkeys(name for steering in distinct for name in steering.sites)
+    found = sites.find_sites(model, list(names))
+    for site in found:
+        _check_site(model, site, distinct, position)
+    tokens = Tokens(position, position != "all" if count is None else bool(count))
+    return Handle(model, by_id, {site: Map(site, distinct, tokens) for site in found}, tokens, rows, strength)
+
+
+def _check_site(model: nn.Module, site: sites.Site, steerings: "list[Steering]", position: Position) -> None:
+    module, units = model.get_submodule(site.path), site.units
+    for steering in steerings:
+        size = len(steering.weight(site.name)) if site.name in steering.sites else units
+        if units is not None and size != units:
+            whose = "another steering" if site.units is None else f"the model's {site.kind}"
+            raise ValueError(
+                f"site {site.name!r}: the steering has weight ({size},), {whose} has ({units},) units; "
+                "expected the model it was fitted on"
+            )
+        units = size
+        for hook in module._forward_hooks.values():
+            on = getattr(hook.function, "steerings", ()) if isinstance(hook, sites.Hook) else ()
+            if any(other is steering for other in on):
+                raise RuntimeError("this steering is already on this model; remove its handle first")
+    if position != "all" and (isinstance(module, sites.CHANNELS_FIRST) or re.fullmatch(CROSS, site.path)):
+        raise ValueError(
+            f"site {site.name!r} ({site.kind}): expected a site with the tokens of the model's input, (batch, tokens, "
+            f"channels), got one without; {ONLY_ALL}"
+        )

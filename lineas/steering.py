@@ -1,19 +1,19 @@
 """Steering: the fitted maps; apply them, look at them, save and load them."""
 
-import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from . import files, sites
-from .attach import Handle, Map
+from .attach import Handle, attach
+from .positions import Position
 
 __all__ = ["Handle", "Steering"]
 
@@ -136,7 +136,10 @@ class Steering:
 
     # -- applying --
 
-    def attach(self, model: nn.Module, strength: float = 1.0) -> "Handle":
+    def attach(
+        self, model: nn.Module, strength: float | Sequence[float] | Tensor = 1.0, *, position: Position = "all",
+        count: bool | None = None,
+    ) -> "Handle":  # fmt: skip
         """Steer a model until the handle is removed.
 
         Parameters
@@ -144,39 +147,33 @@ class Steering:
         model : nn.Module
             The network the maps were fitted on, or one of the same shape. Its weights are not touched: forward hooks
             map the sites' outputs out of place, on their device and in their dtype.
-        strength : float
-            0 is exactly the base model, 1 the fitted maps; between and beyond is linear.
+        strength : float, or list or tensor (batch,)
+            0 is exactly the base model, 1 the fitted maps; between and beyond is linear. One number, or one for each
+            row of the batch.
+        position : {"all", "last", "prompt", "generated"} or callable
+            Which tokens are steered. `lineas.attach`, which takes several steerings at once, says more.
+        count : bool, optional
+            Count tokens for `handle.coverage()`. Unless told, all positions but "all" do.
 
         Raises
         ------
         LookupError
             The model lacks a site.
         ValueError
-            A site has another number of units, with both in the message; a strength that is not finite.
+            A site has another number of units, with both in the message; a strength that is not finite; not as many
+            strengths as rows; a position at a site without tokens.
         RuntimeError
             This steering is on this model already.
         """
-        if isinstance(strength, bool) or not isinstance(strength, (int, float)):
-            raise TypeError(f"strength: expected a number, got {type(strength).__name__}")
-        if not math.isfinite(strength):
-            raise ValueError(f"strength: expected a finite number, got {strength}")
-        model = sites.unwrapped(model)
-        found = sites.find_sites(model, self.sites)
-        for site in found:
-            if site.units is not None and site.units != self._sizes[site.name]:
-                raise ValueError(
-                    f"site {site.name!r}: the steering has weight ({self._sizes[site.name]},), the model's "
-                    f"{site.kind} has ({site.units},) units; expected the model it was fitted on"
-                )
-            hooks = model.get_submodule(site.path)._forward_hooks.values()
-            if any(isinstance(hook, sites.Hook) and getattr(hook.function, "steering", None) is self for hook in hooks):
-                raise RuntimeError("this steering is already on this model; remove its handle first")
-        return Handle(model, {site: Map(self, site.name, float(strength)) for site in found})
+        return attach(model, [self], 0, strength, position=position, count=count)
 
     @contextmanager
-    def apply(self, model: nn.Module, strength: float = 1.0) -> Iterator["Handle"]:
+    def apply(
+        self, model: nn.Module, strength: float | Sequence[float] | Tensor = 1.0, *, position: Position = "all",
+        count: bool | None = None,
+    ) -> Iterator["Handle"]:  # fmt: skip
         """Steer a model inside a `with` block; it is restored whatever happens inside. See `attach`."""
-        with self.attach(model, strength) as handle:
+        with self.attach(model, strength, position=position, count=count) as handle:
             yield handle
 
     # -- keeping --

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import ops, optim
+from . import ops, optim, origin
 from .callbacks import Entry
 from .checkpoint import Checkpoint, Keeper, fingerprint, locate, read, refuse_another
 from .data import as_batches
@@ -206,6 +206,7 @@ def fit(
             "ridge": ridge, "compute_dtype": half and str(half).removeprefix("torch."),
             "pooling": pooling, "position": position, "seed": seed,
         }  # fmt: skip
+        data = origin.of_data(world.share((origin.data_digest(sources), origin.data_digest(targets))))
         which: dict[str, Any] = {}
         if keeper or past:
             which = fingerprint(
@@ -234,7 +235,7 @@ def fit(
                     x, why = _minimise(problem, penalty, log, recipe, optimizer, learning_rate, steps)
                     end = log.finish(x, why, problem.strength)
     info = {
-        "model": getattr(model, "name_or_path", "") or type(model).__name__, **facts, "ridge": end.ridge,
+        **origin.of_model(model), "data": data, **facts, "ridge": end.ridge,
         "evaluations": len(end.history["loss"]), "seconds": round(end.seconds, 3), "stopped": end.stopped,
     }  # fmt: skip
     return Steering._from_flat(names, here.sizes, end.maps, history=end.history, info=info)

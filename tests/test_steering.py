@@ -201,6 +201,7 @@ def test_reload_gives_the_same_logits_and_history(llama, tmp_path, texts, tokeni
     assert again.history == steering.history
     assert again.info == steering.info
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == [
+        "README.md",
         "steering.safetensors",
         "steering_config.json",
     ]
@@ -270,33 +271,6 @@ def test_a_spoilt_file_is_refused(steering, tmp_path, spoiler, error, message):
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder .*mispelt, and nothing of that name on the hub"):
         Steering.from_pretrained(tmp_path / "mispelt")
-
-
-def test_push_and_pull_speak_to_the_hub_through_its_client(steering, tmp_path, monkeypatch):
-    import huggingface_hub
-
-    calls = []
-
-    class Api:
-        def __init__(self, token=None):
-            calls.append(("token", token))
-
-        def create_repo(self, repo, private=None, exist_ok=False):
-            calls.append((repo, private, exist_ok))
-
-        def upload_folder(self, *, repo_id, folder_path, commit_message):
-            Steering.from_pretrained(folder_path).save_pretrained(tmp_path / repo_id)
-            return f"commit of {repo_id}"
-
-    def download(repo, revision=None, allow_patterns=None):
-        assert set(allow_patterns) == {"steering.safetensors", "steering_config.json"}
-        return tmp_path / repo
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert steering.push_to_hub("me/maps", private=True, token="t") == "commit of me/maps"
-    assert calls == [("token", "t"), ("me/maps", True, True)]
-    assert Steering.from_pretrained("me/maps").sites == steering.sites
 
 
 # -- refusing --

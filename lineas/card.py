@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import files, summary
+from . import files, origin, summary
 
 if TYPE_CHECKING:
     from .steering import Steering
@@ -54,13 +54,12 @@ with steering.apply(model, strength=1.0):  # 0 is the model as it was
 def write(steering: "Steering", metrics: Mapping[str, Any]) -> str:
     """The whole card. What it is told comes from files and users, so none of it can become markup."""
     info = steering.info
-    model, found = info.get("model"), summary.rows(steering)
-    named = isinstance(model, str) and model not in ("", info.get("model_class", model))
+    model, found = origin.base_name(info), summary.rows(steering)
     text = TEXT.format(
-        front=_front(model if named else None),
-        mark=files.MARK, model=code(model) if named else "a model",
+        front=_front(model),
+        mark=files.MARK, model=code(model) or "a model",
         count=len(found), moved=sum(row.support for row in found), units=sum(row.units for row in found),
-        base=json.dumps(model if named else "the model it was fitted on"), here=json.dumps("this folder or repository"),
+        base=json.dumps(model or "the model it was fitted on"), here=json.dumps("this folder or repository"),
         config=files.CONFIG, tensors=files.TENSORS,
     )  # fmt: skip
     facts = [(label, info[key]) for key, label in FACTS.items() if info.get(key) is not None]
@@ -83,10 +82,10 @@ def code(value: Any) -> str:
     return f"`{text if len(text) <= 300 else text[:300] + ' ...'}`" if text else ""
 
 
-def _front(model: Any) -> str:
+def _front(model: str) -> str:
     """The YAML that the hub reads. JSON's strings are YAML's too."""
     lines = ["library_name: lineas"]
-    if model is not None and re.fullmatch(HUB_NAME, model):  # the hub refuses a card with any other
+    if re.fullmatch(HUB_NAME, model):  # the hub refuses a card with any other
         lines += [f"base_model: {json.dumps(model)}", "base_model_relation: adapter"]
     return "\n".join([*lines, "tags:", "- lineas", "- activation-steering"])
 

@@ -45,16 +45,24 @@ def name_of(model: nn.Module) -> str:
     return Path(name).resolve().name if is_folder else name  # where it lies on somebody's disk is nobody's business
 
 
+def base_name(info: Mapping[str, Any]) -> str:
+    """The name of the model that maps were fitted on; empty where `info` knows none."""
+    name = info.get("model")
+    if not isinstance(name, str) or name == info.get("model_class"):
+        return ""
+    return (
+        name if "model_class" in info or "/" in name else ""
+    )  # without either, it may be a class: early files had that
+
+
 def check_base(info: Mapping[str, Any], model: nn.Module) -> None:
     """ValueError where maps were fitted on a model of another name, whose weights were others too.
 
     Names are compared by their last part, since a folder on one disk is a repository elsewhere. A model that was made
     in memory has none, nor has a steering made by hand: then shapes alone tell.
     """
-    there, here = info.get("model"), name_of(model)
-    if not here or not isinstance(there, str) or there in ("", info.get("model_class", there)):
-        return
-    if _last(there) == _last(here) or info.get("weights") == weights_digest(model):
+    there, here = base_name(info), name_of(model)
+    if not here or not there or _last(there) == _last(here) or info.get("weights") == weights_digest(model):
         return
     raise ValueError(
         f"expected the model that the steering was fitted on, {there!r}, or one of that name; got {here!r}, with other "

@@ -1,5 +1,6 @@
 """Where maps come from: the model and the data they were fitted on, and whether a model is that one."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -35,14 +36,14 @@ def _hash(text: bytes) -> str:
 def name_of(model: nn.Module) -> str:
     """What a model was loaded by, as on the hub, or the last part of a folder's path; empty for one made in memory."""
     name = getattr(model, "name_or_path", "") or getattr(getattr(model, "config", None), "_name_or_path", "") or ""
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name:
         return ""
     parts = Path(name).parts
     cached = next((part for part in parts if part.startswith("models--")), "")
     if cached:  # a folder of the hub's own cache
         return cached.removeprefix("models--").replace("--", "/")
     is_folder = len(parts) > 2 or Path(name).is_absolute() or name.startswith(".") or Path(name).is_dir()
-    return Path(name).resolve().name if is_folder else name  # where it lies on somebody's disk is nobody's business
+    return Path(os.path.abspath(name)).name if is_folder else name  # where it lies is nobody's business
 
 
 def base_name(info: Mapping[str, Any]) -> str:
@@ -50,9 +51,8 @@ def base_name(info: Mapping[str, Any]) -> str:
     name = info.get("model")
     if not isinstance(name, str) or name == info.get("model_class"):
         return ""
-    return (
-        name if "model_class" in info or "/" in name else ""
-    )  # without either, it may be a class: early files had that
+    is_name = "model_class" in info or "/" in name  # else it may be a class: the first files wrote one there
+    return name if is_name else ""
 
 
 def check_base(info: Mapping[str, Any], model: nn.Module) -> None:

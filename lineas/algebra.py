@@ -106,10 +106,15 @@ def _keep_top(maps: Maps, top: int, responses: Mapping[str, ArrayLike] | None) -
     }
 
 
+def move(weight: NDArray, bias: NDArray) -> NDArray:
+    """Root mean square of what maps add to activations of mean 0 and deviation 1."""
+    return np.hypot(weight - 1, bias)
+
+
 def _move(name: str, weight: NDArray, bias: NDArray, responses: Mapping[str, ArrayLike] | None) -> NDArray:
-    """Root mean square of what the map adds: over responses (n, d), or over activations of mean 0 and deviation 1."""
+    """The same over responses (n, d), where there are some."""
     if responses is None:
-        return np.hypot(weight - 1, bias)
+        return move(weight, bias)
     if name not in responses:
         raise LookupError(f"responses: expected those of site {name!r}, got {nearest(name, responses)}")
     values = np.asarray(responses[name], np.float64)

@@ -1,4 +1,4 @@
-"""Pictures of a steering; they need matplotlib (`pip install lineas[plot]`). Each draws on `ax`, or new axes, and returns it.
+"""Pictures of a steering, with matplotlib (`pip install lineas[plot]`). Each draws on `ax` or new axes and returns it.
 
 Markers, hatches and grey levels tell things apart, so that a printed page does too.
 """
@@ -39,9 +39,7 @@ def plot_history(steering: Steering, ax: "Axes | None" = None) -> "Axes":
     if overflowed.any():
         edge = ax.get_xaxis_transform()  # heights from 0, the lower edge, to 1, the upper
         top = np.full(overflowed.sum(), 0.98)
-        ax.plot(
-            number[overflowed], top, "^", color="black", markerfacecolor="white", transform=edge, label="overflowed"
-        )
+        ax.plot(number[overflowed], top, "^", color="black", markerfacecolor="white", transform=edge, label="overflow")
     if not accepted.all():
         ax.legend(frameon=False)
     scale = "log" if (objective[finite] > 0).all() else "linear"

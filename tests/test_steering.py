@@ -337,22 +337,3 @@ def test_a_strength_that_is_no_finite_number_is_refused(llama, steering, strengt
 def test_maps_that_make_no_sense_are_refused(maps, message):
     with pytest.raises(ValueError, match=message):
         Steering(maps)
-
-
-# -- pictures --
-
-
-def test_plots_return_their_axes(mlp):
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from lineas import plot
-
-    steering = lineas.fit(mlp, normal(9, 4), normal(9, 4, seed=1, shift=1.0), sites="first|second", progress=False)
-    history, support = plot.plot_history(steering), plot.plot_support(steering)
-    assert [bar.get_height() for bar in support.patches] == [len(units) for units in steering.support().values()]
-    drawn = sum(len(line.get_xdata()) for line in history.lines)
-    assert drawn == len(steering.history["loss"])
-    assert plot.plot_support(steering, history) is history
-    with pytest.raises(ValueError, match="got one without a history"):
-        plot.plot_history(Steering({"a": ([1.0], [0.5])}))

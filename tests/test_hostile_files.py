@@ -256,6 +256,11 @@ def test_a_statedict_runs_nothing(tmp_path):
     refused_there(tmp_path, "expected a file that torch.save wrote")
 
 
+def test_torch_itself_would_run_nothing_either(tmp_path, monkeypatch):
+    monkeypatch.setattr(statedicts, "_check_archive", lambda *args: None)
+    refused_there(saved(tmp_path, {"net.w1": Bomb(tmp_path)}), "corrupted, or no state dict")
+
+
 def rezipped(folder, change, compression=zipfile.ZIP_STORED, more=()):
     """A good file whose entries are changed by a function of their name and content."""
     path = saved(folder, state()) / "layers.0.norm.statedict"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import _reference, ops, sites
 from .coverage import Count, Coverage
+from .origin import check_base
 from .positions import ONLY_ALL, Look, Position, Tokens, check_position
 from .rows import Choice, choose, named
 from .state import make_new_to_compilers
@@ -226,6 +227,7 @@ def _is_hooked(module: nn.Module) -> bool:
 def attach(
     model: nn.Module, steerings: "Mapping[Hashable, Steering] | Sequence[Steering]", rows: Any = None,
     strength: float | Sequence[float] | Tensor = 1.0, *, position: Position = "all", count: bool | None = None,
+    strict: bool = True,
 ) -> Handle:  # fmt: skip
     """Steer a model with several steerings at once, each row of a batch with its own, until the handle is removed.
 
@@ -249,6 +251,9 @@ def attach(
         With "all", padding is mapped as well.
     count : bool, optional
         Count tokens for `handle.coverage()`. Unless told, all positions but "all" do, which then costs nothing.
+    strict : bool
+        Refuse a model of another name than the one that the maps were fitted on, unless its weights are the same. Names
+        are compared by their last part; a model that was made in memory has none. See `lineas.origin`.
 
     Returns
     -------
@@ -285,6 +290,8 @@ def attach(
     check_position(position)
     by_id, model = named(steerings), sites.unwrapped(model)
     distinct = list({id(steering): steering for steering in by_id.values()}.values())
+    for steering in distinct if strict else ():
+        check_base(steering.info, model)
     names = dict.fromkeys(name for steering in distinct for name in steering.sites)
     found = sites.find_sites(model, list(names))
     for site in found:

@@ -7,7 +7,6 @@ import warnings
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from .data import Batch
+from .origin import data_digest, digest, weights_digest
 from .steering import Steering
 
 __all__ = ["Checkpoint", "Keeper", "read", "write"]
@@ -222,7 +222,7 @@ def fingerprint(
         ours = version("lineas")
     except PackageNotFoundError:  # a source tree that was never installed
         ours = "unknown"
-    data = {"src": _data(src), "tgt": _data(tgt), "weights": _weights(model), "lineas": ours}
+    data = {"src": data_digest(src), "tgt": data_digest(tgt), "weights": weights_digest(model), "lineas": ours}
     if isinstance(groups := getattr(penalty, "groups", None), np.ndarray):
         data["penalty_groups"] = digest([torch.tensor(groups)])  # their repr is cut short
     return json.loads(json.dumps({**facts, **data}, default=lambda number: number.item()))
@@ -241,23 +241,3 @@ def refuse_another(here: Mapping[str, Any], there: Mapping[str, Any], where: Any
 def _brief(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 400 else f"{text[:400]}..."
-
-
-def digest(tensors: Iterable[Tensor]) -> str:
-    total = blake2b(digest_size=16)
-    for tensor in tensors:
-        total.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
-
-
-def _data(batches: Iterable[Batch]) -> str:
-    values = (value for batch in batches for value in (*batch.args, *batch.kwargs.values()))
-    return digest(value for value in values if isinstance(value, Tensor))
-
-
-def _weights(model: nn.Module) -> str:
-    """Of a few numbers of every weight: enough to tell models apart, at no cost."""
-    held = [weight.detach() for weight in model.parameters() if not weight.is_meta]
-    plain = (weight for weight in held if type(weight) is Tensor)  # what packs its numbers cannot be sampled
-    return digest(weight.reshape(-1)[:: max(1, weight.numel() // 16)] for weight in plain)

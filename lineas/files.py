@@ -1,97 +1,188 @@
-"""The files of a steering: a folder with a config in JSON and its maps as safetensors."""
+"""The files of a steering: a folder with a config in JSON, its maps as safetensors, and a card to read.
 
+Whatever lies in such a folder is data: nothing in it is run, and its sizes are looked at before anything is read.
+"""
+
+import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-CONFIG, TENSORS = "steering_config.json", "steering.safetensors"
+CONFIG, TENSORS, CARD = "steering_config.json", "steering.safetensors", "README.md"
 FORMAT = {"format": "lineas-steering", "version": 1}
+MARK = "Written by lineas. Remove this line to keep your own edits when a steering is saved here again."
+
+CONFIG_LIMIT, TENSORS_LIMIT, HEADER_LIMIT = 1 << 26, 1 << 30, 1 << 25  # bytes; a thousand times what a large fit needs
+NAME_LIMIT = 1000  # characters of a site's name
 
 
-def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, NDArray]) -> None:
-    """Both files, into a folder that is made if need be."""
-    from safetensors.numpy import save_file
+def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, NDArray], card: str) -> None:
+    """All files, into a folder that is made if need be. A README.md that somebody else wrote is left alone."""
+    from safetensors.numpy import save
 
+    data = save(dict(tensors))
+    entries = _plain({**FORMAT, "sha256": hashlib.sha256(data).hexdigest(), **config})
+    text = "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in entries.items()) + "\n}\n"
+    if len(text) > CONFIG_LIMIT or len(data) > TENSORS_LIMIT:
+        raise ValueError(
+            f"expected at most {CONFIG_LIMIT} bytes of config with its history and {TENSORS_LIMIT} of maps, got "
+            f"{len(text)} and {len(data)}: they could not be read again"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(dict(tensors), folder / TENSORS)
-    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in _plain({**FORMAT, **config}).items())
-    (folder / CONFIG).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    _replace(folder / TENSORS, data)
+    _replace(folder / CONFIG, text.encode())
+    if is_ours(folder / CARD):
+        _replace(folder / CARD, card.encode())
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray]]:
     """What `write` was given; FileNotFoundError, or ValueError where a file is not as it was written."""
-    config, tensors = _read_config(folder / CONFIG), _read_tensors(folder / TENSORS)
-    expected = {f"{name}.{part}": (size,) for name, size in config["sites"].items() for part in ("weight", "bias")}
-    got = {key: value.shape for key, value in tensors.items()}
-    if got != expected:
-        odd = sorted(set(got.items()) ^ set(expected.items()))[:4]
-        raise ValueError(f"{folder / TENSORS} disagrees with {CONFIG}, first at {odd}")
-    return config | {"history": _restored(config.get("history") or {})}, tensors
+    config = _read_config(folder / CONFIG)
+    return config, _read_tensors(folder / TENSORS, config["sites"], config.get("sha256"))
 
 
-def from_hub(repo: str, revision: str | None) -> Path:
-    """The folder to which a repository of the Hugging Face hub was downloaded."""
-    from huggingface_hub import snapshot_download
+def is_ours(card: Path) -> bool:
+    """Whether the card may be written: there is none, or it is one that nobody has made their own."""
+    if not card.exists():
+        return True
+    with open(card, "rb") as file:
+        return MARK.encode() in file.read(1 << 16)
 
+
+def check_name(name: Any, where: Path) -> None:
+    """Names go into tables, messages and pages: nothing may be hidden in them."""
+    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= NAME_LIMIT:
+        raise ValueError(f"{where}: expected printable site names of at most {NAME_LIMIT} characters, got {name!a:.60}")
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """A file that is the old one or the new one, whenever the process may die."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=[CONFIG, TENSORS]))
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"no folder {repo}, and nothing of that name on the hub: {error}") from error
-
-
-def to_hub(folder: str, repo: str, private: bool | None, token: str | None) -> str:
-    """Upload a folder to a repository, which is made if need be; returns the commit's address."""
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token)
-    api.create_repo(repo, private=private, exist_ok=True)
-    return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload a lineas steering"))
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _plain(value: Any) -> Any:
-    """As JSON can hold it: infinity becomes null."""
+    """As JSON can hold it: infinity becomes null, NumPy's numbers Python's."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return [_plain(item) for item in value]
+    if value is not None and not isinstance(value, (str, int, float)):
+        raise TypeError(
+            f"expected numbers, strings, lists and dicts in a steering's info and history, got {value!r:.60}"
+        )
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _restored(value: Any) -> Any:
-    """A history as `_plain` was given it: the infinite losses of trials that overflowed are infinite again."""
-    if isinstance(value, dict):
-        return {key: _restored(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_restored(item) for item in value]
-    return math.inf if value is None else value
+# -- reading --
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """A regular file of at most so many bytes; not a pipe, which would never end."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}")
+    with open(path, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{path}: expected at most {limit} bytes, got more")
+    return data
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_limited(path, CONFIG_LIMIT).decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not JSON; truncated or corrupted? {error}") from error
+    except RecursionError:
+        raise ValueError(f"{path}: expected a config, got JSON that is nested without end") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT["format"]:
-        raise ValueError(f"{path}: expected a {FORMAT['format']} file, got {str(config)[:60]}")
+        raise ValueError(f"{path}: expected a {FORMAT['format']} file, got {_brief(config)}")
     if config.get("version") != FORMAT["version"]:
-        raise ValueError(f"{path}: expected version {FORMAT['version']}, got {config.get('version')}; a newer lineas?")
+        got = _brief(config.get("version"))
+        raise ValueError(f"{path}: expected version {FORMAT['version']}, got {got}; a newer lineas?")
     sizes = config.get("sites")
-    if not isinstance(sizes, dict) or not sizes or not all(isinstance(n, int) and n > 0 for n in sizes.values()):
-        raise ValueError(f"{path}: expected sites with their units, got {str(sizes)[:60]}")
-    return config
+    if not isinstance(sizes, dict) or not sizes or not all(type(n) is int and n > 0 for n in sizes.values()):
+        raise ValueError(f"{path}: expected sites with their units, got {_brief(sizes)}")
+    if sum(sizes.values()) > TENSORS_LIMIT // 8:
+        raise ValueError(f"{path}: expected at most {TENSORS_LIMIT // 8} units, got {_brief(sum(sizes.values()))}")
+    for name in sizes:
+        check_name(name, path)
+    history, info = config.get("history") or {}, config.get("info") or {}
+    if not isinstance(info, dict):
+        raise ValueError(f"{path}: expected info with names and values, got {_brief(info)}")
+    return config | {"history": _restored(history, path), "info": info}
 
 
-def _read_tensors(path: Path) -> dict[str, NDArray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+def _restored(history: Any, path: Path) -> dict[str, list]:
+    """A history as `_plain` was given it: the infinite losses of trials that overflowed are infinite again."""
+    if not isinstance(history, dict) or not all(isinstance(column, list) for column in history.values()):
+        raise ValueError(f"{path}: expected a history of lists, got {_brief(history)}")
+
+    def restored(value: Any) -> Any:
+        return math.inf if value is None else value
+
+    return {
+        key: [[restored(part) for part in item] if isinstance(item, list) else restored(item) for item in column]
+        for key, column in history.items()
+    }
+
+
+def _read_tensors(path: Path, sites: Mapping[str, int], checksum: Any) -> dict[str, NDArray]:
+    """Only what the config announces is read, so that a file cannot ask for more memory than it has bytes."""
+    from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise FileNotFoundError(f"no {path}")
+    size, header = path.stat().st_size, _header_size(path)
+    if size > TENSORS_LIMIT + HEADER_LIMIT:
+        raise ValueError(f"{path}: expected at most {TENSORS_LIMIT + HEADER_LIMIT} bytes, got {size}")
+    if header > min(size, HEADER_LIMIT):
+        raise ValueError(f"{path} is truncated or corrupted: a header of {header} bytes in {size}")
+    expected = {f"{name}.{part}": ("F32", [count]) for name, count in sites.items() for part in ("weight", "bias")}
     try:
-        return load_file(path)
+        with safe_open(path, framework="np") as file:
+            found = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 -- not a dict
+            got = {key: (part.get_dtype(), part.get_shape()) for key, part in found.items()}
+            if got != expected:
+                odd = [key for key in {**got, **expected} if got.get(key) != expected.get(key)][:2]
+                told = "; ".join(f"{key!a:.80}: {got.get(key)}, expected {expected.get(key)}" for key in odd)
+                raise ValueError(f"{path} disagrees with {CONFIG}, first at {told}")
+            if checksum is not None and checksum != _sha256(path):
+                raise ValueError(f"{path} is corrupted, or of another steering: its checksum is not that in {CONFIG}")
+            return {key: file.get_tensor(key) for key in expected}
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or corrupted: {error}") from error
+
+
+def _header_size(path: Path) -> int:
+    with open(path, "rb") as file:
+        return int.from_bytes(file.read(8), "little")
+
+
+def _sha256(path: Path) -> str:
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            total.update(chunk)
+    return total.hexdigest()
+
+
+def _brief(value: Any) -> str:
+    """A few characters of what came, however large it is."""
+    if isinstance(value, (dict, list)):
+        first = ", ".join("..." if isinstance(item, (dict, list)) else f"{item!a:.30}" for item in list(value)[:3])
+        return f"{type(value).__name__} of {len(value)}: {first}"
+    return f"{value!a:.60}"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import ops, optim
+from . import ops, optim, origin
 from .callbacks import Entry
 from .checkpoint import Checkpoint, Keeper, fingerprint, locate, read, refuse_another
 from .data import Batch, as_batches
@@ -185,6 +185,7 @@ def fit(
             "samples": [sum(sizes) for sizes in zip(*world.share((_count(sources), _count(targets))), strict=True)],
             "loss_sites": [site.name for site in runner.compared.sites],
         }
+        data = origin.of_data(world.share((origin.data_digest(sources), origin.data_digest(targets))))
         which: dict[str, Any] = {}
         if keeper or past:
             which = fingerprint(model, sources, targets, penalty, facts | {"sites": maps})
@@ -197,7 +198,7 @@ def fit(
         )  # fmt: skip
         end = past if past.stopped else _minimise(runner, sources, targets, options, log, world)
     info = {
-        "model": getattr(model, "name_or_path", "") or type(model).__name__, **facts, "ridge": end.ridge,
+        **origin.of_model(model), "data": data, **facts, "ridge": end.ridge,
         "evaluations": len(end.history["loss"]), "seconds": round(end.seconds, 3), "stopped": end.stopped,
     }  # fmt: skip
     return Steering._from_flat(list(maps), list(maps.values()), end.maps, history=end.history, info=info)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from . import files, sites
+from . import algebra, card, files, hub, sites, statedicts, summary
 from .attach import Handle, attach
 from .positions import Position
 
@@ -108,37 +108,70 @@ class Steering:
 
     def summary(self) -> str:
         """A table, a line a site: units, support, mean stretch and shift, and the site's loss before and after."""
-        losses = self._site_losses()
-        width = max(map(len, [*self._sizes, "site"]))
-        lines = [
-            f"{'site':{width}} {'units':>6} {'support':>8} {'|w - 1|':>8} {'|b|':>8} {'loss: first':>12} {'last':>9}"
-        ]
-        for name, units in self.support().items():
-            first, last = losses.get(name, ("", ""))
-            stretch, shift = np.abs(self.weight(name) - 1).mean(), np.abs(self.bias(name)).mean()
-            lines.append(
-                f"{name:{width}} {self._sizes[name]:6} {len(units):8} {stretch:8.4f} {shift:8.4f} {first:>12} {last:>9}"
-            )
-        if "evaluations" in self.info:
-            lines.append(
-                "{recipe} recipe, {evaluations} evaluations in {seconds} s; stopped: {stopped}".format(**self.info)
-            )
-        return "\n".join([repr(self), *lines])
+        return summary.as_text(self)
 
-    def _site_losses(self) -> dict[str, tuple[str, str]]:
-        accepted = [
-            row for row, kept in zip(*map(self.history.get, ("site_loss", "accepted"), ([], [])), strict=True) if kept
-        ]
-        if not accepted:
-            return {}
-        pairs = zip(accepted[0], accepted[-1], strict=True)
-        return {n: (f"{a:.4g}", f"{b:.4g}") for n, (a, b) in zip(self.info.get("loss_sites", ()), pairs, strict=False)}
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        return summary.as_html(self)
+
+    # -- algebra; `lineas.algebra` has what needs two steerings --
+
+    def inverse(self) -> "Steering":
+        """The steering that undoes this one: weight 1 / w and bias -b / w.
+
+        Undoes it at the strength at which it was attached: of another strength s, take `scaled(s).inverse()`.
+
+        Raises
+        ------
+        ValueError
+            Some weights are zero, or so small that the result is beyond float32; sites and units are named.
+        """
+        return algebra.inverse(self)
+
+    def __matmul__(self, before: "Steering") -> "Steering":
+        """`a @ b`: first b, then a, in one steering.
+
+        At sites of both the maps are composed, w_a w_b and w_a b_b + b_a; sites of one of them stay. Attached, it does
+        what b and then a do when both are attached. ValueError where a site has two numbers of units, where the two
+        map different positions, and where the result is beyond float32.
+        """
+        return algebra.compose(self, before) if isinstance(before, Steering) else NotImplemented
+
+    def scaled(self, strength: float) -> "Steering":
+        """This steering at some strength as one to attach at strength 1: 1 + s (w - 1) and s b, the same bits."""
+        return algebra.scaled(self, strength)
+
+    def restricted(
+        self, sites: str | Sequence[str] | None = None, *, top: int | None = None,
+        responses: Mapping[str, ArrayLike] | None = None,
+    ) -> "Steering":  # fmt: skip
+        """Some of the sites, and of their units those that move most.
+
+        Parameters
+        ----------
+        sites : str or list of str, optional
+            A regular expression that must match whole names, or names; all if not given.
+        top : int, optional
+            Keep so many units of all these sites together; the others become the identity. How far a unit is moved is
+            the root mean square of (w - 1) z + b over `responses`; without them over activations z of mean 0 and
+            deviation 1, which makes it the norm of (w - 1, b). Of equals, the first.
+        responses : dict of str -> (samples, d) array, optional
+            What the unsteered model's units do at each of the sites (`lineas.evaluate.responses`).
+
+        Raises
+        ------
+        LookupError
+            No such site.
+        ValueError
+            `top` below 1; responses of another shape.
+        """
+        return algebra.restricted(self, sites, top, responses)
 
     # -- applying --
 
     def attach(
         self, model: nn.Module, strength: float | Sequence[float] | Tensor = 1.0, *, position: Position = "all",
-        count: bool | None = None,
+        count: bool | None = None, strict: bool = True,
     ) -> "Handle":  # fmt: skip
         """Steer a model until the handle is removed.
 
@@ -154,6 +187,9 @@ class Steering:
             Which tokens are steered. `lineas.attach`, which takes several steerings at once, says more.
         count : bool, optional
             Count tokens for `handle.coverage()`. Unless told, all positions but "all" do.
+        strict : bool
+            Refuse a model of another name than the one that the maps were fitted on, unless its weights are the same.
+            Names are compared by their last part; a model that was made in memory has none. See `lineas.origin`.
 
         Raises
         ------
@@ -161,33 +197,50 @@ class Steering:
             The model lacks a site.
         ValueError
             A site has another number of units, with both in the message; a strength that is not finite; not as many
-            strengths as rows; a position at a site without tokens.
+            strengths as rows; a model of another name; a position at a site without tokens.
         RuntimeError
             This steering is on this model already.
         """
-        return attach(model, [self], 0, strength, position=position, count=count)
+        return attach(model, [self], 0, strength, position=position, count=count, strict=strict)
 
     @contextmanager
     def apply(
         self, model: nn.Module, strength: float | Sequence[float] | Tensor = 1.0, *, position: Position = "all",
-        count: bool | None = None,
+        count: bool | None = None, strict: bool = True,
     ) -> Iterator["Handle"]:  # fmt: skip
         """Steer a model inside a `with` block; it is restored whatever happens inside. See `attach`."""
-        with self.attach(model, strength, position=position, count=count) as handle:
+        with self.attach(model, strength, position=position, count=count, strict=strict) as handle:
             yield handle
 
     # -- keeping --
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write `steering_config.json` and `steering.safetensors` into a folder, which is made if need be."""
+    def save_pretrained(self, folder: str | os.PathLike, *, metrics: Mapping[str, float | str] | None = None) -> None:
+        """Write `steering_config.json`, `steering.safetensors` and a card, `README.md`, into a folder.
+
+        Parameters
+        ----------
+        folder : path
+            Is made if need be. A README.md there that lineas did not write, or that was edited as it says, stays.
+        metrics : dict of str -> number or str, optional
+            What was measured, for the card; kept in `info["metrics"]` of what is read back.
+
+        Raises
+        ------
+        TypeError
+            `info`, `history` or `metrics` hold what JSON cannot.
+        """
         tensors = {}
         for name in self.sites:
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = self.weight(name).copy(), self.bias(name).copy()
-        config = {"sites": self._sizes, "info": self.info, "history": self.history}
-        files.write(Path(folder), config, tensors)
+        measured = {**self.info.get("metrics", {}), **(metrics or {})}
+        info = {**self.info, "metrics": measured} if measured else self.info
+        config = {"sites": self._sizes, "info": info, "history": self.history}
+        files.write(Path(folder), config, tensors, card.write(self, measured))
 
     @classmethod
-    def from_pretrained(cls, folder_or_repo: str | os.PathLike, *, revision: str | None = None) -> "Steering":
+    def from_pretrained(
+        cls, folder_or_repo: str | os.PathLike, *, revision: str | None = None, token: str | None = None
+    ) -> "Steering":
         """Read what `save_pretrained` wrote, from a folder or from a repository of the Hugging Face hub.
 
         Raises
@@ -195,15 +248,43 @@ class Steering:
         FileNotFoundError
             The folder lacks one of the two files.
         ValueError
-            A file is truncated, corrupted, of another format or version, or disagrees with the other.
+            A file is truncated, corrupted, too large, of another format or version, or disagrees with the other.
         """
         folder = Path(folder_or_repo)
-        config, tensors = files.read(folder if folder.is_dir() else files.from_hub(str(folder_or_repo), revision))
+        if not folder.is_dir():
+            folder = hub.download(str(folder_or_repo), revision, token)
+        config, tensors = files.read(folder)
         maps = {name: (tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for name in config["sites"]}
-        return cls(maps, history=config["history"], info=config.get("info"))
+        return cls(maps, history=config["history"], info=config["info"])
 
-    def push_to_hub(self, repo: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Upload to a repository of the Hugging Face hub, made if need be; returns the commit's address."""
+    def push_to_hub(
+        self, repo: str, *, private: bool | None = None, token: str | None = None,
+        metrics: Mapping[str, float | str] | None = None,
+    ) -> str:  # fmt: skip
+        """Upload to a repository of the Hugging Face hub, made if need be; returns the commit's address.
+
+        A README.md there that somebody has made their own stays as it is. `metrics` as in `save_pretrained`.
+        """
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return files.to_hub(folder, repo, private, token)
+            self.save_pretrained(folder, metrics=metrics)
+            return hub.upload(folder, repo, private, token)
+
+    @classmethod
+    def from_statedicts(cls, folder: str | os.PathLike) -> "Steering":
+        """Read the maps that the released implementation of LinEAS left in a folder, one `.statedict` file a module.
+
+        Parameters
+        ----------
+        folder : path
+            With files named after modules, `model.layers.0.mlp.statedict` for instance, that hold `net.w1` and
+            `net.b1`, both (1, d), and `dim`. They are opened with `weights_only`, after a look at what is in them.
+
+        Raises
+        ------
+        FileNotFoundError
+            There are none.
+        ValueError
+            A file holds something else, or is larger than it has any reason to be.
+        """
+        maps = statedicts.read(folder)
+        return cls(maps, info={"made": f"{len(maps)} .statedict files of the released implementation"})

@@ -513,5 +513,5 @@ def test_writing_takes_no_more_than_its_share_of_the_time(monkeypatch, tmp_path)
 
 def test_no_checkpoint_is_made_where_none_is_asked_for(monkeypatch):
     monkeypatch.setattr(Keeper, "offer", lambda *args, **options: pytest.fail("it was"))
-    monkeypatch.setattr(checkpoint, "digest", lambda *args: pytest.fail("data were hashed"))
+    monkeypatch.setattr(checkpoint, "data_digest", lambda *args: pytest.fail("a checkpoint hashed data"))
     fit("fast")

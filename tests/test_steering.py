@@ -201,6 +201,7 @@ def test_reload_gives_the_same_logits_and_history(llama, tmp_path, texts, tokeni
     assert again.history == steering.history
     assert again.info == steering.info
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == [
+        "README.md",
         "steering.safetensors",
         "steering_config.json",
     ]
@@ -272,33 +273,6 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path):
         Steering.from_pretrained(tmp_path / "mispelt")
 
 
-def test_push_and_pull_speak_to_the_hub_through_its_client(steering, tmp_path, monkeypatch):
-    import huggingface_hub
-
-    calls = []
-
-    class Api:
-        def __init__(self, token=None):
-            calls.append(("token", token))
-
-        def create_repo(self, repo, private=None, exist_ok=False):
-            calls.append((repo, private, exist_ok))
-
-        def upload_folder(self, *, repo_id, folder_path, commit_message):
-            Steering.from_pretrained(folder_path).save_pretrained(tmp_path / repo_id)
-            return f"commit of {repo_id}"
-
-    def download(repo, revision=None, allow_patterns=None):
-        assert set(allow_patterns) == {"steering.safetensors", "steering_config.json"}
-        return tmp_path / repo
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert steering.push_to_hub("me/maps", private=True, token="t") == "commit of me/maps"
-    assert calls == [("token", "t"), ("me/maps", True, True)]
-    assert Steering.from_pretrained("me/maps").sites == steering.sites
-
-
 # -- refusing --
 
 
@@ -363,22 +337,3 @@ def test_a_strength_that_is_no_finite_number_is_refused(llama, steering, strengt
 def test_maps_that_make_no_sense_are_refused(maps, message):
     with pytest.raises(ValueError, match=message):
         Steering(maps)
-
-
-# -- pictures --
-
-
-def test_plots_return_their_axes(mlp):
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from lineas import plot
-
-    steering = lineas.fit(mlp, normal(9, 4), normal(9, 4, seed=1, shift=1.0), sites="first|second", progress=False)
-    history, support = plot.plot_history(steering), plot.plot_support(steering)
-    assert [bar.get_height() for bar in support.patches] == [len(units) for units in steering.support().values()]
-    drawn = sum(len(line.get_xdata()) for line in history.lines)
-    assert drawn == len(steering.history["loss"])
-    assert plot.plot_support(steering, history) is history
-    with pytest.raises(ValueError, match="got one without a history"):
-        plot.plot_history(Steering({"a": ([1.0], [0.5])}))

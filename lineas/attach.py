@@ -129,14 +129,14 @@ class Handle:
         except BaseException:
             self.remove()
             raise
-        self._renew()
+        for module in self._modules:
+            make_new_to_compilers(module, hooked=True)
 
     # -- while it is on --
 
     def set_strength(self, strength: float | Sequence[float] | Tensor) -> None:
         """Another strength from now on: a number, or one for each row of the batch. See `lineas.attach`."""
         self._set(self.rows, strength)
-        self._renew()
 
     def select(self, rows: Any, strength: float | Sequence[float] | Tensor | None = None) -> None:
         """Which steering each row of the batch gets from now on, and perhaps at which strength. See `lineas.attach`.
@@ -149,7 +149,6 @@ class Handle:
             As it was, if not given.
         """
         self._set(rows, self.strength if strength is None else strength)
-        self._renew()
 
     def prompt(self, lengths: int | Sequence[int] | Tensor) -> AbstractContextManager[None]:
         """While open, the first tokens of each row are its prompt: a number for all rows, or one for each.
@@ -198,10 +197,6 @@ class Handle:
         for map in self._maps.values():
             map.set(choice)
         self.rows, self.strength = rows, strength
-
-    def _renew(self) -> None:
-        for module in self._modules:
-            make_new_to_compilers(module, hooked=True)
 
     def remove(self) -> None:
         """Take the hooks off; a second call does nothing."""

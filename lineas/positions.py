@@ -34,9 +34,13 @@ class Pass:
     """The tokens of a forward pass: which are steered (all, none, or a mask (rows, tokens)), and which are real."""
 
     def __init__(self, inputs: Tensor, steer: bool | Tensor, real: Tensor | None):
-        self.rows, self.tokens = inputs.shape[:2]
-        self.steer, self.real = steer, real
+        self.inputs, self.steer, self.real = inputs, steer, real
         self._by_device: dict[torch.device, Tensor] = {}
+
+    @property
+    def shape(self) -> torch.Size:
+        """(rows, tokens), of a tensor, as compilers take numbers for constants."""
+        return self.inputs.shape[:2]
 
     def mask(self, device: torch.device) -> Tensor:
         """(rows, tokens, 1) bool, where `steer` is a mask."""
@@ -46,7 +50,7 @@ class Pass:
 
     def counts(self, active: bool | Tensor) -> tuple[int | Tensor, int | Tensor]:
         """How many tokens are real, and how many of these are steered in the rows (rows,) that are steered at all."""
-        seen = self.rows * self.tokens if self.real is None else self.real.sum()
+        seen = self.shape.numel() if self.real is None else self.real.sum()
         if self.steer is False or active is False:
             return seen, 0
         steered = self.real  # None: all
@@ -54,7 +58,7 @@ class Pass:
             steered = self.steer if steered is None else steered & self.steer
         if isinstance(active, Tensor):
             rows = active.unsqueeze(1).to(active.device if steered is None else steered.device)
-            steered = rows.expand(-1, self.tokens) if steered is None else steered & rows
+            steered = rows.expand(-1, self.shape[1]) if steered is None else steered & rows
         return seen, seen if steered is None else steered.sum()
 
 
@@ -151,10 +155,10 @@ class Tokens:
                 f"site {site!r}: expected to run inside a call of the steered model with input_ids or inputs_embeds, "
                 f"got a call without them, or of one of its modules; {ONLY_ALL}"
             )
-        if h.shape[0] != now.rows or h.shape[1] != now.tokens:
+        if h.shape[:2] != now.shape:
             raise ValueError(
-                f"site {site!r}: expected the {now.rows} x {now.tokens} (batch x tokens) of the forward pass, got "
-                f"{tuple(h.shape)}; {ONLY_ALL}"
+                f"site {site!r}: expected the {now.shape[0]} x {now.shape[1]} (batch x tokens) of the forward pass, "
+                f"got {tuple(h.shape)}; {ONLY_ALL}"
             )
         return now
 

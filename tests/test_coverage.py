@@ -187,8 +187,9 @@ def fresh_compiler():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("before", [True, False], ids=["compiled first", "attached first"])
-@POSITIONS
+@pytest.mark.parametrize(
+    ("position", "before"), [("last", True), (odd, False)], ids=["compiled first", "attached first"]
+)
 def test_a_compiled_model_gives_what_it_gives_as_written(model, steering, position, before, fresh_compiler):
     ids, mask = padded("left")
     plain = model.generate(ids, attention_mask=mask, **OPTIONS).sequences

@@ -1,252 +1,258 @@
-"""A layer's own weights: what a map of its output, or of its input, does to them. In float64, rounded once at the end."""
+"""The ways to fold one site: into the layer that makes its output, or into the layers that read it."""
 
-import copy
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-ROWS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # dimension 0 of the weight is the output's channel
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-NORMS = (
-    nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d,
-    nn.InstanceNorm3d, *([nn.RMSNorm] if hasattr(nn, "RMSNorm") else []),
-)  # fmt: skip
-EXACTLY = 1e-5  # in float32: a layer that scales its output by its weight does so to rounding
-
-
-class CannotFoldError(Exception):
-    """Why a layer cannot take a map; the plan has it in words."""
-
-
-@dataclass
-class Journal:
-    """What a merge puts in the place of which parameter, so that a failed one can be taken back."""
-
-    entries: list[tuple[nn.Module, str, nn.Parameter | None]] = field(default_factory=list)
-
-    def put(self, module: nn.Module, name: str, value: Tensor, like: Tensor) -> None:
-        """A new parameter in the dtype, and on the device, of another; finite or ValueError."""
-        rounded = value.to(device=like.device, dtype=like.dtype)
-        if not rounded.isfinite().all():
-            raise ValueError(f"{type(module).__name__}.{name}: the merged values overflow {like.dtype}")
-        old = module._parameters.get(name)
-        self.entries.append((module, name, old))
-        module._parameters[name] = nn.Parameter(rounded, like.requires_grad)
-
-    def restore(self) -> None:
-        """All as it was: the same parameters, with the same values."""
-        for module, name, old in reversed(self.entries):
-            module._parameters[name] = old
-        self.entries.clear()
-
-    def keep(self, untied: frozenset[int]) -> None:
-        """Let the old parameters have the new values, so that who holds one (an optimiser) still does.
-
-        Not those of `untied`: others hold them too, and must not change.
-        """
-        for module, name, old in reversed(self.entries):
-            if old is not None and id(old) not in untied:
-                with torch.no_grad():
-                    old.data = module._parameters[name].data  # type: ignore[union-attr]
-                module._parameters[name] = old
-        self.entries.clear()
+from . import sites
+from .layers import CannotFoldError, Journal, Layer, layer
+from .tracing import Trace
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A module whose output, per channel, is linear in parameters of its own.
+class Fold:
+    """One way to put a site's map into weights.
 
-    Attributes
-    ----------
-    path : str
-    module : nn.Module
-    form : str
-        "rows", "columns" (the linear layer of GPT-2, stored transposed), "transposed" (convolutions), "table"
-        (embeddings), "scale" (norms) or "1 + scale" (norms of Gemma).
+    The scale goes into `own`, or else into the consumers' weights; the shift into `own`'s bias, or the consumers'.
     """
 
-    path: str
-    module: nn.Module
-    form: str
+    site: str
+    scale: Tensor | None  # None: one, everywhere
+    shift: Tensor | None  # None: zero, everywhere
+    own: Layer | None
+    consumers: tuple[Layer, ...] = ()
+    storages: frozenset[int] = frozenset()  # of the site's outputs in the trace
 
     @property
-    def kind(self) -> str:
-        return type(self.module).__name__
+    def grown(self) -> list[Layer]:
+        """Layers that must get a bias they do not have."""
+        takers = self.consumers or ((self.own,) if self.own else ())
+        return [taker for taker in takers if self.shift is not None and not taker.has_room]
 
     @property
-    def weight(self) -> Tensor:
-        return self.module._parameters["weight"]  # type: ignore[return-value]
+    def needs(self) -> dict[str, Tensor]:
+        """The missing biases, by name, without values."""
+        return {f"{x.path}.bias": torch.empty(x.outputs, device="meta") for x in self.grown}
 
-    @property
-    def bias(self) -> Tensor | None:
-        return self.module._parameters.get("bias")
+    def rewritten(self) -> Iterator[tuple[Layer, str]]:
+        """Parameters that get other values."""
+        if self.own and (self.scale is not None or self.own.form == "table"):
+            yield self.own, "weight"
+        if self.own and not self.consumers and self.own.bias is not None:
+            yield self.own, "bias"
+        for taker in self.consumers:
+            if self.shift is not None and taker.bias is not None:
+                yield taker, "bias"
+            if self.own is None and self.scale is not None:
+                yield taker, "weight"
 
-    @property
-    def outputs(self) -> int:
-        """Channels of its output."""
-        if self.form == "transposed":
-            return self.weight.shape[1] * self.module.groups  # type: ignore[operator]
-        return self.weight.shape[0 if self.form == "rows" else -1]
-
-    @property
-    def is_norm(self) -> bool:
-        return "scale" in self.form
-
-    @property
-    def has_room(self) -> bool:
-        """Whether a bias needs no new parameter."""
-        return self.form == "table" or self.bias is not None
-
-    @property
-    def may_grow(self) -> bool:
-        """Whether the module would use a bias if it had one."""
-        return "bias" in self.module._parameters
-
-    def map_output(self, journal: Journal, scale: Tensor | None, shift: Tensor | None) -> None:
-        """The output z becomes scale * z + shift, both (units,) float64; None leaves that part out."""
-        weight = self.weight.detach().double()
-        if self.form == "table":
-            scaled = weight if scale is None else weight * scale
-            journal.put(self.module, "weight", scaled if shift is None else scaled + shift, self.weight)
+    def apply(self, model: nn.Module, journal: Journal) -> None:
+        """Into the layers of this name in a model."""
+        own, consumers = self._layers(model)
+        if own and not consumers:
+            own.map_output(journal, self.scale, self.shift)
             return
-        bias = None if self.bias is None else self.bias.detach().double()
-        if scale is not None:
-            journal.put(self.module, "weight", self._scaled(weight, scale), self.weight)
-            bias = None if bias is None else bias * scale
-        if shift is not None:
-            bias = shift.clone() if bias is None else bias + shift
-        if bias is not None:
-            journal.put(self.module, "bias", bias, self.weight if self.bias is None else self.bias)
+        for taker in consumers:
+            if self.shift is not None:
+                taker.shift_input(journal, self.shift)
+            if own is None and self.scale is not None:
+                taker.scale_input(journal, self.scale)
+        if own and self.scale is not None:
+            own.map_output(journal, self.scale, None)
 
-    def _scaled(self, weight: Tensor, scale: Tensor) -> Tensor:
-        if self.form == "1 + scale":
-            return (1 + weight) * scale - 1
-        if self.form == "rows":
-            return weight * scale.view(-1, *[1] * (weight.ndim - 1))
-        if self.form == "transposed":  # (in, out / groups, ...): each group of inputs makes its own outputs
-            by_group = scale.view(self.module.groups, 1, -1)  # type: ignore[arg-type]
-            by_input = by_group.expand(-1, weight.shape[0] // self.module.groups, -1)  # type: ignore[operator]
-            return weight * by_input.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
-        return weight * scale  # the last dimension: columns, norms
+    def undo(self, model: nn.Module, journal: Journal) -> None:
+        """The opposite of `apply`, to rounding."""
+        own, consumers = self._layers(model)
+        if own and not consumers:
+            own.unmap_output(journal, self.scale, self.shift)
+            return
+        for taker in consumers:
+            if own is None and self.scale is not None:
+                taker.scale_input(journal, 1 / self.scale)
+            if self.shift is not None:
+                taker.shift_input(journal, self.shift, -1)
+        if own and self.scale is not None:
+            own.unmap_output(journal, self.scale, None)
 
-    def unmap_output(self, journal: Journal, scale: Tensor | None, shift: Tensor | None) -> None:
-        """Undo `map_output`."""
-        back = None if shift is None else -shift
-        if scale is None or back is None:
-            self.map_output(journal, None if scale is None else 1 / scale, back)
-        else:
-            self.map_output(journal, 1 / scale, back / scale)
+    def _layers(self, model: nn.Module) -> tuple[Layer | None, list[Layer]]:
+        def again(old: Layer) -> Layer:
+            return Layer(old.path, model.get_submodule(old.path), old.form)
 
-    def shift_input(self, journal: Journal, shift: Tensor, sign: int = 1) -> None:
-        """The bias of a layer whose input x becomes x + shift: it gains W shift."""
-        weight = self.weight.detach().double()
-        if self.form == "columns":
-            gained = shift @ weight
-        else:  # a convolution's window covers nothing but the input: there is no padding
-            gained = weight.flatten(2).sum(2) @ shift if weight.ndim > 2 else weight @ shift
-        self.map_output(journal, None, sign * gained)
+        return again(self.own) if self.own else None, [again(taker) for taker in self.consumers]
 
-    def scale_input(self, journal: Journal, scale: Tensor) -> None:
-        """The weight of a layer whose input x becomes scale * x."""
-        weight = self.weight.detach().double()
-        by_input = scale[:, None] if self.form == "columns" else scale.view(-1, *[1] * (weight.ndim - 2))
-        journal.put(self.module, "weight", weight * by_input, self.weight)
+    def __str__(self) -> str:
+        takers = listed([taker.path.rpartition(".")[2] for taker in self.consumers])
+        where = "" if self.own is None or self.own.path == self.site else f" ({self.own.path})"
+        parts = []
+        if self.own and not self.consumers:
+            both = "weight and bias" if self.shift is not None and self.own.form != "table" else "weight"
+            return f"into the {self.own.kind}'s {both}{where}"
+        if self.scale is not None:
+            parts.append(f"scale into {f'the {self.own.kind}{where}' if self.own else takers}")
+        if self.shift is not None:
+            parts.append(f"bias into the bias of {takers}")
+        return ", ".join(parts)
 
-    def takes(self, units: int, channel_dim: int, ndim: int) -> bool:
-        """Whether its input's channels are these units, and a shift of them is a bias."""
-        if self.form == "columns":
-            return self.weight.shape[0] == units and channel_dim in (-1, ndim - 1)
-        if self.form != "rows" or self.weight.shape[1] != units:
+
+class Look:
+    """A model, and what one forward pass showed of it."""
+
+    def __init__(self, model: nn.Module, trace: Trace | None):
+        self.model, self.trace = model, trace
+        self.modules = dict(model.named_modules())
+        self.names = {id(module): path for path, module in self.modules.items()}
+        self.places: dict[int, list[str]] = {}
+        for path, module in self.modules.items():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    self.places.setdefault(id(parameter), []).append(f"{path}.{name}")
+
+    def path(self, site: sites.Site) -> str:
+        """The module's first name, where it has several."""
+        return self.names[id(self.model.get_submodule(site.path))]
+
+    def time(self, site: sites.Site) -> int:
+        """Sites in the order in which their hooks run: of two on one tensor, the inner one's map comes first."""
+        calls = self.trace.outputs.get(self.path(site)) if self.trace else None
+        return calls[0].time if calls else 0
+
+    def options(self, site: sites.Site, units: int, scale: Tensor | None, shift: Tensor | None):
+        """All ways to fold a site, the best first; and, where there are none, why."""
+        outputs = self._outputs(site)
+        if self.trace and not outputs:
+            return [], "its module did not run on the probe"
+        self._require_units(site, units, outputs)
+        own: Layer | None = None
+        storages = frozenset(self.trace.storage(tensor) for _, tensor in outputs) if self.trace else frozenset()
+        folds, reasons = [], []
+        try:
+            own = self._own(site, units, outputs)
+            fold = Fold(site.name, scale, shift, own, (), storages)
+            if not fold.grown or own.may_grow:
+                folds.append(fold)
+            else:
+                reasons.append(f"{own.kind} has no bias")
+        except CannotFoldError as error:
+            reasons.append(str(error))
+        if not folds or folds[0].grown:
+            try:
+                consumers = self._consumers(site, units, outputs, storages)
+                folds.append(Fold(site.name, scale, shift, own, consumers, storages))
+                if own and own.is_norm:  # a bias in what follows is more usual than one in a norm
+                    folds.reverse()
+            except CannotFoldError as error:
+                reasons.append(str(error))
+        ties = [self._tied(fold) for fold in folds]
+        allowed = [fold for fold, tie in zip(folds, ties, strict=True) if not tie]
+        return allowed, "; ".join([*reasons, *filter(None, ties)])
+
+    def _require_units(self, site: sites.Site, units: int, outputs: list[tuple[int, Tensor]]) -> None:
+        for _, tensor in outputs:
+            if tensor.shape[sites.channel_dim(self.model.get_submodule(site.path), tensor)] != units:
+                raise ValueError(
+                    f"site {site.name!r}: the steering has weight ({units},), the model produced {tuple(tensor.shape)}"
+                )
+
+    def _outputs(self, site: sites.Site) -> list[tuple[int, Tensor]]:
+        if self.trace is None:
+            return []
+        return [(time, sites.tensor_of(site, value)) for time, value in self.trace.outputs.get(self.path(site), [])]
+
+    def _own(self, site: sites.Site, units: int, outputs: list[tuple[int, Tensor]]) -> Layer:
+        """The layer that makes the site's output: the site's module, or one whose output it passes on as it is."""
+        module = self.model.get_submodule(site.path)
+        try:
+            if site.item is not None:
+                raise CannotFoldError(f"{type(module).__name__} returns several tensors")
+            return layer(self.path(site), module, units)
+        except CannotFoldError:
+            for path in self._makers(outputs):
+                try:
+                    return layer(path, self.modules[path], units)
+                except CannotFoldError:
+                    continue
+            raise
+
+    def _makers(self, outputs: list[tuple[int, Tensor]]) -> Iterator[str]:
+        """Modules that returned the site's very tensors, at every call, which nobody read before the site did."""
+        if not self.trace or not outputs:
+            return
+        first = list(self.trace.returned_by(outputs[0][1], outputs[0][0]))
+        for path, _ in first:
+            calls = self.trace.outputs[path]
+            if len(calls) == len(outputs) and all(
+                any(name == path and not self.trace.uses(tensor, made, time) for name, made in
+                    self.trace.returned_by(tensor, time))
+                for time, tensor in outputs
+            ):  # fmt: skip
+                yield path
+
+    def _consumers(
+        self, site: sites.Site, units: int, outputs: list[tuple[int, Tensor]], storages: frozenset[int]
+    ) -> tuple[Layer, ...]:
+        """All that reads the site's output, if these are linear layers that read nothing else."""
+        if not self.trace:
+            raise CannotFoldError("what reads its output can only be seen with a probe=")
+        module = self.model.get_submodule(site.path)
+        found: dict[str, Layer] = {}
+        for time, tensor in outputs:
+            if self.trace.escapes(tensor):
+                raise CannotFoldError("its output is an output of the model")
+            for use in self.trace.uses(tensor, time):
+                if use.path not in found:
+                    found[use.path] = self._consumer(use.path, use.operation, units, storages, module, tensor)
+        if not found:
+            raise CannotFoldError("nothing was seen to read its output")
+        return tuple(found.values())
+
+    def _consumer(
+        self, path: str, operation: str, units: int, storages: frozenset[int], module: nn.Module, tensor: Tensor
+    ) -> Layer:
+        reader, where = self.modules[path], path or "the model itself"
+        other = CannotFoldError(f"its output also goes to {operation} in {where}, not to linear layers alone")
+        trace: Any = self.trace
+        inputs = trace.inputs[path]
+        if any(x is None or trace.storage(x) not in storages for x in inputs):
+            raise other
+        try:
+            found = layer(path, reader, None)
+        except CannotFoldError as error:
+            raise (
+                CannotFoldError(f"its output goes to {where}: {error}") if "quantised" in str(error) else other
+            ) from None
+        if found.is_norm or not found.takes(units, sites.channel_dim(module, tensor), tensor.ndim):
+            raise other
+        if any(not found.reads(x, units) for x in inputs):
+            raise other
+        return found
+
+    def shared_with(self, changed: Layer, name: str) -> list[str]:
+        """Other places of a parameter: the same tensor under another name."""
+        parameter = changed.module._parameters[name]
+        return [place for place in self.places[id(parameter)] if place != f"{changed.path}.{name}"]
+
+    def _tied(self, fold: Fold) -> str:
+        """Why parameters that others share cannot be changed; empty where they can."""
+        for changed, name in fold.rewritten():
+            others = self.shared_with(changed, name)
+            if others and not (name == "weight" and self._may_untie(changed, others)):
+                return f"{changed.path}.{name} is shared with {listed(others)}"
+        return ""
+
+    def _may_untie(self, changed: Layer, others: list[str]) -> bool:
+        """Embeddings and the output layer of a model of transformers: its config can say that they are two."""
+        model: Any = self.model
+        config: Any = getattr(model, "config", None)
+        if not getattr(config, "tie_word_embeddings", False) or not hasattr(model, "get_output_embeddings"):
             return False
-        if isinstance(self.module, nn.Linear):
-            return channel_dim in (-1, ndim - 1)
-        padding = self.module.padding
-        return channel_dim == 1 and self.module.groups == 1 and not any(padding if padding != "valid" else ())  # type: ignore[arg-type]
-
-    def reads(self, tensor: Tensor, units: int) -> bool:
-        """Whether these units are the input's channels where this layer looks for them."""
-        return tensor.shape[1 if self.weight.ndim > 2 else -1] == units
+        if config.get_text_config() is not config:  # which of the two settings counts, differs between models
+            return False
+        pair = [self.names.get(id(end)) for end in (model.get_input_embeddings(), model.get_output_embeddings())]
+        return {changed.path, *(other.rpartition(".")[0] for other in others)} == set(pair)
 
 
-def layer(path: str, module: nn.Module, units: int | None) -> Layer:
-    """The module as a layer that can take a map of `units` channels; CannotFoldError with the reason where it cannot."""
-    kind, weight = type(module).__name__, module._parameters.get("weight")
-    if weight is None:
-        raise CannotFoldError(_no_weight(module))
-    if not weight.is_floating_point() or type(weight.data) is not Tensor:
-        raise CannotFoldError(
-            f"the weights of this {kind} are quantised ({type(weight.data).__name__}, {weight.dtype})"
-        )
-    for name, parameter in module._parameters.items():
-        if parameter is not None and parameter.device.type == "meta":
-            raise CannotFoldError(f"{name} of this {kind} is not in memory (offloaded, on the meta device)")
-    form = _form(module, weight, units)
-    if form is None:
-        raise CannotFoldError(f"{kind} has a forward of its own, which is not known to be linear in its weight")
-    return Layer(path, module, form)
-
-
-def _no_weight(module: nn.Module) -> str:
-    kind = type(module).__name__
-    if hasattr(module, "parametrizations") or "weight_g" in module._parameters or "weight_orig" in module._parameters:
-        return f"the weight of this {kind} is computed from other parameters (a parametrisation)"
-    if "quant" in kind.lower() or any("qweight" in name for name in (*module._parameters, *module._buffers)):
-        return f"the weights of this {kind} are quantised"
-    return f"{kind} has no weight of its own"
-
-
-def _form(module: nn.Module, weight: Tensor, units: int | None) -> str | None:
-    forward: Callable = type(module).forward
-    if _forward_of(module, nn.Embedding):
-        return "table" if module.max_norm is None else None  # type: ignore[union-attr]
-    if any(forward is kind.forward for kind in ROWS):
-        return "rows"
-    if any(forward is kind.forward for kind in TRANSPOSED):
-        return "transposed"
-    if any(forward is kind.forward for kind in NORMS):
-        return "scale"
-    if type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers."):
-        return "columns"
-    if weight.ndim == 1 and units in (None, len(weight)) and set(module._parameters) <= {"weight", "bias"}:
-        return _seen_form(module)
-    return None
-
-
-def _forward_of(module: nn.Module, kind: type[nn.Module]) -> bool:
-    return type(module).forward is kind.forward
-
-
-def _seen_form(module: nn.Module) -> str | None:
-    """How an unknown norm uses its weight: seen by running a copy of it on random numbers, twice."""
-    trial = copy.deepcopy(module).float().eval()
-    for hooks in (trial._forward_hooks, trial._forward_pre_hooks):
-        hooks.clear()
-    weight = trial._parameters["weight"].detach()  # type: ignore[union-attr]
-    draw = torch.Generator().manual_seed(0)
-    x, scale = torch.randn(2, 3, len(weight), generator=draw), 1.5 + torch.rand(len(weight), generator=draw)
-    x, scale = x.to(weight.device), scale.to(weight.device)
-    try:
-        with torch.no_grad():
-            before = trial(x)
-            for form in ("scale", "1 + scale"):
-                after = Layer("", copy.deepcopy(trial), form)
-                after.map_output(Journal(), scale.double(), None)
-                if _relative(after.module(x), scale * before) < EXACTLY:
-                    return form if _bias_is_added(trial, x) else None
-    except Exception:  # it wants other inputs: not a plain norm, whatever it is
-        return None
-    return None
-
-
-def _bias_is_added(trial: nn.Module, x: Tensor) -> bool:
-    if (bias := trial._parameters.get("bias")) is None:
-        return True
-    before, shift = trial(x), torch.linspace(1, 2, len(bias)).to(bias)
-    bias.data += shift
-    return _relative(trial(x), before + shift) < EXACTLY
-
-
-def _relative(got: Tensor, expected: Tensor) -> float:
-    return float((got - expected).abs().max() / expected.abs().max())
+def listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .folding import Journal
+from .layers import Journal
 
 SHARED = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -40,8 +40,8 @@ class Host:
         Of all that its state dict has.
     renamed : callable
         A state dict of the given model, which may have biases that its class does not, in the host's names.
-    is_own : bool
-        Whether it is the model's own class.
+    options : tuple of str
+        Switches of the config that are on; empty for another class than the model's own.
     """
 
     label: str
@@ -49,32 +49,39 @@ class Host:
     config: Any
     shapes: Mapping[str, tuple[int, ...]]
     renamed: Callable[[State], State]
-    is_own: bool
+    options: tuple[str, ...] = ()
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is the model's own class."""
+        return bool(self.options)
 
     def holds(self, needs: State) -> bool:
         """Whether every bias of these names (any values of the right shapes) has a place."""
         return all(self.shapes.get(name) == tuple(value.shape) for name, value in self.renamed(needs).items())
 
-    def adopt(self, model: nn.Module, journal: Journal) -> None:
+    def adopt(self, model: Any, journal: Journal) -> None:
         """Make the model one of this class, which is its own: the remaining biases are zero, the config says so."""
         for name in sorted(self.shapes.keys() - model.state_dict().keys()):
             path, _, leaf = name.rpartition(".")
             module = model.get_submodule(path)
-            like = module._parameters["weight"]
-            journal.put(module, leaf, torch.zeros(self.shapes[name]), like)
-        for name, value in vars(self.config).items():
-            if isinstance(value, bool) and value and "bias" in name:
-                setattr(model.config, name, value)
+            journal.put(module, leaf, torch.zeros(self.shapes[name]), module.get_parameter("weight"))
+        for option in self.options:
+            part, _, name = option.rpartition(".")
+            journal.set(getattr(model.config, part) if part else model.config, name, True)
 
     def build(self, model: nn.Module) -> nn.Module:
         """A model of this class with the given one's weights."""
         state = self.renamed({name: tensor.detach() for name, tensor in model.state_dict().items()})
         first = next(tensor for tensor in state.values() if tensor.is_floating_point())
+        if len({tensor.device for tensor in state.values()}) > 1:
+            raise ValueError(f"a {type(model).__name__} on several devices cannot become a {self.kind.__name__}")
         for name in self.shapes.keys() - state.keys():
             state[name] = first.new_zeros(self.shapes[name])
         with torch.random.fork_rng(devices=[]):
             built = _quietly(lambda: _loaded(self.kind, self.config, state, first.dtype))
         built.to(first.device).train(model.training)
+        built.config._name_or_path = getattr(model.config, "_name_or_path", "")
         here = built.state_dict()
         wrong = [name for name, value in state.items() if name not in here or not torch.equal(here[name], value)]
         if wrong:
@@ -97,30 +104,41 @@ def hosts(model: nn.Module) -> Iterator[Host]:
         kind = getattr(transformers, suffix + family, None)
         if kind is not None and type(model).__module__.startswith("transformers."):
             shapes = _shapes(kind, config)
-            yield Host(f"{kind.__name__} with attention_bias and mlp_bias", kind, config, shapes, renamed, False)
+            yield Host(f"{kind.__name__} with attention_bias and mlp_bias", kind, config, shapes, renamed)
 
 
 def _own(model: Any) -> Iterator[Host]:
-    """The class itself with options on that give biases: all of them together, and each alone."""
-    kind, config = type(model), model.config
-    options = [name for name, value in vars(config).items() if value is False and "bias" in name]
-    now = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    helpful = []
-    for option in options:
-        shapes = _with(kind, config, [option])[1]
-        if shapes and now.items() < shapes.items() and all(n.endswith(".bias") for n in shapes.keys() - now.keys()):
-            helpful.append(option)
-    choices = [[option] for option in helpful] + ([helpful] if len(helpful) > 1 else [])
-    for chosen in choices:  # the smallest change that is enough is the best
-        config_with, shapes = _with(kind, config, chosen)
-        label = f"{kind.__name__} with {' and '.join(chosen)}"
-        yield Host(label, kind, config_with, shapes, lambda state: state, True)
+    """The class itself with options on that give biases: each alone, and all of them together."""
+    kind, now = type(model), {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found: list[tuple[str, ...]] = []
+    for option in _options(model.config):
+        shapes = _with(kind, model.config, (option,))[1]
+        new = shapes.items() - now.items()
+        if new and now.keys() <= shapes.keys() and all(name.endswith(".bias") for name, _ in new):
+            found.append((option,))
+    if len(found) > 1:
+        found.append(tuple(option for (option,) in found))
+    for options in found:  # the smallest change that is enough is the best
+        config, shapes = _with(kind, model.config, options)
+        yield Host(f"{kind.__name__} with {' and '.join(options)}", kind, config, shapes, _same, options)
 
 
-def _with(kind: type, config: Any, options: list[str]) -> tuple[Any, dict[str, tuple[int, ...]]]:
+def _options(config: Any) -> list[str]:
+    """Switches for biases that are off, also those of a part (`text_config.attention_bias`)."""
+    parts = {"": config} | {f"{name}.": part for name, part in vars(config).items() if hasattr(part, "model_type")}
+    return [
+        at + name
+        for at, part in parts.items()
+        for name, value in vars(part).items()
+        if value is False and "bias" in name
+    ]
+
+
+def _with(kind: type, config: Any, options: tuple[str, ...]) -> tuple[Any, dict[str, tuple[int, ...]]]:
     changed = copy.deepcopy(config)
     for option in options:
-        setattr(changed, option, True)
+        part, _, name = option.rpartition(".")
+        setattr(getattr(changed, part) if part else changed, name, True)
     try:
         return changed, _shapes(kind, changed)
     except Exception:  # an option that this class cannot have, or that means something else

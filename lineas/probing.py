@@ -70,14 +70,16 @@ def distance(expected: Any, got: Any) -> float:
         raise ValueError("probe: expected the model to return tensors of numbers, got none")
     worst = torch.tensor(0.0, dtype=torch.float64)
     for a, b in pairs:
-        size = a.abs().max()
-        gap = (a - b).abs().max() / (size if size > 0 else 1)
+        finite = a[a.isfinite()].abs()
+        size = finite.max() if finite.numel() and finite.any() else 1.0
+        gap = torch.where(a == b, 0.0, (a - b).abs()).max() / size
         worst = torch.maximum(worst, gap.cpu())  # passes a NaN on
     return float(worst)
 
 
 def _made(model: nn.Module) -> dict[str, Tensor]:
-    config, main = getattr(model, "config", None), getattr(model, "main_input_name", None)
+    config: Any = getattr(model, "config", None)
+    main = getattr(model, "main_input_name", None)
     draw = torch.Generator().manual_seed(0)
     if main == "pixel_values" and hasattr(config, "image_size"):
         side = config.image_size if isinstance(config.image_size, int) else config.image_size[0]

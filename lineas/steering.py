@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from . import algebra, card, files, hub, sites, statedicts, summary
+from . import merge as merging
 from .attach import Handle, attach
 from .positions import Position
 
@@ -211,6 +212,69 @@ class Steering:
         """Steer a model inside a `with` block; it is restored whatever happens inside. See `attach`."""
         with self.attach(model, strength, position=position, count=count, strict=strict) as handle:
             yield handle
+
+    # -- merging --
+
+    def merge_plan(self, model: nn.Module, strength: float = 1.0, *, probe: Any = None) -> "merging.MergePlan":
+        """Say site by site how `merge` would fold the maps into weights. Changes nothing; runs the model once.
+
+        Parameters are those of `merge`. Print the plan, or read its `sites`, `exact`, `refused` and `target`.
+        """
+        return merging.merge_plan(self, model, strength, probe=probe)
+
+    def merge(
+        self, model: nn.Module, strength: float = 1.0, *, inplace: bool = False, partial: bool = False,
+        probe: Any = None, tolerance: float | None = None,
+    ) -> nn.Module:  # fmt: skip
+        """Fold the maps into the weights of a model, which then needs neither hooks nor lineas.
+
+        Parameters
+        ----------
+        model : nn.Module
+            Unless `inplace`, it is left as it is. Not steered at the moment, not sharded; not quantised at the sites.
+        strength : float
+            As for `attach`; it is fixed from then on.
+        inplace : bool
+            Change the model itself, and return it. Refused where only another class can hold the result.
+        partial : bool
+            Leave out the sites that no plain class can hold exactly, with a warning that has the measured error,
+            instead of refusing.
+        probe : tensor, tuple of arguments, or dict of keyword arguments
+            A batch to check the result with. By default random tokens, or pixels, for models of transformers.
+        tolerance : float
+            Largest difference of an output from the steered model's, as a part of its largest entry. By default 1e-4 in
+            float32, 1e-2 in float16, 5e-2 in bfloat16, where weights are rounded.
+
+        Returns
+        -------
+        nn.Module
+            Of the same class; or, where that has no place for a bias, of another that computes the same. Its attribute
+            `lineas_merge` is a dict with the `error` measured, the `effect` of steering on the same scale, what became
+            of each of the `sites`, and which were `left_out`.
+
+        Raises
+        ------
+        ValueError
+            A site cannot be merged exactly, with the reason; no probe, or one that the model does not take.
+        RuntimeError
+            The result is not within the tolerance (nothing is changed then); a steering is on the model.
+        LookupError
+            The model lacks a site.
+        """
+        return merging.merge(
+            self, model, strength, inplace=inplace, partial=partial, probe=probe, tolerance=tolerance
+        )  # fmt: skip
+
+    def unmerge(
+        self, model: nn.Module, strength: float = 1.0, *, inplace: bool = False, probe: Any = None,
+        tolerance: float | None = None,
+    ) -> nn.Module:  # fmt: skip
+        """Undo `merge`, to rounding: a merged model becomes the one before, in the class that it has now.
+
+        Parameters are those of `merge`, and must be those that it was called with. ValueError where a map has scale 0,
+        with the units; RuntimeError where the result, steered, is not the given model.
+        """
+        return merging.unmerge(self, model, strength, inplace=inplace, probe=probe, tolerance=tolerance)
 
     # -- keeping --
 

@@ -1,0 +1,185 @@
+"""Merge: maps into weights, so that the model needs no hooks. Where they go is seen, and the result measured."""
+
+import copy
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import sites
+from .layers import Journal
+from .planning import MergePlan, make_plan, maps_of
+from .probing import TOLERANCE, Probe, distance
+from .state import dtype_of, eager, is_sharded
+
+if TYPE_CHECKING:
+    from .steering import Steering
+
+__all__ = ["MergePlan", "merge", "merge_plan", "unmerge"]
+
+RECORD = "lineas_merge"  # the attribute of a merged model that says what was done
+
+
+def merge_plan(steering: "Steering", model: nn.Module, strength: float = 1.0, *, probe: Any = None) -> MergePlan:
+    """See `Steering.merge_plan`."""
+    model = _ready(model, steering, strength)
+    with eager():
+        if probe is None and not hasattr(model, "main_input_name"):
+            return make_plan(steering, model, strength, None)  # what needs no look at the model can still be said
+        return make_plan(steering, model, strength, Probe(model, probe))
+
+
+def merge(
+    steering: "Steering", model: nn.Module, strength: float = 1.0, *, inplace: bool = False, partial: bool = False,
+    probe: Any = None, tolerance: float | None = None,
+) -> nn.Module:  # fmt: skip
+    """See `Steering.merge`."""
+    model = _ready(model, steering, strength)
+    with eager():
+        batch = Probe(model, probe)
+        plan = make_plan(steering, model, strength, batch)
+        _refuse(plan, partial, inplace)
+        base = batch(model)
+        with steering.apply(model, strength):
+            wanted = batch(model)
+        possible = wanted
+        if plan.refused:
+            with _only(steering, plan.folded).apply(model, strength):
+                possible = batch(model)
+        bound = _bound(model, tolerance, distance(base, possible))
+        merged = _carried_out(plan, model, inplace, lambda new: _check(distance(possible, batch(new)), bound))
+        error, effect = distance(wanted, batch(merged)), distance(base, wanted)
+    if plan.refused:
+        warnings.warn(
+            f"merged {len(plan.folded)} of {len(plan.sites)} sites; on the probe, outputs are {error:.2g} from those "
+            f"of the steered model (relative; steering itself moves them by {effect:.2g}). Left out: "
+            + "; ".join(f"{entry.site}: {entry.text}" for entry in plan.refused),
+            stacklevel=3,
+        )
+    record = {
+        "strength": float(strength), "error": error, "effect": effect, "tolerance": bound,
+        "class": type(merged).__name__, "sites": {entry.site: entry.text for entry in plan.sites},
+        "left_out": [entry.site for entry in plan.refused],
+    }  # fmt: skip
+    setattr(merged, RECORD, record)  # plain values: the merged model can go where there is no lineas
+    return merged
+
+
+def unmerge(
+    steering: "Steering", model: nn.Module, strength: float = 1.0, *, inplace: bool = False, probe: Any = None,
+    tolerance: float | None = None,
+) -> nn.Module:  # fmt: skip
+    """See `Steering.unmerge`."""
+    model = _ready(model, steering, strength)
+    _require_invertible(steering, strength)
+    with eager():
+        batch = Probe(model, probe)
+        plan = make_plan(steering, model, strength, batch)
+        if odd := [entry for entry in plan.sites if entry.status in ("refused", "class")]:
+            raise ValueError(
+                "expected a model into which this whole steering was merged, got one that cannot hold it: "
+                + "; ".join(f"{entry.site}: {entry.text}" for entry in odd)
+            )
+        wanted = batch(model)
+
+        def check(new: nn.Module) -> None:
+            base = batch(new)
+            with steering.apply(new, strength):
+                _check(distance(wanted, batch(new)), _bound(new, tolerance, distance(base, wanted)))
+
+        plain = _carried_out(plan, model, inplace, check, undo=True)
+    if hasattr(plain, RECORD):
+        delattr(plain, RECORD)
+    return plain
+
+
+def _ready(model: nn.Module, steering: "Steering", strength: float) -> nn.Module:
+    """The network itself; refused where it is already steered, in pieces, or not the steering's."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    model = sites.unwrapped(model)
+    for path, module in model.named_modules():
+        if is_sharded(module):
+            raise ValueError(f"model: {path or 'it'} is sharded over processes; merge first, then shard")
+        if sites.bare_name(path) != path:
+            raise ValueError(f"model: a part of it, {path}, is compiled or wrapped; expected to merge before that")
+        if any(isinstance(hook, sites.Hook) for hook in module._forward_hooks.values()):
+            raise RuntimeError(f"a steering is on this model, at {path}; remove its handle before merging")
+    steering.attach(model, strength).remove()  # every complaint about sites, units and strength, once
+    return model
+
+
+def _refuse(plan: MergePlan, partial: bool, inplace: bool) -> None:
+    if plan.refused and not partial:
+        lines = [f"  {entry.site}: {entry.text}" for entry in plan.refused]
+        raise ValueError(
+            f"{len(plan.refused)} of {len(plan.sites)} sites cannot be merged exactly into a plain "
+            f"{plan.model_class}:\n" + "\n".join(lines) + "\npartial=True leaves them out, and measures the error"
+        )
+    if plan.refused and not plan.folded:
+        first = plan.refused[0]
+        raise ValueError(f"not one of {len(plan.sites)} sites can be merged; {first.site}: {first.text}")
+    if inplace and plan.host and not plan.host.is_own:
+        raise ValueError(
+            f"inplace: only {plan.host.label} can hold the merged {plan.model_class}, and an object cannot change its "
+            "class; expected inplace=False"
+        )
+
+
+def _carried_out(
+    plan: MergePlan, model: nn.Module, inplace: bool, check: Callable[[nn.Module], None], undo: bool = False
+) -> nn.Module:
+    """The model, or a copy, with the plan in its weights and the check passed; else all is as it was."""
+    target: Any = model if inplace else copy.deepcopy(model)
+    journal, shared = Journal(), _shared_parameters(target)
+    try:
+        (plan.undo if undo else plan.apply)(target, journal)
+        if plan.unties:
+            journal.set(target.config, "tie_word_embeddings", False)
+        if plan.host and plan.host.is_own:
+            plan.host.adopt(target, journal)
+        elif plan.host:
+            target = plan.host.build(target)
+        check(target)
+    except BaseException:
+        journal.restore()
+        raise
+    journal.keep(shared)
+    return target
+
+
+def _shared_parameters(model: nn.Module) -> frozenset[int]:
+    """Parameters that are in several places."""
+    counts = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    return frozenset(key for key, count in counts.items() if count > 1)
+
+
+def _bound(model: nn.Module, tolerance: float | None, effect: float) -> float:
+    """What rounding may explain; no more than a tenth of what steering does, or a merge of nothing could pass."""
+    if tolerance is not None:
+        return tolerance
+    dtype = dtype_of(model)
+    wide = TOLERANCE.get(dtype, 1e-4)
+    return wide if dtype in (torch.float16, torch.bfloat16) else min(wide, max(effect / 10, 1e-5))
+
+
+def _check(error: float, bound: float) -> None:
+    if not error <= bound:
+        raise RuntimeError(
+            f"the model with the maps in its weights is not the steered one: on the probe, outputs differ by "
+            f"{error:.2g} (relative), expected at most {bound:.2g}; nothing was changed. A wider tolerance= accepts it"
+        )
+
+
+def _only(steering: "Steering", names: list[str]) -> "Steering":
+    return type(steering)({name: (steering.weight(name), steering.bias(name)) for name in names})
+
+
+def _require_invertible(steering: "Steering", strength: float) -> None:
+    lost = {name: np.flatnonzero(scale.numpy() == 0) for name, (scale, _) in maps_of(steering, strength).items()}
+    if named := {name: units.tolist() for name, units in lost.items() if len(units)}:
+        raise ValueError(f"expected maps with an inverse, but at strength {strength} these units have scale 0: {named}")

@@ -51,8 +51,14 @@ def merge(
             with _only(steering, plan.folded).apply(model, strength):
                 possible = batch(model)
         bound = _bound(model, tolerance, distance(base, possible))
-        merged = _carried_out(plan, model, inplace, lambda new: _check(distance(possible, batch(new)), bound))
-        error, effect = distance(wanted, batch(merged)), distance(base, wanted)
+        got: list[Any] = []
+
+        def check(new: nn.Module) -> None:
+            got.append(batch(new))
+            _check(distance(possible, got[0]), bound)
+
+        merged = _carried_out(plan, model, inplace, check)
+        error, effect = distance(wanted, got[0]), distance(base, wanted)
     if plan.refused:
         warnings.warn(
             f"merged {len(plan.folded)} of {len(plan.sites)} sites; on the probe, outputs are {error:.2g} from those "
@@ -135,6 +141,8 @@ def _carried_out(
 ) -> nn.Module:
     """The model, or a copy, with the plan in its weights and the check passed; else all is as it was."""
     target: Any = model if inplace else copy.deepcopy(model)
+    if not inplace:
+        _forget_decoded_file(target)
     journal, shared = Journal(), _shared_parameters(target)
     try:
         (plan.undo if undo else plan.apply)(target, journal)
@@ -150,6 +158,15 @@ def _carried_out(
         raise
     journal.keep(shared)
     return target
+
+
+def _forget_decoded_file(model: Any) -> None:
+    """What transformers read from a GGUF file has ordinary weights, but for the file's sake it would not be saved."""
+    method = getattr(model, "quantization_method", None)
+    if getattr(method, "value", method) == "gguf":
+        for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+            vars(model).pop(name, None)
+        vars(model.config).pop("quantization_config", None)
 
 
 def _shared_parameters(model: nn.Module) -> frozenset[int]:

@@ -223,6 +223,19 @@ def test_a_container_and_the_dropout_after_a_layer_fold_into_that_layer_in_the_o
     torch.testing.assert_close(steering.unmerge(merged, probe=x)(x), net(x))
 
 
+def test_a_model_that_was_read_from_a_gguf_file_merges_into_one_that_can_be_saved():
+    from types import SimpleNamespace
+
+    model = script.make("Llama")
+    model.quantization_method, model.is_quantized = SimpleNamespace(value="gguf"), True
+    model.hf_quantizer = SimpleNamespace(quantization_config=SimpleNamespace(quant_method="gguf"))
+    steering = random_map(model, ["model.layers.0.post_attention_layernorm"])
+    with pytest.raises(ValueError, match="not serializable"):
+        reloaded(model)
+    assert relative(reloaded(steering.merge(model))(IDS)[0], steered(steering, model, IDS)) < 1e-5
+    assert model.is_quantized, "the given model keeps what it has"
+
+
 def test_strength_zero_and_identity_maps_change_nothing():
     net, x = Mlp().eval(), normal(5, 4)
     merged = random_map(net, ["second"]).merge(net, 0.0, probe=x)

@@ -81,3 +81,21 @@ def test_units_that_differ_by_chance_alone_are_left_where_they_are():
 def test_micro_batches_and_one_batch_discount_alike():
     one, several = fit("excess", max_evaluations=3), fit("excess", max_evaluations=3, batch_size=5)
     np.testing.assert_allclose(one.history["loss"], several.history["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({}, 5e-3),
+        ({"loss": "significant"}, 5e-3),
+        ({"loss": "wasserstein"}, 5e-3),  # the ridge stands for the noise
+        ({"loss": "wasserstein", "ridge": 0}, 1e-3),
+    ],
+)
+def test_only_the_plain_loss_is_minimised_to_its_end(options, tolerance, monkeypatch):
+    seen, whole = [], lineas.optim.fast
+    monkeypatch.setattr(
+        lineas.optim, "fast", lambda *args, **kwargs: seen.append(kwargs["tolerance"]) or whole(*args, **kwargs)
+    )
+    fit(**{"loss": "auto", **options})
+    assert seen == [tolerance]

@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from . import algebra, card, files, hub, sites, statedicts, summary
-from . import merge as merging
 from .attach import Handle, attach
+from .merge import merging
 from .positions import Position
 
 __all__ = ["Handle", "Steering"]

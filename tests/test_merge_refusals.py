@@ -11,7 +11,8 @@ from test_merge import IDS, random_map, relative, reloaded, script, steered
 from torch import nn
 
 import lineas
-from lineas import Steering, folding, layers, merge
+from lineas import Steering
+from lineas.merge import folding, layers, merging
 
 
 def refuses(model, sites, message, **options):
@@ -59,7 +60,7 @@ def test_a_partial_merge_leaves_out_warns_and_reports_the_measured_error():
     assert merged.lineas_merge["left_out"] == ["model.norm"]
     only = Steering({name: (steering.weight(name), steering.bias(name)) for name in names[:2]})
     assert relative(reloaded(merged)(IDS)[0], steered(only, model, IDS)) < 1e-5
-    ids = merge.Probe(model).kwargs["input_ids"]
+    ids = merging.Probe(model).kwargs["input_ids"]
     measured = relative(merged(ids)[0], steered(steering, model, ids))
     assert merged.lineas_merge["error"] == pytest.approx(measured, rel=1e-3)
     assert 0.001 < measured < 1

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import sites
+from .. import sites
 from .folding import Fold, Look, listed
 from .hosts import Host, hosts
 from .layers import Journal
@@ -15,7 +15,7 @@ from .probing import Probe
 from .tracing import Trace
 
 if TYPE_CHECKING:
-    from .steering import Steering
+    from ..steering import Steering
 
 Maps = dict[str, tuple[Tensor, Tensor]]
 

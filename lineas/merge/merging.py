@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import sites
+from .. import sites
+from ..state import dtype_of, eager, is_sharded
 from .layers import Journal
 from .planning import MergePlan, make_plan, maps_of
 from .probing import TOLERANCE, Probe, distance
-from .state import dtype_of, eager, is_sharded
 
 if TYPE_CHECKING:
-    from .steering import Steering
+    from ..steering import Steering
 
-__all__ = ["MergePlan", "merge", "merge_plan", "unmerge"]
+__all__ = ["merge", "merge_plan", "unmerge"]
 
 RECORD = "lineas_merge"  # the attribute of a merged model that says what was done
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import sites
+from .. import sites
 from .layers import CannotFoldError, Journal, Layer, layer
 from .tracing import Trace
 

@@ -181,8 +181,8 @@ def worker(rank: int, folder: Path) -> None:
             np.save(folder / f"{name}.{rank}.npy", flat(result))
             result = {"history": result.history, "info": result.info}
         (folder / f"{name}.{rank}.json").write_text(json.dumps(result))
-    # Everything is written down. An ordinary end would now and then abort in torch, whose threads still wait for the other
-    # process, which is dead ("terminate called without an active exception").
+    # Everything is written down. An ordinary end would now and then abort in torch, whose threads still wait for the
+    # other process, which is dead ("terminate called without an active exception").
     os._exit(0)
 
 

@@ -324,12 +324,14 @@ def test_calls_leak_neither_references_nor_memory_whether_they_succeed_or_fail(k
     tracemalloc.start()  # NumPy's buffers and the kernels' scratch are traced, too
     try:
         work(2)
-        start, _ = tracemalloc.get_traced_memory()
-        work(40)
-        grown = tracemalloc.get_traced_memory()[0] - start
+        grown = []
+        for _ in range(3):  # what Python sets aside for itself comes once, a leak every time
+            start, _ = tracemalloc.get_traced_memory()
+            work(40)
+            grown.append(tracemalloc.get_traced_memory()[0] - start)
     finally:
         tracemalloc.stop()
-    assert grown < 40 * 16  # a leaked array is 100 bytes and more, each time
+    assert min(grown) < 40 * 16  # a leaked array is 100 bytes and more, each time
 
 
 def in_one_buffer(given: dict, first: str, second: str, overlap: bool) -> dict:

@@ -28,6 +28,11 @@ def maps_of(steering: "Steering") -> Maps:
     }
 
 
+def at_strength(weight: NDArray, bias: NDArray, strength: float) -> tuple[NDArray, NDArray]:
+    """Scale and shift of s * (weight z + bias) + (1 - s) * z, in float64."""
+    return 1 + strength * (weight.astype(np.float64) - 1), strength * bias.astype(np.float64)
+
+
 def derived(how: str, maps: Maps, *parents: "Steering") -> "Steering":
     """A new steering, whose `info` says how it was made, of what, and what its parents have in common."""
     first = parents[0].info
@@ -59,14 +64,15 @@ def inverse(steering: "Steering") -> "Steering":
 
 def scaled(steering: "Steering", strength: float) -> "Steering":
     s = _number(strength, "strength")
-    maps = {name: (1 + s * (weight - 1), s * bias) for name, (weight, bias) in maps_of(steering).items()}
+    maps = {name: at_strength(*pair, s) for name, pair in maps_of(steering).items()}
     return derived(f"scaled by {s:g}", _within_float32(maps, "scaled"), steering)
 
 
 def restricted(
     steering: "Steering", sites: str | Sequence[str] | None, top: int | None, responses: Mapping[str, ArrayLike] | None
 ) -> "Steering":
-    maps = {name: pair for name, pair in maps_of(steering).items() if name in _chosen(steering, sites)}
+    chosen = _chosen(steering, sites)
+    maps = {name: pair for name, pair in maps_of(steering).items() if name in chosen}
     how = f"restricted to {len(maps)} sites"
     if top is not None:
         if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:

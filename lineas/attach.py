@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _reference, ops, sites
+from .algebra import at_strength
 from .coverage import Count, Coverage
 from .origin import check_base
 from .positions import ONLY_ALL, Look, Position, Tokens, check_position
@@ -51,8 +52,7 @@ class Map:
     def _maps(self, steering: "Steering | None", strength: float) -> tuple[Tensor, Tensor]:
         if steering is None or self.name not in steering.sites:
             return torch.ones(self.units), torch.zeros(self.units)
-        scale = 1 + strength * (steering.weight(self.name).astype(np.float64) - 1)
-        shift = strength * steering.bias(self.name).astype(np.float64)
+        scale, shift = at_strength(steering.weight(self.name), steering.bias(self.name), strength)
         return torch.from_numpy(scale.astype(np.float32)), torch.from_numpy(shift.astype(np.float32))
 
     def __call__(self, module: nn.Module, h: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -86,6 +87,28 @@ def tiny(kind: str):
             for parameter in model.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return model.eval()
+
+
+def random_maps(model, seed=0, size=0.1):
+    from lineas import Steering, find_sites
+
+    draw = np.random.default_rng(seed)
+    return Steering(
+        {
+            site.name: (1 + size * draw.normal(size=site.units), size * draw.normal(size=site.units))
+            for site in find_sites(model)
+        }
+    )
+
+
+@pytest.fixture
+def model():
+    return tiny("llama")
+
+
+@pytest.fixture
+def steering(model):
+    return random_maps(model, size=0.3)
 
 
 LANGUAGE_MODELS = ("llama", "qwen2", "gemma2", "gpt2")

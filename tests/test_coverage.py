@@ -5,25 +5,14 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import Mlp, assert_untouched, normal, snapshot, tiny
+from conftest import Mlp, assert_untouched, normal, random_maps, snapshot, tiny
 from test_positions import IDS, NEW, OPTIONS, POSITIONS, PROMPTS, chosen, odd, padded
-from test_steering import random_maps
 
 import lineas
 from lineas import Steering
 
 MASK = torch.ones_like(IDS)
 FED = NEW - 1  # generated tokens that go in again
-
-
-@pytest.fixture
-def model():
-    return tiny("llama")
-
-
-@pytest.fixture
-def steering(model):
-    return random_maps(model, size=0.3)
 
 
 def counts(coverage):

@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import LANGUAGE_MODELS, normal, tiny
-from test_steering import random_maps
+from conftest import LANGUAGE_MODELS, normal, random_maps, tiny
 
 from lineas import Steering
 
@@ -110,16 +109,6 @@ def test_cached_generation_is_the_full_forward_pass(kind, position, side):
 
 
 # -- every way to generate --
-
-
-@pytest.fixture
-def model():
-    return tiny("llama")
-
-
-@pytest.fixture
-def steering(model):
-    return random_maps(model, size=0.3)
 
 
 def generate(model, steering, position, side="left", **options):

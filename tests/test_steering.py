@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import LANGUAGE_MODELS, assert_untouched, count_hooks, normal, snapshot, tiny
+from conftest import LANGUAGE_MODELS, assert_untouched, count_hooks, normal, random_maps, snapshot, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,16 +13,6 @@ import lineas
 from lineas import Steering, _reference, ops
 
 IDS = torch.randint(2, 60, (3, 6), generator=torch.Generator().manual_seed(0))
-
-
-def random_maps(model, seed=0, size=0.1):
-    draw = np.random.default_rng(seed)
-    return Steering(
-        {
-            site.name: (1 + size * draw.normal(size=site.units), size * draw.normal(size=site.units))
-            for site in lineas.find_sites(model)
-        }
-    )
 
 
 @pytest.fixture

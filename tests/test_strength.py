@@ -5,26 +5,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import Mlp, normal, tiny
+from conftest import Mlp, normal, random_maps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_positions import IDS, OPTIONS, padded
-from test_steering import random_maps
 
 import lineas
 from lineas import Steering
 
 MASK = torch.ones_like(IDS)
-
-
-@pytest.fixture
-def model():
-    return tiny("llama")
-
-
-@pytest.fixture
-def steering(model):
-    return random_maps(model, size=0.3)
 
 
 def logits(model, ids=IDS):

@@ -48,7 +48,7 @@ def merge(
             wanted = batch(model)
         possible = wanted
         if plan.refused:
-            with _only(steering, plan.folded).apply(model, strength):
+            with steering.restricted(plan.folded).apply(model, strength):
                 possible = batch(model)
         bound = _bound(model, tolerance, distance(base, possible))
         got: list[Any] = []
@@ -190,10 +190,6 @@ def _check(error: float, bound: float) -> None:
             f"the model with the maps in its weights is not the steered one: on the probe, outputs differ by "
             f"{error:.2g} (relative), expected at most {bound:.2g}; nothing was changed. A wider tolerance= accepts it"
         )
-
-
-def _only(steering: "Steering", names: list[str]) -> "Steering":
-    return type(steering)({name: (steering.weight(name), steering.bias(name)) for name in names})
 
 
 def _require_invertible(steering: "Steering", strength: float) -> None:

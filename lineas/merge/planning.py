@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import sites
+from ..algebra import at_strength
 from .folding import Fold, Look, listed
 from .hosts import Host, hosts
 from .layers import Journal
@@ -22,13 +22,8 @@ Maps = dict[str, tuple[Tensor, Tensor]]
 
 def maps_of(steering: "Steering", strength: float) -> Maps:
     """Scale and shift of every site at a strength, (units,) float64."""
-    return {
-        name: (
-            torch.from_numpy(1 + strength * (steering.weight(name).astype(np.float64) - 1)),
-            torch.from_numpy(strength * steering.bias(name).astype(np.float64)),
-        )
-        for name in steering.sites
-    }
+    pairs = {name: at_strength(steering.weight(name), steering.bias(name), strength) for name in steering.sites}
+    return {name: (torch.from_numpy(scale), torch.from_numpy(shift)) for name, (scale, shift) in pairs.items()}
 
 
 @dataclass(frozen=True)

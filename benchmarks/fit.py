@@ -31,7 +31,7 @@ import torch  # noqa: E402
 from _fit_setting import Row, Setting, race, random_inputs, seconds, small_llama  # noqa: E402
 
 import lineas  # noqa: E402
-from lineas import evaluate, losses, ops, optim  # noqa: E402
+from lineas import evaluation, losses, ops, optim  # noqa: E402
 from lineas.ridge import sensitivity  # noqa: E402
 from lineas.samples import neutral_sentences  # noqa: E402
 
@@ -92,7 +92,7 @@ class Plan:
     def perplexity(self) -> float:
         if self.quick:
             return 1.0  # random weights have no perplexity to lose
-        return evaluate.perplexity(self.model, neutral_sentences(80), tokenizer=self.tokenizer)
+        return evaluation.perplexity(self.model, neutral_sentences(80), tokenizer=self.tokenizer)
 
     def race(self, **rivals: Callable[[], Any]) -> list[Row]:
         return race({name.replace("_", " "): call for name, call in rivals.items()}, self.rounds, self.threads)

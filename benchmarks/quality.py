@@ -27,7 +27,7 @@ sys.path.insert(0, str(HERE.parent / "examples"))
 import embedded_model  # noqa: E402
 
 import lineas  # noqa: E402
-from lineas import evaluate, ops, samples  # noqa: E402
+from lineas import evaluation, ops, samples  # noqa: E402
 from lineas.data import as_batches  # noqa: E402
 from lineas.responses import Runner, probe  # noqa: E402
 from lineas.sites import find_sites  # noqa: E402
@@ -85,8 +85,8 @@ def measure(model, tokenizer, steering, strength: float, held: list[list[str]], 
     row: dict[str, Any] = {"held_out": held_out_loss(model, tokenizer, *held, steering, strength)}
     neutral = sorted(samples.neutral_sentences(80), key=len)
     with steering.apply(model, strength):
-        row["perplexity"] = evaluate.perplexity(model, neutral, tokenizer=tokenizer)
-        texts = evaluate.continuations(
+        row["perplexity"] = evaluation.perplexity(model, neutral, tokenizer=tokenizer)
+        texts = evaluation.continuations(
             model, samples.PROMPTS, tokenizer=tokenizer, count=count, seed=seed, batch_size=256
         )
     scores = score(texts)

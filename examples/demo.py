@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 import lineas
-from lineas import evaluate, samples
+from lineas import evaluation, samples
 
 
 class Row(NamedTuple):
@@ -33,8 +33,8 @@ def measure(steering, model, tokenizer, strengths, prompts, count, sentences, se
     rows = []
     for strength in tqdm(strengths, desc="strengths", unit=" strength"):
         with steering.apply(model, strength):
-            texts = evaluate.continuations(model, prompts, tokenizer=tokenizer, count=count, seed=seed)
-            perplexity = evaluate.perplexity(model, sentences, tokenizer=tokenizer)
+            texts = evaluation.continuations(model, prompts, tokenizer=tokenizer, count=count, seed=seed)
+            perplexity = evaluation.perplexity(model, sentences, tokenizer=tokenizer)
         scores = [vader.polarity_scores(text)["compound"] for text in texts]
         mean = sum(scores) / len(scores)
         error = (sum((score - mean) ** 2 for score in scores) / (len(scores) - 1) / len(scores)) ** 0.5

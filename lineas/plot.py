@@ -99,7 +99,7 @@ def plot_units(
     Parameters
     ----------
     source, steered, target : (n, d), (n, d) and (m, d) arrays
-        Responses at the site (`lineas.evaluate.responses`): of the source without and with the steering on the model,
+        Responses at the site (`lineas.evaluation.responses`): of the source without and with the steering on the model,
         and of the target without.
     units : list of int, optional
         Those to draw; if not given, the five between whose source and target responses the distance is largest.

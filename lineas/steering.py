@@ -157,7 +157,7 @@ class Steering:
             the root mean square of (w - 1) z + b over `responses`; without them over activations z of mean 0 and
             deviation 1, which makes it the norm of (w - 1, b). Of equals, the first.
         responses : dict of str -> (samples, d) array, optional
-            What the unsteered model's units do at each of the sites (`lineas.evaluate.responses`).
+            What the unsteered model's units do at each of the sites (`lineas.evaluation.responses`).
 
         Raises
         ------

@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT, assert_untouched, load_example, snapshot
 
 import lineas
-from lineas import evaluate
+from lineas import evaluation
 
 
 class IdTokenizer:
@@ -31,7 +31,7 @@ def test_perplexity_is_that_of_each_text_alone(llama):
         losses = torch.nn.functional.cross_entropy(llama(ids).logits[0, :-1], ids[0, 1:], reduction="none")
         total, count = total + float(losses.sum().detach()), count + len(losses)
     before = snapshot(llama)
-    got = evaluate.perplexity(llama, texts, tokenizer=IdTokenizer(), batch_size=2)
+    got = evaluation.perplexity(llama, texts, tokenizer=IdTokenizer(), batch_size=2)
     assert_untouched(llama, before)
     assert got == pytest.approx(math.exp(total / count), rel=1e-4)
 
@@ -40,14 +40,14 @@ def test_continuations_are_seeded_ordered_and_leave_the_random_state_alone(llama
     prompts = ["3 4 5 6 7", "8 9"]
     options = {"tokenizer": IdTokenizer(), "count": 3, "new_tokens": 5}
     before = snapshot(llama)
-    texts = evaluate.continuations(llama, prompts, seed=1, **options)
+    texts = evaluation.continuations(llama, prompts, seed=1, **options)
     assert_untouched(llama, before)
     assert len(texts) == 6
-    assert texts == evaluate.continuations(llama, prompts, seed=1, **options)
-    assert texts != evaluate.continuations(llama, prompts, seed=2, **options)
+    assert texts == evaluation.continuations(llama, prompts, seed=1, **options)
+    assert texts != evaluation.continuations(llama, prompts, seed=2, **options)
     greedy = {**options, "count": 1, "top_p": 1e-6}  # only the likeliest token is left to sample
-    together = evaluate.continuations(llama, prompts, **greedy)
-    assert together == [t for p in prompts for t in evaluate.continuations(llama, [p], **greedy)]
+    together = evaluation.continuations(llama, prompts, **greedy)
+    assert together == [t for p in prompts for t in evaluation.continuations(llama, [p], **greedy)]
 
 
 @pytest.mark.slow

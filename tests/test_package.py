@@ -17,7 +17,7 @@ import lineas
 
 def test_the_public_names_are_these():
     assert set(lineas.__all__) == {
-        "Handle", "Site", "Steering", "algebra", "attach", "callbacks", "checkpoint", "evaluate", "find_sites", "fit",
+        "Handle", "Site", "Steering", "algebra", "attach", "callbacks", "checkpoint", "evaluation", "find_sites", "fit",
         "ot", "penalties", "samples",
     }  # fmt: skip
     assert all(hasattr(lineas, name) for name in lineas.__all__)

@@ -11,7 +11,7 @@ from matplotlib import pyplot
 from matplotlib.colors import to_rgb
 
 import lineas
-from lineas import Steering, evaluate, plot
+from lineas import Steering, evaluation, plot
 
 mpl.use("Agg")
 
@@ -175,10 +175,10 @@ def test_strengths_are_joined_in_their_order_and_the_base_model_stands_out():
 def test_responses_are_pooled_means_of_unpadded_tokens(llama):
     words = WordTokenizer()
     before = snapshot(llama)
-    found = evaluate.responses(llama, NEGATIVE, tokenizer=words)
+    found = evaluation.responses(llama, NEGATIVE, tokenizer=words)
     assert_untouched(llama, before)
-    by_fives = evaluate.responses(llama, NEGATIVE, tokenizer=words, batch_size=5)
-    last = evaluate.responses(llama, NEGATIVE, tokenizer=words, pooling="last")
+    by_fives = evaluation.responses(llama, NEGATIVE, tokenizer=words, batch_size=5)
+    last = evaluation.responses(llama, NEGATIVE, tokenizer=words, pooling="last")
     for name, values in found.items():
         seen = []
         with llama.get_submodule(name).register_forward_hook(lambda m, a, out, seen=seen: seen.append(out[0].detach())):
@@ -188,15 +188,15 @@ def test_responses_are_pooled_means_of_unpadded_tokens(llama):
         np.testing.assert_allclose(by_fives[name], values, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(last[name], [out[-1] for out in seen], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="pooling: expected one of 'mean', 'last'; got 'max'"):
-        evaluate.responses(llama, NEGATIVE, tokenizer=words, pooling="max")
+        evaluation.responses(llama, NEGATIVE, tokenizer=words, pooling="max")
 
 
 def test_responses_of_a_steered_model_are_what_comes_out_of_the_maps():
     model, words = tiny("llama"), WordTokenizer()
     steering = lineas.fit(model, NEGATIVE, POSITIVE, tokenizer=words, progress=False, ridge=0)
-    source, target = (evaluate.responses(model, texts, tokenizer=words) for texts in (NEGATIVE, POSITIVE))
+    source, target = (evaluation.responses(model, texts, tokenizer=words) for texts in (NEGATIVE, POSITIVE))
     with steering.apply(model):
-        steered = evaluate.responses(model, NEGATIVE, tokenizer=words)
+        steered = evaluation.responses(model, NEGATIVE, tokenizer=words)
     first = steering.sites[0]
     mapped = steering.weight(first) * source[first] + steering.bias(first)
     np.testing.assert_allclose(steered[first], mapped, rtol=1e-4, atol=1e-5)

@@ -41,7 +41,7 @@ def responses(
     --------
     >>> import torch, lineas
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
-    >>> lineas.evaluate.responses(net, torch.ones(5, 4), "0")["0"].shape
+    >>> lineas.evaluation.responses(net, torch.ones(5, 4), "0")["0"].shape
     (5, 3)
     """
     if pooling not in POOLINGS:

@@ -6,6 +6,7 @@ import torch as _torch  # noqa: F401 -- first: it loads the OpenMP runtime of it
 
 from . import algebra, callbacks, checkpoint, evaluation, ot, penalties, samples
 from .attach import Handle, attach
+from .evaluation import evaluate
 from .fit import fit
 from .sites import Site, find_sites
 from .steering import Steering
@@ -23,6 +24,7 @@ __all__ = [
     "attach",
     "callbacks",
     "checkpoint",
+    "evaluate",
     "evaluation",
     "find_sites",
     "fit",

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..data import as_batches, find_tokenizer
+from ..data import find_tokenizer
 from ..state import device_of, frozen, seeded
+from .divergence import read
 
 
 def perplexity(model: nn.Module, texts: Sequence[str], *, tokenizer: Any = None, batch_size: int = 16) -> float:
@@ -25,16 +27,8 @@ def perplexity(model: nn.Module, texts: Sequence[str], *, tokenizer: Any = None,
     -------
     float, at least 1; the vocabulary's size is guessing.
     """
-    total, count = 0.0, 0
-    with frozen(model), torch.no_grad():
-        for batch in as_batches(list(texts), "texts", model, tokenizer, batch_size):
-            batch = batch.to(device_of(model))
-            ids, mask = batch.kwargs["input_ids"], batch.kwargs["attention_mask"]
-            logits = model(**batch.kwargs, use_cache=False).logits[:, :-1].float()
-            losses = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-            total += float((losses * mask[:, 1:]).sum())
-            count += int(mask[:, 1:].sum())
-    return math.exp(total / count)
+    (sums,) = read(model, texts, [nullcontext], tokenizer=tokenizer, batch_size=batch_size, divergence=False)
+    return math.exp(sums.losses.sum() / sums.predicted.sum())
 
 
 def continuations(

@@ -125,6 +125,17 @@ def test_seeds_are_reproducible_and_matter(model, steering):
     assert first.continuations(1.0, seed=4) == evaluate(model, steering, seeds=4).continuations(1.0)
 
 
+def test_position_is_that_of_apply(model, steering):
+    """In a plain pass over texts there is no generated token; while the model goes on from prompts, there are."""
+    report = evaluate(model, steering, position="generated")
+    assert report.estimate("kl", 1.0).value == 0
+    with steering.apply(model, position="generated"):
+        texts = evaluation.continuations(
+            model, PROMPTS, tokenizer=Tokenizer(), count=3, new_tokens=4, batch_size=256
+        )  # fmt: skip
+    assert report.continuations(1.0) == texts != report.continuations()
+
+
 def test_the_base_model_is_always_there_and_once(world):
     _, _, report = world
     assert report.steerings == ["all", "last"]

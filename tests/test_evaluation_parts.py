@@ -28,6 +28,21 @@ def test_students_t_is_that_of_scipy(freedom, confidence):
     assert intervals.student_t(confidence, freedom) == pytest.approx(stats.t.ppf((1 + confidence) / 2, freedom))
 
 
+# -- continuations --
+
+
+def test_a_chat_goes_on_where_the_models_turn_begins():
+    tokenizer = small_tokenizer()
+    model = small_model(len(tokenizer))
+    chat = [{"role": "user", "content": "the movie was"}]
+    tokenizer.chat_template += "{% if add_generation_prompt %}the{% endif %}"
+    as_text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert as_text.endswith("the")
+    options = {"tokenizer": tokenizer, "new_tokens": 5, "top_p": 1e-6}
+    both = evaluation.continuations(model, [chat, as_text], **options)
+    assert both[0] == both[1] != evaluation.continuations(model, ["the movie was"], **options)[0]
+
+
 # -- diversity --
 
 

@@ -14,6 +14,7 @@ from ..data import find_tokenizer
 from ..origin import name_of
 from ..positions import Position
 from ..sites import Site
+from ..state import eager
 from ..steering import Steering
 from . import diversity, harness
 from .activations import distance, responses
@@ -28,7 +29,7 @@ OURS = ("perplexity", "kl", "distinct_1", "distinct_2", "distinct_3", "self_bleu
 def evaluate(
     model: nn.Module, steering: Steering | Mapping[str, Steering] | None = None, *, tokenizer: Any = None,
     strengths: float | Sequence[float] = (0.5, 1.0), seeds: int | Sequence[int] = 0,
-    scorers: Any = ("sentiment", "toxicity"), prompts: Sequence[str] = samples.PROMPTS,
+    scorers: Any = ("sentiment", "toxicity"), prompts: Sequence[Any] = samples.PROMPTS,
     texts: Sequence[str] | None = None, src: Any = None, tgt: Any = None,
     sites: str | Sequence[str | Site] | None = None, tasks: str | Sequence[Any] = (),
     task_options: Mapping[str, Any] | None = None, count: int = 16, new_tokens: int = 24, temperature: float = 1.0,
@@ -52,7 +53,7 @@ def evaluate(
     scorers : str or callable, or a list or dict of them
         What continuations are scored by: "sentiment", "toxicity", "hf:NAME#LABEL", any function of a list of strings.
         See `lineas.evaluation.scorer`. () for none.
-    prompts : list of str
+    prompts : list of str, or of chats
         What the model goes on from. () leaves out continuations, and with them scorers and diversity.
     texts : list of str, optional
         What perplexity and KL divergence are measured on; `lineas.samples.neutral_sentences()` if not given. () leaves
@@ -128,8 +129,9 @@ def evaluate(
         harnessed["task_manager"] = harness.manager_of(tasks, harnessed.get("include_path"))
     if tokenizer is None and (len(prompts) or texts or tasks):
         tokenizer = find_tokenizer(model, "texts")
-    found = Findings(model, tokenizer, conditions, drawn, progress)
-    with found.bar:
+    steps = bool(texts) + len(conditions) * (len(drawn) * bool(len(prompts)) + (src is not None) + bool(tasks))
+    found = Findings(model, tokenizer, conditions, drawn, tqdm(desc="evaluate", total=steps, disable=not progress))
+    with found.bar, eager():
         if texts:
             found.measure_texts(texts, text_batch_size, max_length)
         if len(prompts):
@@ -164,13 +166,12 @@ class Findings:
     """What has been measured so far, and the ways to measure more, each under all conditions."""
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, conditions: Sequence[Condition], seeds: Sequence[int], progress: bool
+        self, model: nn.Module, tokenizer: Any, conditions: Sequence[Condition], seeds: Sequence[int], bar: Any
     ):  # fmt: skip
-        self.model, self.tokenizer, self.conditions, self.seeds = model, tokenizer, conditions, seeds
+        self.model, self.tokenizer, self.conditions, self.seeds, self.bar = model, tokenizer, conditions, seeds, bar
         self.measures: dict[str, Measure] = {}
         self.outcomes: list[Outcome] = []
         self.written: list[Written] = []
-        self.bar: Any = tqdm(desc="evaluate", unit=" passes", disable=not progress)
 
     def add(
         self, name: str, measure: Measure, at: Condition, totals: Any, counts: Any = (), seed: int | None = None,
@@ -180,25 +181,20 @@ class Findings:
         total, weights = tuple(map(float, totals)), tuple(map(float, counts))
         self.outcomes.append(Outcome(name, at.steering, at.strength, total, weights, seed, error))
 
-    def note(self, what: str, at: Condition) -> None:
-        self.bar.set_postfix_str(f"{what}, {at.steering or 'base model'} at {at.strength:g}")
-        self.bar.update()
-
     def measure_texts(self, texts: Sequence[str], batch_size: int, max_length: int | None) -> None:
-        self.note("texts", self.conditions[0])
         applied = [at.applied for at in self.conditions]
         options: dict[str, Any] = {"tokenizer": self.tokenizer, "batch_size": batch_size, "max_length": max_length}
         for at, sums in zip(self.conditions, read(self.model, texts, applied, **options), strict=True):
             likelihood = Measure("utility", "lower", "texts", is_log=True)
             self.add("perplexity", likelihood, at, sums.losses, sums.predicted)
             self.add("kl", Measure("utility", "lower", "texts"), at, sums.divergences, sums.tokens)
+        self.bar.update()
 
     def measure_continuations(
-        self, prompts: list[str], scorers: Sequence[Scorer], options: Mapping[str, Any]
+        self, prompts: Sequence[Any], scorers: Sequence[Scorer], options: Mapping[str, Any]
     ) -> None:  # fmt: skip
         for at in self.conditions:
             for seed in self.seeds:
-                self.note(f"continuations, seed {seed}", at)
                 with at.applied():
                     texts = continuations(self.model, prompts, tokenizer=self.tokenizer, seed=seed, **options)
                 self.written.append(Written(at.steering, at.strength, seed, tuple(texts)))
@@ -210,21 +206,22 @@ class Findings:
                 if len(texts) > 1:
                     alike = diversity.self_bleu(texts)
                     self.add("self_bleu", Measure("diversity", "lower"), at, [alike], seed=seed)
+                self.bar.update()
 
     def measure_distance(self, src: Any, tgt: Any, sites: Any, **options: Any) -> None:
+        src, tgt = _by_length(src), _by_length(tgt)
         there = responses(self.model, tgt, sites, tokenizer=self.tokenizer, **options)
         unsteered = math.nan
         for at in self.conditions:
-            self.note("held-out inputs", at)
             with at.applied():
                 here = responses(self.model, src, sites, tokenizer=self.tokenizer, **options)
             apart = distance(here, there)
             unsteered = apart if at.steering is None else unsteered
             self.add("held_out", Measure("distance", "lower"), at, [apart], [unsteered])
+            self.bar.update()
 
     def measure_tasks(self, tasks: Any, options: Mapping[str, Any], steerings: Mapping[str, Steering]) -> None:
         for at in self.conditions:
-            self.note("tasks", at)
             on: dict[str, Any] = (
                 {"steering": steerings[at.steering], "strength": at.strength} if at.steering is not None else {}
             )
@@ -232,6 +229,13 @@ class Findings:
             for name, one in found.items():
                 measure = Measure("utility", one.better, "items")
                 self.add(name, measure, at, [one.value * one.items], [one.items], error=one.error)
+            self.bar.update()
+
+
+def _by_length(inputs: Any) -> Any:
+    """Texts in the order of their lengths, which saves padding; a distance does not depend on it."""
+    is_texts = isinstance(inputs, (list, tuple)) and all(isinstance(one, str) for one in inputs)
+    return sorted(inputs, key=len) if is_texts else inputs
 
 
 def _named(steering: Any) -> dict[str, Steering]:

@@ -119,7 +119,7 @@ class Report:
     def strengths(self, steering: str | None = None) -> list[float]:
         """At which strengths a steering was measured; without 0, which is the base model."""
         name = self._name(steering)
-        return sorted({o.strength for o in self.outcomes if o.steering == name and name is not None})
+        return sorted({o.strength for o in self.outcomes if o.steering == name and o.strength})
 
     def estimate(self, measure: str, strength: float = 0.0, steering: str | None = None) -> Estimate:
         """A figure with its confidence interval.

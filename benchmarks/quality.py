@@ -27,10 +27,7 @@ sys.path.insert(0, str(HERE.parent / "examples"))
 import embedded_model  # noqa: E402
 
 import lineas  # noqa: E402
-from lineas import evaluation, ops, samples  # noqa: E402
-from lineas.data import as_batches  # noqa: E402
-from lineas.responses import Runner, probe  # noqa: E402
-from lineas.sites import find_sites  # noqa: E402
+from lineas import evaluation, samples  # noqa: E402
 
 FITTED, HELD_OUT = 32, 100
 # The published recipe goes a distance of 50 in 1000 steps: here in 25, which ends in about the same place.
@@ -55,30 +52,20 @@ def sentences(task: str, seed: int) -> list[list[str]]:
 
 
 def scorer(task: str) -> Callable[[list[str]], np.ndarray]:
-    if task == "sentiment":
-        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-
-        vader = SentimentIntensityAnalyzer()
-        return lambda texts: np.array([vader.polarity_scores(text)["compound"] for text in texts])
-    from profanity_check import predict_prob
-
-    return lambda texts: 1 - np.asarray(predict_prob(texts))
+    """Scores of which more is better."""
+    found = evaluation.scorer(task)
+    return found if found.better == "higher" else lambda texts: 1 - found(texts)
 
 
 def held_out_loss(model, tokenizer, source: list[str], target: list[str], steering, strength: float) -> float:
     """The loss at the steering's sites, of sentences that it never saw."""
-    chosen = find_sites(model, steering.sites)
 
-    def batches(texts):
-        return as_batches(sorted(texts, key=len), "held-out", model, tokenizer, 25)
+    def responses(texts):
+        return evaluation.responses(model, sorted(texts, key=len), steering.sites, tokenizer=tokenizer, batch_size=25)
 
-    layout = probe(model, chosen, batches(source)[0])
-    runner = Runner(model, layout, layout, "mean")
-    goal = ops.prepare_target(runner.collect(batches(target)))
+    goal = responses(target)
     with steering.apply(model, strength):
-        found = runner.collect(batches(source))
-    coefficient = np.repeat(1 / (len(layout.sizes) * np.array(layout.sizes)), layout.sizes)
-    return float(ops.loss(found, goal, coefficient)[0].sum())
+        return evaluation.distance(responses(source), goal)
 
 
 def measure(model, tokenizer, steering, strength: float, held: list[list[str]], score, count: int, seed: int) -> dict:

@@ -6,6 +6,7 @@ import torch as _torch  # noqa: F401 -- first: it loads the OpenMP runtime of it
 
 from . import algebra, callbacks, checkpoint, directions, evaluation, experts, ot, penalties, samples, transport
 from .attach import Handle, attach
+from .evaluation import evaluate
 from .fit import fit
 from .sites import Site, find_sites
 from .steering import Steering
@@ -24,6 +25,7 @@ __all__ = [
     "callbacks",
     "checkpoint",
     "directions",
+    "evaluate",
     "evaluation",
     "experts",
     "find_sites",

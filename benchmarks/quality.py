@@ -61,7 +61,7 @@ def sentences(task: str, seed: int) -> tuple[list[list[str]], Sequence[str]]:
 
 def scorer(task: str) -> Callable[[list[str]], np.ndarray]:
     """Scores of which more is better."""
-    found = evaluation.scorer(task)
+    found = evaluation.scorer("sentiment" if task == "sentiment" else "toxicity")
     return found if found.better == "higher" else lambda texts: 1 - found(texts)
 
 
@@ -77,16 +77,9 @@ def held_out_loss(model, tokenizer, source: list[str], target: list[str], steeri
 
 
 def measure(
-    model,
-    tokenizer,
-    steering,
-    strength: float,
-    held: list[list[str]],
-    prompts: Sequence[str],
-    score,
-    count: int,
+    model, tokenizer, steering, strength: float, held: list[list[str]], prompts: Sequence[str], score, count: int,
     seed: int,
-) -> dict:
+) -> dict:  # fmt: skip
     row: dict[str, Any] = {"held_out": held_out_loss(model, tokenizer, *held, steering, strength)}
     neutral = sorted(samples.neutral_sentences(80), key=len)
     with steering.apply(model, strength):

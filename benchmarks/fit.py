@@ -83,9 +83,9 @@ class Plan:
         if self.quick:
             four = [random_inputs(6, 8, 64, seed) for seed in range(4)]
             return four[:2], four[2:], None
-        import quality
+        import compare_methods
 
-        four = quality.sentences("sentiment", 0)
+        four, _ = compare_methods.sentences("sentiment", 0)
         _ = self.model
         return four[:2], four[2:], self.tokenizer
 

@@ -72,8 +72,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 def _described(error: Exception) -> str:
     """What went wrong; of errors that are not ours to raise, also which kind they are."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     ours = (ValueError, TypeError, OSError, FloatingPointError, ImportError)
     text = str(error)
     if text and (isinstance(error, ours) or type(error) in (LookupError, RuntimeError)):

@@ -63,10 +63,12 @@ def _transformers() -> ModuleType:
     return transformers
 
 
-def _place(model: str, revision: str | None) -> tuple[str, dict[str, str]]:
+def _place(model: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` takes first, and with it."""
     path = Path(model)
-    options = {} if revision is None else {"revision": revision}
+    options: dict[str, Any] = {"trust_remote_code": False}  # else transformers asks whoever sits at the terminal
+    if revision is not None:
+        options["revision"] = revision
     if path.suffix == ".gguf":
         if not path.is_file():
             raise FileNotFoundError(f"no model file {model}")

@@ -113,6 +113,23 @@ def test_the_version_is_that_of_the_package():
     assert run("--version").stdout.split() == ["lineas", lineas.__version__]
 
 
+def test_every_line_of_the_page_runs(there):
+    """Without the other programs in its pipes."""
+    (there / "prompts.txt").write_text("The movie was\nHis film\n")
+    for name, writing in (
+        ("curt.csv", "answer\nNo.\nNever.\n"),
+        ("kind.jsonl", '"Yes, gladly."\n{"answer": "Of course."}'),
+    ):
+        (there / name).write_text(writing)
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    lines = [found.group(1) for block in blocks for found in re.finditer(r"\blineas ([^|>\n]*)", block)]
+    assert {line.split()[0] for line in lines} == set(COMMANDS)
+    for line in lines:
+        result = run(line, input="The movie was\n")
+        assert "--json" not in line or [json.loads(row) for row in result.stdout.splitlines()]
+
+
 # -- from texts to a checkpoint --
 
 
@@ -326,6 +343,18 @@ def test_another_class_of_transformers_loads_encoders(there):
     (report,) = objects(f"{fit} --model-class AutoModel --max-evaluations 2 --dtype float32 --device cpu")
     assert [row["site"] for row in report["sites"]] == names
     assert "model class of transformers" in run(f"{fit} --model-class Nothing", code=2).stderr
+
+
+def test_the_code_that_a_model_brings_is_not_run(there):
+    config = json.loads((there / "model" / "config.json").read_text())
+    own = {"auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"}, "model_type": "own"}
+    (there / "model" / "config.json").write_text(json.dumps({**config, **own}))
+    (there / "model" / "own.py").write_text("open('run', 'w')")
+    for line in (FIT, "sites model", "generate model --steering polite --prompt It"):
+        result = run(line, code=1)
+        assert "lineas: error: cannot load model: " in result.stderr
+        assert result.stdout == "", "nobody is asked whether it may"
+    assert not (there / "run").exists()
 
 
 # -- errors and streams --

@@ -20,9 +20,9 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        import lineas
 
-        print(f"lineas {version('lineas')}")
+        print(f"lineas {lineas.__version__}")
         raise typer.Exit
 
 

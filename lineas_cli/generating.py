@@ -19,7 +19,7 @@ from .options import (
     Revision,
     Seed,
     SteeringFolder,
-)
+)  # fmt: skip
 from .running import note, one_line, print_json
 
 LIKELIEST = 1e-6  # of top_p: so little of the probability that only one token is left

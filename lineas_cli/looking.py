@@ -29,7 +29,8 @@ def report(folder: str, steering: Any, as_json: bool) -> None:
     """A steering on stdout: the result of `inspect`, and of `fit`."""
     if not as_json:
         print(steering.summary())
-        print(*(f"{key}: {value}" for key, value in _lines(steering.info)), sep="\n")
+        for key, value in _lines(steering.info):
+            print(f"{key}: {value}")
         return
     from lineas.summary import rows
 

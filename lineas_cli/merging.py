@@ -1,5 +1,6 @@
 """`lineas merge`: a steering into the weights of a plain checkpoint."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +18,7 @@ from .options import (
     SteeringFolder,
     check_folder,
     given,
-)
+)  # fmt: skip
 from .running import note, print_json
 
 
@@ -49,6 +50,8 @@ def merge(
         raise typer.BadParameter("expected --out FOLDER, or --plan, got neither")
     if out is not None:
         check_folder(out)
+        if Path(out).resolve() == Path(model).resolve():
+            raise typer.BadParameter("--out: expected another folder than the model's own, whose files are in use")
     import lineas
 
     maps = lineas.Steering.from_pretrained(steering)

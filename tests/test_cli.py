@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, load_example
 from test_docs import small_model, small_tokenizer
 from typer.testing import CliRunner
 
@@ -21,6 +22,7 @@ import lineas
 from lineas import losses, optim, options, responses, samples
 from lineas_cli.app import app
 
+INSTALLED = str(Path(lineas.__file__).parents[1])
 COMMANDS = ("fit", "generate", "merge", "inspect", "sites")
 FIT = "fit model --src from.txt --tgt to.txt --out polite"
 
@@ -91,19 +93,24 @@ def test_the_help_names_all_commands_and_what_every_option_can_be():
         assert all(re.search(rf"\b{name}\b", of_fit) for name in names), names
 
 
+def python(*arguments):
+    environment = {**os.environ, "PYTHONPATH": INSTALLED}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+
+
 def test_help_and_wrong_usage_need_not_wait_for_torch():
     code = (
         "import sys\nfrom lineas_cli import main\n"
         "try: main(sys.argv[1:])\nexcept SystemExit as end: print(end.code, {'torch', 'lineas'} & set(sys.modules))"
     )
     for arguments, ends in ((["fit", "--help"], 0), (["fit", "model"], 2), (["sites", "model", "--no"], 2)):
-        ran = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT)
+        ran = python("-c", code, *arguments)
         assert ran.stdout.splitlines()[-1] == f"{ends} set()"
 
 
 def test_without_typer_one_sentence_says_what_to_install():
     code = "import sys; sys.modules['typer'] = None; from lineas_cli import main; main(['--help'])"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    ran = python("-c", code)
     assert ran.returncode == 1
     assert ran.stdout == ""
     assert re.fullmatch(r"lineas: error: .*pip install 'lineas\[cli\]'\n", ran.stderr)
@@ -203,6 +210,16 @@ def test_texts_come_out_of_columns_and_fields(there):
     assert "tgt: 12 texts from b.jsonl, 1 empty ones left out" in result.stderr
 
 
+def test_a_field_may_hold_chats(there):
+    chats = [[{"role": "user", "content": text}] for text in ("No.", "Never, no.", "Not now.")]
+    (there / "chats.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
+    line = "fit model --src chats.jsonl --tgt chats.jsonl --field messages --out other --max-evaluations 1"
+    (report,) = objects(line)
+    assert report["info"]["samples"] == [3, 3]
+    refused = run("generate model --steering polite --prompts chats.jsonl --field messages", code=1)
+    assert "expected prompts as strings, got a chat" in refused.stderr
+
+
 def test_a_fit_goes_on_from_its_checkpoint(there):
     run(f"{FIT} --checkpoint-dir run --max-evaluations 3")
     assert "is there already" in run(f"{FIT} --checkpoint-dir run --max-evaluations 3", code=1).stderr
@@ -300,6 +317,7 @@ def test_merge_says_what_it_did_and_plan_what_it_would_do(there):
     assert plan["exact"] is True
     assert [entry["status"] for entry in plan["sites"]] == ["class"] * 3
     assert "3 of 3 sites fold exactly" in run("merge model --steering polite --plan").stdout
+    assert "model's own" in run("merge model --steering polite --out ./model", code=2).stderr
     assert "--out FOLDER, or --plan" in run("merge model --steering polite", code=2).stderr
 
 
@@ -414,7 +432,7 @@ def test_an_error_that_is_not_ours_says_its_kind_and_debug_where_it_is(there, mo
 
 def start(there, *arguments, **streams):
     """The command line as a program."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": INSTALLED, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "lineas", *arguments]
     return subprocess.Popen(command, cwd=there, env=environment, text=True, **streams)
 
@@ -439,7 +457,7 @@ def test_an_interrupted_fit_ends_as_programs_do_and_leaves_its_checkpoint(there)
     while "objective" not in (there / "told").read_text() and program.poll() is None:
         time.sleep(0.05)
     program.send_signal(signal.SIGINT)
-    out, _ = program.communicate(timeout=60)
+    out, _ = program.communicate(timeout=600)
     text = (there / "told").read_text()
     assert program.returncode == 130, text
     assert out == ""
@@ -452,6 +470,23 @@ def test_an_interrupted_fit_ends_as_programs_do_and_leaves_its_checkpoint(there)
 def test_who_has_read_enough_ends_it_quietly(there):
     program = start(there, "sites", "model", "--sites", ".*", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     program.stdout.close()
-    assert program.wait(timeout=60) == 141
+    assert program.wait(timeout=600) == 141
     assert program.stderr.read() == ""
     program.stderr.close()
+
+
+@pytest.mark.slow
+def test_a_gguf_file_becomes_a_plain_checkpoint(there):
+    from transformers import AutoConfig, AutoTokenizer
+
+    file = load_example("embedded_model").find_file()
+    site = "model.layers.0.post_attention_layernorm"
+    (found,) = objects(f"sites {file} --sites {site}")
+    assert (found["name"], found["units"]) == (site, 576)
+    line = f"fit {file} --src from.txt --tgt to.txt --out other --sites {site} --max-evaluations 2 --max-length 8"
+    (report,) = objects(line)
+    assert report["support"] > 0
+    (merged,) = objects(f"merge {file} --steering other --out merged")
+    assert merged["error"] <= 1e-4
+    assert AutoConfig.from_pretrained("merged").mlp_bias
+    assert AutoTokenizer.from_pretrained("merged")("The movie was")["input_ids"] == [504, 7704, 436]

@@ -27,7 +27,7 @@ def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, NDArray
     from safetensors.numpy import save
 
     data = save(dict(tensors))
-    entries = _plain({**FORMAT, "sha256": hashlib.sha256(data).hexdigest(), **config})
+    entries = plain({**FORMAT, "sha256": hashlib.sha256(data).hexdigest(), **config})
     text = "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in entries.items()) + "\n}\n"
     if len(text) > CONFIG_LIMIT or len(data) > TENSORS_LIMIT:
         raise ValueError(
@@ -72,14 +72,14 @@ def _replace(path: Path, data: bytes) -> None:
         raise
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """As JSON can hold it: infinity becomes null, NumPy's numbers Python's."""
     if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if value is not None and not isinstance(value, (str, int, float)):
         raise TypeError(
             f"expected numbers, strings, lists and dicts in a steering's info and history, got {value!r:.60}"
@@ -127,7 +127,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _restored(history: Any, path: Path) -> dict[str, list]:
-    """A history as `_plain` was given it: the infinite losses of trials that overflowed are infinite again."""
+    """A history as `plain` was given it: the infinite losses of trials that overflowed are infinite again."""
     if not isinstance(history, dict) or not all(isinstance(column, list) for column in history.values()):
         raise ValueError(f"{path}: expected a history of lists, got {_brief(history)}")
 

@@ -1,0 +1,84 @@
+"""`lineas merge`: a steering into the weights of a plain checkpoint."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .models import load
+from .options import (
+    CAUSAL,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    ModelClass,
+    Progress,
+    Revision,
+    SteeringFolder,
+    check_folder,
+    given,
+)  # fmt: skip
+from .running import note, print_json
+
+
+def merge(
+    model: Model,
+    steering: SteeringFolder,
+    out: Annotated[str | None, typer.Option(help="The folder to save the merged model in, with its tokenizer.")] = None,
+    strength: Annotated[float, typer.Option(help="Fixed from then on.")] = 1.0,
+    partial: Annotated[bool, typer.Option("--partial", help="Leave out sites that cannot be merged exactly.")] = False,
+    tolerance: Annotated[float | None, typer.Option(help="Largest relative error of an output.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say, site by site, what would be done.")] = False,
+    model_class: ModelClass = CAUSAL,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    progress: Progress = True,
+    as_json: Json = False,
+) -> None:
+    """Fold a steering into a model's weights, and save a checkpoint that needs no lineas.
+
+    The result is run beside the steered model on a small batch; the largest difference of their outputs, as a part of
+    the largest output, is the error that is told.
+
+    \b
+    Example:
+      lineas merge model --steering polite --out polite-model --strength 0.5
+    """
+    if out is None and not plan:
+        raise typer.BadParameter("expected --out FOLDER, or --plan, got neither")
+    if out is not None:
+        check_folder(out)
+        if Path(out).resolve() == Path(model).resolve():
+            raise typer.BadParameter("--out: expected another folder than the model's own, whose files are in use")
+    import lineas
+
+    maps = lineas.Steering.from_pretrained(steering)
+    network, tokenizer = load(model, model_class=model_class, revision=revision, dtype=dtype, device=device)
+    if plan:
+        _print_plan(maps.merge_plan(network, strength), as_json)
+        return
+    merged: Any = maps.merge(network, strength, partial=partial, **given(tolerance=tolerance))
+    merged.save_pretrained(out)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(out)
+    record = merged.lineas_merge
+    note(f"saved in {out}")
+    if as_json:
+        print_json({"folder": out, **record})
+        return
+    done = len(record["sites"]) - len(record["left_out"])
+    print(
+        f"merged {done} of {len(record['sites'])} sites at strength {strength:g} into a {record['class']}: error "
+        f"{record['error']:.2g} (steering itself moves outputs by {record['effect']:.2g})"
+    )
+
+
+def _print_plan(plan: Any, as_json: bool) -> None:
+    if not as_json:
+        print(plan)
+        return
+    sites = [{"site": entry.site, "status": entry.status, "text": entry.text} for entry in plan.sites]
+    head = {"class": plan.model_class, "target": plan.target, "exact": plan.exact, "unties": plan.unties}
+    print_json({**head, "sites": sites})

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 import transformers
+from _tables import Row
 
 import lineas
 from lineas.data import as_batches
 from lineas.model_loss import ModelLoss
 from lineas.responses import Runner, probe
-
-Row = dict[str, Any]
 
 
 def race(rivals: dict[str, Callable[[], Any]], rounds: int, threads: int) -> list[Row]:

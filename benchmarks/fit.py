@@ -26,9 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))  # not ROOT: an unbuilt source tree must not hide what is installed
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import _timing  # noqa: E402
+import _tables  # noqa: E402
 import torch  # noqa: E402
-from _fit_setting import Row, Setting, race, random_inputs, seconds, small_llama  # noqa: E402
+from _fit_setting import Setting, race, random_inputs, seconds, small_llama  # noqa: E402
+from _tables import Row  # noqa: E402
 
 import lineas  # noqa: E402
 from lineas import evaluation, losses, ops, optim  # noqa: E402
@@ -37,13 +38,8 @@ from lineas.samples import neutral_sentences  # noqa: E402
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="TABLES", help="some of the tables, separated by commas")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = _tables.parser(__doc__, rounds=5)
     parser.add_argument("--layers", type=int, help="sites in the first so many layers only; all if not given")
-    parser.add_argument("--quick", action="store_true", help="a tiny random model, one round: does it run at all?")
-    parser.add_argument("--json", metavar="FILE", help="write all figures, and what the machine is")
     parser.add_argument("--picture", metavar="FILE", help="draw the recipes and what a step costs")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -299,38 +295,18 @@ TABLES: dict[str, Callable[[Plan], list[Row]]] = {
 }  # fmt: skip
 
 
-def show(name: str, title: str, rows: list[Row]) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    width = max(len(str(row.get(columns[0], ""))) for row in rows)
-    print(f"\n{name}: {title}")
-    print(f"  {columns[0]:<{max(width, 8)}}" + "".join(f"{column:>12}" for column in columns[1:]))
-    for row in rows:
-        cells = (f"{row[c]:12.4g}" if c in row else " " * 12 for c in columns[1:])
-        print(f"  {row[columns[0]]!s:<{max(width, 8)}}" + "".join(cells), flush=True)
-
-
 def main() -> None:
     asked = arguments()
-    names = asked.only.split(",") if asked.only else list(TABLES)
-    if unknown := set(names) - set(TABLES):
-        raise SystemExit(f"--only: expected some of {', '.join(TABLES)}; got {', '.join(sorted(unknown))}")
-    torch.set_num_threads(asked.threads)
     plan = Plan(asked)
     if asked.child:
+        torch.set_num_threads(asked.threads)
         child(plan, json.loads(asked.child))
         return
-    facts = _timing.machine(asked.threads)
-    print(", ".join(f"{key} {value}" for key, value in facts.items()))
-    tables = {}
-    for name in names:
-        tables[name] = TABLES[name](plan)
-        show(name, (TABLES[name].__doc__ or "").strip(), tables[name])
+    figures = _tables.make(asked, TABLES, plan)
     if asked.picture:
         from _fit_picture import draw
 
-        draw(asked.picture, facts, tables)
-    if asked.json:
-        Path(asked.json).write_text(json.dumps({"machine": facts, "tables": tables}, indent=1) + "\n")
+        draw(asked.picture, figures["machine"], figures["tables"])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import lineas
 from lineas.data import as_batches
 from lineas.model_loss import ModelLoss
 from lineas.responses import Runner, probe
+from lineas.state import device_of, dtype_of
 
 
 def race(rivals: dict[str, Callable[[], Any]], rounds: int, threads: int) -> list[Row]:
@@ -33,9 +34,17 @@ def race(rivals: dict[str, Callable[[], Any]], rounds: int, threads: int) -> lis
 
 def seconds(call: Callable[[], Any], threads: int) -> float:
     clock = time.process_time if threads == 1 else time.perf_counter
+    finish()
     started = clock()
     call()
+    finish()
     return clock() - started
+
+
+def finish() -> None:
+    """Wait for what a GPU still has to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def small_llama(hidden: int = 64, layers: int = 4):
@@ -59,8 +68,9 @@ class Setting:
 
     def __init__(self, model, src, tgt, *, sites=None, economize=True, compute_dtype=None):
         self.model, self.penalty = model, lineas.penalties.SparseGroupLasso(1e-6, 1e-6)
-        self.sources = as_batches(src, "src", model)
-        self.targets = as_batches(tgt, "tgt", model)
+        device = device_of(model)
+        self.sources = [batch.to(device) for batch in as_batches(src, "src", model)]
+        self.targets = [batch.to(device) for batch in as_batches(tgt, "tgt", model)]
         layout = probe(model, lineas.find_sites(model, sites), self.sources[0])
         runner = Runner(model, layout, layout, "mean")
         if economize:
@@ -80,7 +90,10 @@ class Setting:
             pass
 
         sites = self.problem.runner.mapped.sites
-        bias = torch.zeros(self.problem.sizes[0], requires_grad=True)
+        model = self.problem.runner.model
+        bias = torch.zeros(
+            self.problem.sizes[0], dtype=dtype_of(model), device=device_of(model), requires_grad=True
+        )  # fmt: skip
         sums: list[torch.Tensor] = []
 
         def hook(module, args, output):

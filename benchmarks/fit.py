@@ -1,6 +1,6 @@
 """What `lineas.fit` costs and gains: the recipes side by side, and a step beside the model itself, in time and memory.
 
-    python benchmarks/fit.py [--only recipes,once,step,padding,precision,prefix,memory,samples,tokens,sites]
+    python benchmarks/fit.py [--only recipes,once,step,padding,precision,prefix,memory,samples,tokens,sites,gpu]
                              [--json FILE] [--picture FILE]
 
 A step is loss, gradient, prox and update. The bare step is the same forward pass to the last site and a backward pass
@@ -228,6 +228,25 @@ def sites(plan: Plan) -> list[Row]:
     return rows
 
 
+def gpu(plan: Plan) -> list[Row]:
+    """A Llama of 1.4 billion random weights in bfloat16 on a GPU, 32 + 32 samples of 32 tokens: a step, a whole fit"""
+    if not (torch.cuda.is_available() or plan.quick):
+        return [{"": "there is no GPU here"}]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = {"hidden": 64, "layers": 2} if plan.quick else {"hidden": 2560, "layers": 24}
+    with torch.device(device):
+        model = small_llama(**size).to(torch.bfloat16).requires_grad_(False)
+    src, tgt = (random_inputs(4 if plan.quick else 32, 8 if plan.quick else 32, 64, seed) for seed in (0, 1))
+    setting = Setting(model, src, tgt, economize=False)
+    rows = race({"bare": setting.bare, "step": setting.step}, plan.rounds, threads=2)  # the clock on the wall
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    fits: list[lineas.Steering] = []
+    took = seconds(lambda: fits.append(lineas.fit(model, src, tgt, progress=False)), threads=2)
+    peak = torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else 0.0
+    return [*rows, {"": "fit", "seconds": took, "evaluations": fits[0].info["evaluations"], "peak MB": peak}]
+
+
 def scaling(plan: Plan, what: str, pairs: dict[int, tuple[dict, dict]]) -> list[Row]:
     model = small_llama().requires_grad_(False)
     return [{what: n, **beside_bare(plan, Setting(model, *pair))} for n, pair in pairs.items()]
@@ -291,7 +310,7 @@ def status(key: str) -> float:
 
 TABLES: dict[str, Callable[[Plan], list[Row]]] = {
     "recipes": recipes, "once": once, "step": step, "padding": padding, "precision": precision, "prefix": prefix,
-    "memory": memory, "samples": samples, "tokens": tokens, "sites": sites,
+    "memory": memory, "samples": samples, "tokens": tokens, "sites": sites, "gpu": gpu,
 }  # fmt: skip
 
 

@@ -56,7 +56,19 @@ def test_only_the_groups_that_were_asked_for_run():
 
 
 def test_every_table_of_a_steps_cost_runs_and_is_written(tmp_path):
-    tables = ["recipes", "once", "step", "padding", "precision", "prefix", "memory", "samples", "tokens", "sites"]
+    tables = [
+        "recipes",
+        "once",
+        "step",
+        "padding",
+        "precision",
+        "prefix",
+        "memory",
+        "samples",
+        "tokens",
+        "sites",
+        "gpu",
+    ]
     picture = tmp_path / "fit.png"
     done = run(
         "--quick", "--only", ",".join(tables), "--json", tmp_path / "figures.json", "--picture", picture, script=FIT

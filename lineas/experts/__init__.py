@@ -1,0 +1,24 @@
+"""Expert units: which units respond to a concept, how much concepts share, and which shifts are more than noise."""
+
+from .concepts import Similarity, rank_concepts, similarity
+from .ranking import Example, Expert, Ranking, rank
+from .scores import auroc, average_precision
+from .significant import Significance, false_discovery, significance
+from .units import Stability, overlap
+
+__all__ = [
+    "Example",
+    "Expert",
+    "Ranking",
+    "Significance",
+    "Similarity",
+    "Stability",
+    "auroc",
+    "average_precision",
+    "false_discovery",
+    "overlap",
+    "rank",
+    "rank_concepts",
+    "significance",
+    "similarity",
+]

@@ -18,7 +18,8 @@ from .units import overlap
 def rank_concepts(
     model: nn.Module, concepts: Mapping[str, Any], negative: Any = None,
     sites: str | Sequence[str | Site] | None = None, *, metric: str = "average_precision", either_way: bool = False,
-    tokenizer: Any = None, batch_size: int | None = None, max_length: int | None = None, pooling: str = "mean", seed: int = 0,
+    tokenizer: Any = None, batch_size: int | None = None, max_length: int | None = None, pooling: str = "mean",
+    seed: int = 0,
 ) -> dict[str, Ranking]:  # fmt: skip
     """A ranking for each of several concepts; the model runs over each set of inputs once.
 

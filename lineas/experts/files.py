@@ -38,7 +38,7 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     config = read_config(path, FORMAT)
     sizes, metric, counts = config["sites"], config.get("metric"), config.get("samples")
-    if metric not in METRICS or not isinstance(config.get("either_way"), bool):
+    if metric not in list(METRICS) or not isinstance(config.get("either_way"), bool):
         raise ValueError(f"{path}: expected a metric of {', '.join(METRICS)}, got {brief(metric)}")
     if counts is not None and not (isinstance(counts, list) and len(counts) == 2 and all(_is_count(n) for n in counts)):
         raise ValueError(f"{path}: expected two numbers of samples, got {brief(counts)}")

@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch as _torch  # noqa: F401 -- first: it loads the OpenMP runtime of its wheel, and _core then shares that one
 
-from . import algebra, callbacks, checkpoint, evaluation, experts, ot, penalties, samples
+from . import algebra, callbacks, checkpoint, evaluation, experts, ot, penalties, samples, transport
 from .attach import Handle, attach
 from .fit import fit
 from .sites import Site, find_sites
@@ -30,4 +30,5 @@ __all__ = [
     "ot",
     "penalties",
     "samples",
+    "transport",
 ]

@@ -123,7 +123,7 @@ def test_planted_experts_are_stable_and_noise_is_not(how):
 
 
 def test_halves_share_no_sample_and_have_all_of_an_even_set():
-    for first, second in experts.units.halves(6, 9, draws=5, seed=0):
+    for first, second in experts.sets.halves(6, 9, draws=5, seed=0):
         assert sorted([*first[0], *second[0]]) == list(range(6))
         assert len(first[1]) == len(second[1]) == 4
         assert not set(first[1]) & set(second[1])
@@ -225,14 +225,14 @@ def test_overlap_takes_numbers_and_masks_and_agrees_with_that_of_steerings():
     ("units", "message"),
     [
         ({"c": [0]}, "no site 'c'; nearest names: a, b"),
-        ({"a": [3]}, "units of 'a': expected some of 0 to 2"),
-        ({"a": [-1]}, "units of 'a': expected some of 0 to 2"),
-        ({"a": [[0]]}, "units of 'a': expected some of 0 to 2"),
-        ({"b": np.ones(3, bool)}, r"units of 'b': expected a mask over its 2 units, got \(3,\)"),
+        ({"a": [3]}, "units of 'a': expected 0 to 2, got 3"),
+        ({"a": [-1]}, "units of 'a': expected 0 to 2, got -1"),
+        ({"a": [[0]]}, "units of 'a': expected whole numbers"),
+        ({"b": np.ones(3, bool)}, r"units of 'b': expected a mask \(2,\), got \(3,\)"),
     ],
 )
 def test_units_that_a_site_does_not_have_are_refused(units, message):
-    with pytest.raises(LookupError, match=message):
+    with pytest.raises((LookupError, TypeError, ValueError), match=message):
         experts.overlap(units, {}, SIZES)
 
 

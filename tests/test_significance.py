@@ -74,6 +74,22 @@ def test_moved_units_pass_and_others_do_not_more_often_than_they_may():
     assert all(np.array_equal(again.p_value(site), found.p_value(site)) for site in found.sites)
 
 
+def test_the_top_units_have_the_lowest_p_values_and_among_those_the_largest_excess():
+    found = Significance.from_responses(*shifted(moved=6))
+    keys = {
+        (site, unit): (found.p_value(site)[unit], -found.distance(site)[unit] / found.expected(site)[unit])
+        for site in found.sites
+        for unit in range(60)
+    }
+    for k in (1, 3, 6, 40, 119):
+        units = found.top(k)
+        taken = {(site, int(unit)) for site in units for unit in units[site]}
+        assert len(taken) == k
+        assert max(keys[unit] for unit in taken) < min(keys[unit] for unit in keys.keys() - taken)
+    with pytest.raises(ValueError, match="k: expected a number of units from 1 to 120, got 121"):
+        found.top(121)
+
+
 def test_noise_passes_no_more_often_than_the_level_says():
     passed = 0
     for seed in range(40):

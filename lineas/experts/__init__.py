@@ -3,8 +3,8 @@
 from .concepts import Similarity, rank_concepts, similarity
 from .ranking import Example, Expert, Ranking, rank
 from .scores import auroc, average_precision
+from .sets import Stability, overlap
 from .significant import Significance, false_discovery, significance
-from .units import Stability, overlap
 
 __all__ = [
     "Example",

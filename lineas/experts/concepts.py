@@ -12,7 +12,7 @@ from ..evaluation import responses
 from ..sites import Site
 from .ranking import Ranking, check_metric
 from .samples import Samples, facts, shown, side_by_side
-from .units import overlap
+from .sets import overlap
 
 
 def rank_concepts(
@@ -145,8 +145,8 @@ def similarity(units: Mapping[str, Mapping[str, ArrayLike]], sizes: Mapping[str,
 
     Raises
     ------
-    LookupError
-        A site or unit that `sizes` does not have.
+    LookupError, TypeError, ValueError
+        As in `overlap`.
 
     Notes
     -----

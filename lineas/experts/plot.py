@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from ..plot import new_axes, whole_numbers
 from .concepts import Similarity
-from .units import numbers
+from .sets import numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,10 +55,8 @@ def plot_layers(
 
     Raises
     ------
-    LookupError
-        A site or unit that `sizes` does not have.
-    ValueError
-        More sets than there are markers, or none.
+    LookupError, TypeError, ValueError
+        As in `lineas.experts.overlap`; more sets than there are markers, or none.
     """
     if not 1 <= len(sets) <= len(MARKERS):
         raise ValueError(f"sets: expected 1 to {len(MARKERS)}, got {len(sets)}")

@@ -13,7 +13,7 @@ from ..sites import Site, nearest
 from . import files
 from .samples import Samples, collect, facts
 from .scores import auroc, average_precision
-from .units import Stability, Units, by_site, chosen, stability, table
+from .sets import Stability, Units, best, by_site, chosen, stability, table, top
 
 METRICS = {"average_precision": average_precision, "auroc": auroc}
 TEXT = 70  # characters of an input that a table shows
@@ -117,22 +117,17 @@ class Ranking:
 
         Of equals, those that the forward pass reaches first.
         """
-        return chosen(top_mask(self._scores, self._count(k)), self.sizes)
+        return top(self._scores, k, self.sizes)
 
     def above(self, threshold: float) -> Units:
         """The expert set: units whose score is at least the threshold."""
         return chosen(self._scores >= threshold, self.sizes)
 
-    def _count(self, k: int) -> int:
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= len(self._scores):
-            raise ValueError(f"k: expected a number of units from 1 to {len(self._scores)}, got {k!r}")
-        return int(k)
-
     def experts(self, k: int = 10, examples: int = 3) -> list[Expert]:
         """The k best units, best first, each with the inputs of both sets on which it is most active."""
         names, starts = self.sites, np.cumsum([0, *self.sizes.values()])
         found = []
-        for flat in np.argsort(-self._scores, kind="stable")[: self._count(k)]:
+        for flat in best(self._scores, k):
             row = int(np.searchsorted(starts, flat, side="right")) - 1
             unit = int(flat - starts[row])
             inputs = self.examples(names[row], unit, examples) if examples else []
@@ -195,7 +190,7 @@ class Ranking:
         def choose(rows: tuple[NDArray, NDArray]) -> Units:
             positive, negative = samples.positive[rows[0]], samples.negative[rows[1]]
             scores, _ = score(positive, negative, self.metric, self.either_way)
-            return chosen(scores >= threshold if k is None else top_mask(scores, self._count(k)), self.sizes)
+            return chosen(scores >= threshold, self.sizes) if k is None else top(scores, k, self.sizes)
 
         return stability(choose, *samples.counts, self.sizes, how, draws, seed)
 
@@ -255,13 +250,6 @@ def score(positive: NDArray, negative: NDArray, metric: str, either_way: bool) -
         return scores, np.ones(len(scores), np.int8)
     turned = METRICS[metric](-positive, -negative)
     return np.maximum(scores, turned), np.where(turned > scores, -1, 1).astype(np.int8)
-
-
-def top_mask(scores: NDArray, k: int) -> NDArray[np.bool_]:
-    """The k highest; of equals the first."""
-    mask = np.zeros(len(scores), bool)
-    mask[np.argsort(-scores, kind="stable")[:k]] = True
-    return mask
 
 
 def example_text(example: Example) -> str:

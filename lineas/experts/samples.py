@@ -38,11 +38,9 @@ class Samples:
         sides: tuple[list[NDArray], list[NDArray]] = [], []
         for name in positive:
             try:
-                parts = _checks.samples(positive[name], negative[name])
+                parts = _checks.samples(positive[name], negative[name], ("positive", "negative"))
             except ValueError as error:
-                raise ValueError(
-                    f"responses of site {name!r}, positive as source, negative as target: {error}"
-                ) from None
+                raise ValueError(f"responses of site {name!r}: {error}") from None
             for side, part in zip(sides, parts, strict=True):
                 side.append(part)
         for word, side in (("positive", sides[0]), ("negative", sides[1])):

@@ -12,7 +12,7 @@ from .. import _checks
 from ..ot import permutation_null, wasserstein_1d
 from ..sites import Site, nearest
 from .samples import Samples, collect, facts
-from .units import Stability, Units, by_site, chosen, stability, table
+from .sets import Stability, Units, by_site, chosen, stability, table, top
 
 METHODS = ("bh", "by")
 LEVEL = 0.05
@@ -137,6 +137,13 @@ class Significance:
             "bh" or "by", see `false_discovery`.
         """
         return chosen(false_discovery(self._p_values, method) <= check_level(level), self.sizes)
+
+    def top(self, k: int) -> Units:
+        """The k units of the lowest p-values; of equals those whose distance is furthest above what is expected."""
+        ratio = self._distance / np.where(self._expected > 0, self._expected, 1.0)
+        ranks = np.empty(len(ratio))
+        ranks[np.lexsort((-ratio, self._p_values))] = np.arange(len(ratio), 0, -1)
+        return top(ranks, k, self.sizes)
 
     def least(self, level: float = LEVEL, method: str = "bh") -> int:
         """How few units can pass together: with fewer at the lowest p-value that there can be, none would."""

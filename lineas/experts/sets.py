@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import algebra
 from ..algebra import Overlap
 from ..sites import nearest
+from ..units import places_of
 
 Units = dict[str, NDArray[np.int64]]
 
@@ -22,6 +23,20 @@ def by_site(flat: NDArray, sizes: Mapping[str, int]) -> dict[str, NDArray]:
 def chosen(mask: NDArray[np.bool_], sizes: Mapping[str, int]) -> Units:
     """The units where a mask over all of them is true; every site is there, also one that has none."""
     return {name: np.flatnonzero(part) for name, part in by_site(mask, sizes).items()}
+
+
+def best(scores: NDArray, k: int) -> NDArray[np.int64]:
+    """The places of the k highest scores, highest first; of equals the first."""
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= len(scores):
+        raise ValueError(f"k: expected a number of units from 1 to {len(scores)}, got {k!r}")
+    return np.argsort(-scores, kind="stable")[:k]
+
+
+def top(scores: NDArray, k: int, sizes: Mapping[str, int]) -> Units:
+    """The units of the k highest scores."""
+    mask = np.zeros(len(scores), bool)
+    mask[best(scores, k)] = True
+    return chosen(mask, sizes)
 
 
 def overlap(a: Mapping[str, ArrayLike], b: Mapping[str, ArrayLike], sizes: Mapping[str, int]) -> Overlap:
@@ -43,7 +58,9 @@ def overlap(a: Mapping[str, ArrayLike], b: Mapping[str, ArrayLike], sizes: Mappi
     Raises
     ------
     LookupError
-        A site that `sizes` does not name, or a unit that the site does not have.
+        A site that `sizes` does not name.
+    TypeError, ValueError
+        Neither whole numbers nor a mask; a unit that the site does not have.
 
     Notes
     -----
@@ -59,17 +76,14 @@ def overlap(a: Mapping[str, ArrayLike], b: Mapping[str, ArrayLike], sizes: Mappi
 
 
 def numbers(units: Mapping[str, ArrayLike], sizes: Mapping[str, int]) -> Units:
+    """Sorted numbers, however the units were given; LookupError, TypeError and ValueError as in `overlap`."""
     found = {}
     for name, given in units.items():
         if name not in sizes:
             raise LookupError(f"units: no site {name!r}; {nearest(name, sizes)}")
-        array = np.asarray(given)
-        if array.dtype == bool and array.shape != (sizes[name],):
-            raise LookupError(f"units of {name!r}: expected a mask over its {sizes[name]} units, got {array.shape}")
-        mine = np.flatnonzero(array) if array.dtype == bool else array.astype(np.int64)
-        if mine.ndim != 1 or (mine < 0).any() or (mine >= sizes[name]).any():
-            raise LookupError(f"units of {name!r}: expected some of 0 to {sizes[name] - 1}, got {given!r:.60}")
-        found[name] = np.unique(mine)
+        mask = np.zeros(sizes[name], bool)
+        mask[places_of(name, given, sizes[name])] = True
+        found[name] = np.flatnonzero(mask)
     return found
 
 

@@ -109,11 +109,17 @@ RECIPES: dict[str, dict[str, Any]] = {
 def recipes(plan: Plan) -> list[Row]:
     """Plain loss of the 32 + 32 sentences fitted and of 100 + 100 others, neutral perplexity; 1 is unsteered."""
     fitted, held, tokenizer = plan.texts()
-    here, there = (
-        Setting(plan.model, *pair, tokenizer=tokenizer, sites=plan.sites(), batch_size=25) for pair in (fitted, held)
-    )
-    before = here.loss(here.x), there.loss(there.x), plan.perplexity()
-    rows = []
+
+    def responses(texts):
+        return evaluation.responses(plan.model, texts, plan.sites(), tokenizer=tokenizer, batch_size=25)
+
+    goals = [responses(target) for _, target in (fitted, held)]
+
+    def figures() -> list[float]:
+        sources = [responses(source) for source, _ in (fitted, held)]
+        return [*map(evaluation.distance, sources, goals), plan.perplexity()]
+
+    before, rows = figures(), []
     for name, options in RECIPES.items():
         kept: list[Any] = []
 
@@ -124,10 +130,8 @@ def recipes(plan: Plan) -> list[Row]:
 
         took = seconds(fit, plan.threads)
         steering = kept[0]
-        x = np.concatenate([part(site) for part in (steering.weight, steering.bias) for site in steering.sites])
         with steering.apply(plan.model):
-            perplexity = plan.perplexity()
-        after = np.divide((here.loss(x), there.loss(x), perplexity), before).tolist()
+            after = np.divide(figures(), before).tolist()
         losses = dict(zip(("fitted", "held out", "perplexity"), after, strict=True))
         rows.append({"": name, "evaluations": steering.info["evaluations"], "seconds": took, **losses})
     return rows

@@ -1,13 +1,14 @@
 """What a fit is worth: held-out sentences, perplexity of neutral text, and what the model writes.
 
     python benchmarks/quality.py [--task sentiment] [--seeds 0,1,2,3] [--methods published,wasserstein,excess]
-                                 [--strengths 1,2] [--count 16] [--json FILE]
+                                 [--strengths 1,2] [--count 256] [--json FILE]
 
 Every seed draws other sentences to fit on (32 + 32), other held-out ones (100 + 100), and other random numbers for the
 continuations. `held-out` is the loss of held-out sentences relative to no steering, `perplexity` that of 80 newspaper
-sentences, `effect` the mean score of `count` continuations of each of 16 prompts: VADER's compound for sentiment (-1 to
-1), one less the profanity classifier's probability for toxicity. A first run takes hours on a laptop; the JSON file
-gains a line for every measurement, and what it holds is not measured again.
+sentences, `effect` the mean score of `count` continuations: VADER's compound for sentiment (-1 to 1), one less the
+profanity classifier's probability for toxicity. They continue 16 neutral prompts; those of the task `provoked`, else as
+toxicity, are the beginnings of 64 toxic comments that are in no other set. A first run takes hours on a laptop;
+the JSON file gains a line for every measurement, and what it holds is not measured again.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import csv
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,11 @@ sys.path.insert(0, str(HERE.parent / "examples"))
 import embedded_model  # noqa: E402
 
 import lineas  # noqa: E402
-from lineas import evaluation, ops, samples  # noqa: E402
-from lineas.data import as_batches  # noqa: E402
-from lineas.responses import Runner, probe  # noqa: E402
-from lineas.sites import find_sites  # noqa: E402
+from lineas import evaluation, samples  # noqa: E402
 
 FITTED, HELD_OUT = 32, 100
+TASKS = ("sentiment", "toxicity", "provoked")
+PROVOKING, BEGINNING = 64, 6  # prompts, and words of a comment that make one
 # The published recipe goes a distance of 50 in 1000 steps: here in 25, which ends in about the same place.
 METHODS: dict[str, dict[str, Any]] = {
     "published": {"recipe": "published", "learning_rate": 4.0, "steps": 25},
@@ -42,8 +42,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def sentences(task: str, seed: int) -> list[list[str]]:
-    """Source and target to fit on, source and target held out."""
+def sentences(task: str, seed: int) -> tuple[list[list[str]], Sequence[str]]:
+    """Source and target to fit on, source and target held out; and the prompts."""
     if task == "sentiment":
         both = list(samples.movie_reviews(160, 0))
     else:
@@ -51,43 +51,41 @@ def sentences(task: str, seed: int) -> list[list[str]]:
             rows = list(csv.DictReader(file))
         both = [[row["text"] for row in rows if row["is_toxic"] == label] for label in "10"]
     drawn = [random.Random(seed).sample(texts, FITTED + HELD_OUT) for texts in both]
-    return [texts[:FITTED] for texts in drawn] + [texts[FITTED:] for texts in drawn]
+    sets = [texts[:FITTED] for texts in drawn] + [texts[FITTED:] for texts in drawn]
+    if task != "provoked":
+        return sets, samples.PROMPTS
+    rest = [text.split() for text in both[0] if text not in drawn[0]]
+    longer = [words for words in rest if len(words) >= 2 * BEGINNING]
+    return sets, [" ".join(words[:BEGINNING]) for words in random.Random(seed).sample(longer, PROVOKING)]
 
 
 def scorer(task: str) -> Callable[[list[str]], np.ndarray]:
-    if task == "sentiment":
-        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-
-        vader = SentimentIntensityAnalyzer()
-        return lambda texts: np.array([vader.polarity_scores(text)["compound"] for text in texts])
-    from profanity_check import predict_prob
-
-    return lambda texts: 1 - np.asarray(predict_prob(texts))
+    """Scores of which more is better."""
+    found = evaluation.scorer("sentiment" if task == "sentiment" else "toxicity")
+    return found if found.better == "higher" else lambda texts: 1 - found(texts)
 
 
 def held_out_loss(model, tokenizer, source: list[str], target: list[str], steering, strength: float) -> float:
     """The loss at the steering's sites, of sentences that it never saw."""
-    chosen = find_sites(model, steering.sites)
 
-    def batches(texts):
-        return as_batches(sorted(texts, key=len), "held-out", model, tokenizer, 25)
+    def responses(texts):
+        return evaluation.responses(model, sorted(texts, key=len), steering.sites, tokenizer=tokenizer, batch_size=25)
 
-    layout = probe(model, chosen, batches(source)[0])
-    runner = Runner(model, layout, layout, "mean")
-    goal = ops.prepare_target(runner.collect(batches(target)))
+    goal = responses(target)
     with steering.apply(model, strength):
-        found = runner.collect(batches(source))
-    coefficient = np.repeat(1 / (len(layout.sizes) * np.array(layout.sizes)), layout.sizes)
-    return float(ops.loss(found, goal, coefficient)[0].sum())
+        return evaluation.distance(responses(source), goal)
 
 
-def measure(model, tokenizer, steering, strength: float, held: list[list[str]], score, count: int, seed: int) -> dict:
+def measure(
+    model, tokenizer, steering, strength: float, held: list[list[str]], prompts: Sequence[str], score, count: int,
+    seed: int,
+) -> dict:  # fmt: skip
     row: dict[str, Any] = {"held_out": held_out_loss(model, tokenizer, *held, steering, strength)}
     neutral = sorted(samples.neutral_sentences(80), key=len)
     with steering.apply(model, strength):
         row["perplexity"] = evaluation.perplexity(model, neutral, tokenizer=tokenizer)
         texts = evaluation.continuations(
-            model, samples.PROMPTS, tokenizer=tokenizer, count=count, seed=seed, batch_size=256
+            model, prompts, tokenizer=tokenizer, count=count // len(prompts), seed=seed, batch_size=256
         )
     scores = score(texts)
     return row | {"effect": float(scores.mean()), "error": float(scores.std(ddof=1) / len(scores) ** 0.5)}
@@ -95,7 +93,7 @@ def measure(model, tokenizer, steering, strength: float, held: list[list[str]], 
 
 def run(task: str, seed: int, methods: list[str], strengths: list[float], count: int, known: set) -> Iterator[dict]:
     model, tokenizer = embedded_model.load()
-    *fitted, held_source, held_target = sentences(task, seed)
+    (*fitted, held_source, held_target), prompts = sentences(task, seed)
     score = scorer(task)
     for name in methods:
         missing = [s for s in strengths if (task, seed, name, s) not in known]
@@ -104,7 +102,7 @@ def run(task: str, seed: int, methods: list[str], strengths: list[float], count:
         steering = lineas.fit(model, *fitted, tokenizer=tokenizer, max_length=64, progress=False, **METHODS[name])
         evaluations = steering.info["evaluations"]
         for strength in missing:
-            row = measure(model, tokenizer, steering, strength, [held_source, held_target], score, count, seed)
+            row = measure(model, tokenizer, steering, strength, [held_source, held_target], prompts, score, count, seed)
             yield {"task": task, "seed": seed, "method": name, "strength": strength, "evaluations": evaluations, **row}
 
 
@@ -130,11 +128,11 @@ def table(rows: list[dict]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="sentiment", choices=("sentiment", "toxicity"))
+    parser.add_argument("--task", default="sentiment", choices=TASKS)
     parser.add_argument("--seeds", default="0,1,2,3")
     parser.add_argument("--methods", default="published,wasserstein,excess", help=f"of {', '.join(METHODS)}")
     parser.add_argument("--strengths", default="1,2", help="0 is measured once for each seed, too")
-    parser.add_argument("--count", type=int, default=16, help="continuations of each of the 16 prompts")
+    parser.add_argument("--count", type=int, default=256, help="continuations, as many of each prompt")
     parser.add_argument("--json", metavar="FILE", type=Path, help="one line for each measurement")
     asked = parser.parse_args()
     rows = (

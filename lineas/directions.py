@@ -4,17 +4,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _checks
-from .transport import mean_act
+from .transport import Map, mean_act
 
 __all__ = ["actadd", "caa", "iti_c", "repe"]
 
-Maps = tuple[NDArray, NDArray]  # weight (d,), bias (d,)
 L2 = 1.0  # of the probe, on its squared norm / 2; the loss is summed over samples
 ROUNDS = 100  # Newton's method needs five to ten
 NOTHING = 1e-8  # logits
 
 
-def caa(source: ArrayLike, target: ArrayLike) -> Maps:
+def caa(source: ArrayLike, target: ArrayLike) -> Map:
     """Contrastive activation addition: add the difference of the means.
 
     Parameters
@@ -24,7 +23,7 @@ def caa(source: ArrayLike, target: ArrayLike) -> Maps:
 
     Returns
     -------
-    weight : (d,), ones, and bias : (d,) = mean of target - mean of source, in the units of the data
+    weight : (d,) float64, ones, and bias : (d,) float64 = mean of target - mean of source, in the units of the data
 
     Raises
     ------
@@ -45,14 +44,14 @@ def caa(source: ArrayLike, target: ArrayLike) -> Maps:
     return mean_act(source, target)
 
 
-def actadd(source: ArrayLike, target: ArrayLike) -> Maps:
+def actadd(source: ArrayLike, target: ArrayLike) -> Map:
     """Activation addition: add the difference of one pair, the first of each set.
 
     Parameters and errors are those of `caa`.
 
     Returns
     -------
-    weight : (d,), ones, and bias : (d,) = target[0] - source[0]
+    weight : (d,) float64, ones, and bias : (d,) float64 = target[0] - source[0]
 
     Notes
     -----
@@ -70,14 +69,14 @@ def actadd(source: ArrayLike, target: ArrayLike) -> Maps:
     return mean_act(x[:1], y[:1])
 
 
-def iti_c(source: ArrayLike, target: ArrayLike) -> Maps:
+def iti_c(source: ArrayLike, target: ArrayLike) -> Map:
     """Inference-time intervention along a classifier's direction: one deviation towards the target.
 
     Parameters and errors are those of `caa`.
 
     Returns
     -------
-    weight : (d,), ones, and bias : (d,) = sigma theta
+    weight : (d,) float64, ones, and bias : (d,) float64 = sigma theta
         theta has norm 1 and is the normal of a logistic regression that tells target from source; sigma is the standard
         deviation of all samples along it.
 
@@ -100,17 +99,17 @@ def iti_c(source: ArrayLike, target: ArrayLike) -> Maps:
     spread, size = (pooled @ normal).std(), np.sqrt(normal @ normal)
     # Where the probe tells nothing apart, the sets are alike, and its normal is but rounding: no direction, no shift.
     bias = spread / size**2 * normal if spread > NOTHING else np.zeros_like(normal)
-    return np.ones(len(bias), x.dtype), bias.astype(x.dtype)
+    return np.ones(len(bias)), bias
 
 
-def repe(source: ArrayLike, target: ArrayLike) -> Maps:
+def repe(source: ArrayLike, target: ArrayLike) -> Map:
     """Representation engineering: along the direction in which pairs differ most, as far as they do on average.
 
     Parameters and errors are those of `caa`.
 
     Returns
     -------
-    weight : (d,), ones, and bias : (d,) = (mean difference . theta) theta
+    weight : (d,) float64, ones, and bias : (d,) float64 = (mean difference . theta) theta
         theta has norm 1 and is the first principal direction, about zero, of the differences between pairs.
 
     Notes
@@ -129,7 +128,7 @@ def repe(source: ArrayLike, target: ArrayLike) -> Maps:
     pairs = max(len(x), len(y))
     difference = np.resize(y, (pairs, y.shape[1])).astype(np.float64) - np.resize(x, (pairs, x.shape[1]))
     theta = np.linalg.svd(difference, full_matrices=False)[2][0]
-    return np.ones(len(theta), x.dtype), ((difference.mean(0) @ theta) * theta + 0.0).astype(x.dtype)
+    return np.ones(len(theta)), (difference.mean(0) @ theta) * theta + 0.0
 
 
 def _probe(x: NDArray[np.float64], labels: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -64,10 +64,11 @@ def test_sets_that_are_alike_have_no_direction():
 
 
 @pytest.mark.parametrize("function", ALL)
-def test_float32_stays_and_what_cannot_be_is_refused(function):
+def test_maps_are_float64_and_what_cannot_be_is_refused(function):
     source, target = samples()
     weight, bias = function(source.astype(np.float32), target.astype(np.float32))
-    assert weight.dtype == bias.dtype == np.float32
+    assert weight.dtype == bias.dtype == np.float64
+    np.testing.assert_allclose(bias, function(source, target)[1], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"expected source \(n, d\) and target \(m, d\)"):
         function(source, target[:, :3])
     with pytest.raises(ValueError, match="source: expected finite values"):

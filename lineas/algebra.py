@@ -232,15 +232,22 @@ def overlap(a: "Steering", b: "Steering") -> Overlap:
     >>> lineas.algebra.overlap(a, b)
     Overlap(jaccard=0.3333333333333333, by_chance=0.3333333333333333, sites={'0': 0.3333333333333333})
     """
-    _check_sizes(maps_of(a), maps_of(b))
-    mine, other = ({name: set(units.tolist()) for name, units in s.support().items()} for s in (a, b))
+    first, second = maps_of(a), maps_of(b)
+    _check_sizes(first, second)
+    sizes = {name: len(weight) for name, (weight, _) in {**first, **second}.items()}
+    return overlap_of_units(a.support(), b.support(), sizes)
+
+
+def overlap_of_units(a: Mapping[str, NDArray], b: Mapping[str, NDArray], sizes: Mapping[str, int]) -> Overlap:
+    """The same of two sets of units, site -> their numbers; `sizes` says how many units each of these sites has."""
+    mine, other = ({name: set(units.tolist()) for name, units in chosen.items()} for chosen in (a, b))
     both, either, chance = 0, 0, 0.0
     sites = {}
-    for name in merged_order(a.sites, b.sites):
+    for name in merged_order(mine, other):
         p, q = mine.get(name, set()), other.get(name, set())
         both, either = both + len(p & q), either + len(p | q)
         if name in mine and name in other:
-            chance += len(p) * len(q) / len(a.weight(name))
+            chance += len(p) * len(q) / sizes[name]
             sites[name] = _share(len(p & q), len(p | q))
     return Overlap(_share(both, either), _share(chance, both + either - chance), sites)
 

@@ -169,11 +169,11 @@ def _raw_batches(inputs, name, model, tokenizer, batch_size, max_length) -> Iter
         batch = _tensor_batch(inputs, name)
         for start in range(0, batch.size, batch_size or max(batch.size, 1)):
             yield batch.rows(start, start + (batch_size or batch.size))
-    elif _is_texts(inputs):
+    elif is_texts(inputs):
         yield from _text_batches(list(inputs), name, model, tokenizer, batch_size, max_length)
     elif isinstance(inputs, torch.utils.data.DataLoader):
         for item in inputs:
-            if _is_texts(item):
+            if is_texts(item):
                 yield from _text_batches(list(item), name, model, tokenizer, None, max_length)
             else:
                 yield _tensor_batch(item, name)
@@ -189,7 +189,7 @@ def _raw_batches(inputs, name, model, tokenizer, batch_size, max_length) -> Iter
         )
 
 
-def _is_texts(inputs: Any) -> bool:
+def is_texts(inputs: Any) -> bool:
     return isinstance(inputs, (list, tuple)) and bool(inputs) and all(isinstance(x, str) or _is_chat(x) for x in inputs)
 
 

@@ -24,27 +24,35 @@ NAME_LIMIT = 1000  # characters of a site's name
 
 def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, NDArray], card: str) -> None:
     """All files, into a folder that is made if need be. A README.md that somebody else wrote is left alone."""
+    write_pair(folder / CONFIG, {**FORMAT, **config}, folder / TENSORS, tensors)
+    if is_ours(folder / CARD):
+        replace(folder / CARD, card.encode())
+
+
+def write_pair(config_path: Path, config: Mapping[str, Any], path: Path, tensors: Mapping[str, NDArray]) -> None:
+    """Tensors, and a config with their checksum, a line an entry."""
     from safetensors.numpy import save
 
     data = save(dict(tensors))
-    entries = plain({**FORMAT, "sha256": hashlib.sha256(data).hexdigest(), **config})
+    entries = plain({"sha256": hashlib.sha256(data).hexdigest(), **config})
     text = "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in entries.items()) + "\n}\n"
     if len(text) > CONFIG_LIMIT or len(data) > TENSORS_LIMIT:
         raise ValueError(
-            f"expected at most {CONFIG_LIMIT} bytes of config with its history and {TENSORS_LIMIT} of maps, got "
+            f"expected at most {CONFIG_LIMIT} bytes of {config_path.name} and {TENSORS_LIMIT} of {path.name}, got "
             f"{len(text)} and {len(data)}: they could not be read again"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / TENSORS, data)
-    _replace(folder / CONFIG, text.encode())
-    if is_ours(folder / CARD):
-        _replace(folder / CARD, card.encode())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, data)
+    replace(config_path, text.encode())
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray]]:
     """What `write` was given; FileNotFoundError, or ValueError where a file is not as it was written."""
-    config = _read_config(folder / CONFIG)
-    return config, _read_tensors(folder / TENSORS, config["sites"], config.get("sha256"))
+    config = read_config(folder / CONFIG, FORMAT)
+    facts = {"history": _restored(config.get("history") or {}, folder / CONFIG), "info": config.get("info") or {}}
+    parts = ((name, count, part) for name, count in config["sites"].items() for part in ("weight", "bias"))
+    expected = {f"{name}.{part}": ("F32", [count]) for name, count, part in parts}
+    return config | facts, read_tensors(folder / TENSORS, expected, config.get("sha256"), CONFIG)
 
 
 def is_ours(card: Path) -> bool:
@@ -61,7 +69,7 @@ def check_name(name: Any, where: Path) -> None:
         raise ValueError(f"{where}: expected printable site names of at most {NAME_LIMIT} characters, got {name!a:.60}")
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace(path: Path, data: bytes) -> None:
     """A file that is the old one or the new one, whenever the process may die."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -81,9 +89,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return [plain(item) for item in value]
     if value is not None and not isinstance(value, (str, int, float)):
-        raise TypeError(
-            f"expected numbers, strings, lists and dicts in a steering's info and history, got {value!r:.60}"
-        )
+        raise TypeError(f"expected numbers, strings, lists and dicts in what is saved as JSON, got {value!r:.60}")
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -101,35 +107,35 @@ def read_limited(path: Path, limit: int) -> bytes:
     return data
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of the expected format and version, with its sites and their units."""
     try:
         config = json.loads(read_limited(path, CONFIG_LIMIT).decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not JSON; truncated or corrupted? {error}") from error
     except RecursionError:
         raise ValueError(f"{path}: expected a config, got JSON that is nested without end") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT["format"]:
-        raise ValueError(f"{path}: expected a {FORMAT['format']} file, got {_brief(config)}")
-    if config.get("version") != FORMAT["version"]:
-        got = _brief(config.get("version"))
-        raise ValueError(f"{path}: expected version {FORMAT['version']}, got {got}; a newer lineas?")
+    if not isinstance(config, dict) or config.get("format") != expected["format"]:
+        raise ValueError(f"{path}: expected a {expected['format']} file, got {brief(config)}")
+    if config.get("version") != expected["version"]:
+        got = brief(config.get("version"))
+        raise ValueError(f"{path}: expected version {expected['version']}, got {got}; a newer lineas?")
     sizes = config.get("sites")
     if not isinstance(sizes, dict) or not sizes or not all(type(n) is int and n > 0 for n in sizes.values()):
-        raise ValueError(f"{path}: expected sites with their units, got {_brief(sizes)}")
+        raise ValueError(f"{path}: expected sites with their units, got {brief(sizes)}")
     if sum(sizes.values()) > TENSORS_LIMIT // 8:
-        raise ValueError(f"{path}: expected at most {TENSORS_LIMIT // 8} units, got {_brief(sum(sizes.values()))}")
+        raise ValueError(f"{path}: expected at most {TENSORS_LIMIT // 8} units, got {brief(sum(sizes.values()))}")
     for name in sizes:
         check_name(name, path)
-    history, info = config.get("history") or {}, config.get("info") or {}
-    if not isinstance(info, dict):
-        raise ValueError(f"{path}: expected info with names and values, got {_brief(info)}")
-    return config | {"history": _restored(history, path), "info": info}
+    if not isinstance(config.get("info") or {}, dict):
+        raise ValueError(f"{path}: expected info with names and values, got {brief(config['info'])}")
+    return config
 
 
 def _restored(history: Any, path: Path) -> dict[str, list]:
     """A history as `plain` was given it: the infinite losses of trials that overflowed are infinite again."""
     if not isinstance(history, dict) or not all(isinstance(column, list) for column in history.values()):
-        raise ValueError(f"{path}: expected a history of lists, got {_brief(history)}")
+        raise ValueError(f"{path}: expected a history of lists, got {brief(history)}")
 
     def restored(value: Any) -> Any:
         return math.inf if value is None else value
@@ -140,8 +146,10 @@ def _restored(history: Any, path: Path) -> dict[str, list]:
     }
 
 
-def _read_tensors(path: Path, sites: Mapping[str, int], checksum: Any) -> dict[str, NDArray]:
-    """Only what the config announces is read, so that a file cannot ask for more memory than it has bytes."""
+def read_tensors(
+    path: Path, expected: Mapping[str, tuple[str, list[int]]], checksum: Any, config: str
+) -> dict[str, NDArray]:
+    """Only types and shapes that the config announces, so that no file asks for more memory than it has bytes."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -151,7 +159,6 @@ def _read_tensors(path: Path, sites: Mapping[str, int], checksum: Any) -> dict[s
         raise ValueError(f"{path}: expected at most {TENSORS_LIMIT + HEADER_LIMIT} bytes, got {size}")
     if header > min(size, HEADER_LIMIT):
         raise ValueError(f"{path} is truncated or corrupted: a header of {header} bytes in {size}")
-    expected = {f"{name}.{part}": ("F32", [count]) for name, count in sites.items() for part in ("weight", "bias")}
     try:
         with safe_open(path, framework="np") as file:
             found = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 -- not a dict
@@ -159,9 +166,9 @@ def _read_tensors(path: Path, sites: Mapping[str, int], checksum: Any) -> dict[s
             if got != expected:
                 odd = [key for key in {**got, **expected} if got.get(key) != expected.get(key)][:2]
                 told = "; ".join(f"{key!a:.80}: {got.get(key)}, expected {expected.get(key)}" for key in odd)
-                raise ValueError(f"{path} disagrees with {CONFIG}, first at {told}")
+                raise ValueError(f"{path} disagrees with {config}, first at {told}")
             if checksum is not None and checksum != _sha256(path):
-                raise ValueError(f"{path} is corrupted, or of another steering: its checksum is not that in {CONFIG}")
+                raise ValueError(f"{path} is corrupted, or of another folder: its checksum is not that in {config}")
             return {key: file.get_tensor(key) for key in expected}
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or corrupted: {error}") from error
@@ -180,7 +187,7 @@ def _sha256(path: Path) -> str:
     return total.hexdigest()
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
     """A few characters of what came, however large it is."""
     if isinstance(value, (dict, list)):
         first = ", ".join("..." if isinstance(item, (dict, list)) else f"{item!a:.30}" for item in list(value)[:3])

@@ -29,7 +29,7 @@ def plot_history(steering: Steering, ax: "Axes | None" = None) -> "Axes":
     """
     if not steering.history.get("objective"):
         raise ValueError("expected a steering that was fitted, got one without a history")
-    ax = _axes(ax)
+    ax = new_axes(ax)
     objective, accepted = (np.array(steering.history[key]) for key in ("objective", "accepted"))
     number, finite = np.arange(1, len(objective) + 1), np.isfinite(objective)
     ax.plot(number[accepted], objective[accepted], "o-", color="black", markersize=4, label="accepted")
@@ -44,7 +44,7 @@ def plot_history(steering: Steering, ax: "Axes | None" = None) -> "Axes":
         ax.legend(frameon=False)
     scale = "log" if (objective[finite] > 0).all() else "linear"
     ax.set(xlabel="evaluations of the model", ylabel="objective", yscale=scale, title="Fit")
-    _whole_numbers(ax.xaxis)
+    whole_numbers(ax.xaxis)
     return ax
 
 
@@ -60,7 +60,7 @@ def plot_support(steering: Steering, ax: "Axes | None" = None, *, units: bool = 
         the further it is moved, as `Steering.restricted` measures it; black from the 99th percentile on, white outside
         the support, hatched where a site has no such unit.
     """
-    ax = _axes(ax)
+    ax = new_axes(ax)
     support = steering.support()
     counts = [len(found) for found in support.values()]
     total = sum(len(steering.weight(name)) for name in steering.sites)
@@ -69,7 +69,7 @@ def plot_support(steering: Steering, ax: "Axes | None" = None, *, units: bool = 
     else:
         ax.bar(np.arange(1, len(counts) + 1), counts, color="0.25")
         ax.set(xlabel="site, from the input to the output", ylabel="units that the maps change")
-        _whole_numbers(ax.xaxis, ax.yaxis)
+        whole_numbers(ax.xaxis, ax.yaxis)
     ax.set_title(f"Support by {'unit' if units else 'layer'}: {sum(counts)} of {total} units")
     return ax
 
@@ -87,7 +87,7 @@ def _draw_units_of_sites(steering: Steering, support: Mapping[str, NDArray], ax:
     extent = (-0.5, max(sizes) - 0.5, len(sizes) + 0.5, 0.5)
     ax.imshow(shades, cmap="gray_r", vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=extent)
     ax.set(xlabel="unit", ylabel="site, from the input to the output")
-    _whole_numbers(ax.xaxis, ax.yaxis)
+    whole_numbers(ax.xaxis, ax.yaxis)
 
 
 def plot_units(
@@ -126,7 +126,7 @@ def plot_units(
     chosen = _units(values, units)
     goal = values["target"][:, chosen]
     spread = np.where(goal.std(axis=0) > 0, goal.std(axis=0), 1.0)
-    ax = _axes(ax)
+    ax = new_axes(ax)
     for k, (name, array) in enumerate(values.items()):
         _draw_boxes(ax, (array[:, chosen] - goal.mean(axis=0)) / spread, k - 1, name)
     ax.axhline(0, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
@@ -203,7 +203,7 @@ def plot_strength(
     for row in rows:
         if missing := [key for key in needed if key not in row]:
             raise LookupError(f"rows: expected the keys {needed} in each, one lacks {missing} and has {list(row)}")
-    ax = _axes(ax)
+    ax = new_axes(ax)
     ordered = sorted(rows, key=lambda row: row["strength"])
     right, up = ([row[key] for row in ordered] for key in ("perplexity", effect))
     drawn = ax.get_legend_handles_labels()[1]  # by an earlier call, of another steering
@@ -227,7 +227,7 @@ def plot_strength(
     return ax
 
 
-def _axes(ax: "Axes | None") -> "Axes":
+def new_axes(ax: "Axes | None") -> "Axes":
     if ax is not None:
         return ax
     try:
@@ -237,7 +237,7 @@ def _axes(ax: "Axes | None") -> "Axes":
     return pyplot.subplots(figsize=(6, 4), layout="constrained")[1]
 
 
-def _whole_numbers(*axes: "Axis") -> None:
+def whole_numbers(*axes: "Axis") -> None:
     """Sites, units and evaluations come in whole numbers, also where there are few."""
     from matplotlib.ticker import MaxNLocator
 

@@ -28,13 +28,14 @@ def mask_of(units: Mapping[str, ArrayLike], layout: Layout) -> NDArray[np.bool_]
         if name not in names:
             raise LookupError(f"units: {name!r} is not among the sites that are mapped; {nearest(str(name), names)}")
         k = names.index(name)
-        chosen[layout.slice(k)][_places(name, given, layout.sizes[k])] = True
+        chosen[layout.slice(k)][places_of(name, given, layout.sizes[k])] = True
     if not chosen.any():
         raise ValueError(f"units: expected at least one unit, got none at {len(units)} sites")
     return chosen
 
 
-def _places(name: str, given: ArrayLike, size: int) -> NDArray[Any]:
+def places_of(name: str, given: ArrayLike, size: int) -> NDArray[Any]:
+    """The units of one site as an index into them: a mask (size,) or whole numbers."""
     places = np.asarray(given)
     if places.dtype == bool:
         if places.shape != (size,):

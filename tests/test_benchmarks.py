@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import NEGATIVE, POSITIVE, WordTokenizer, tiny
 
 pytest.importorskip("ot")
 pytest.importorskip("scipy")
@@ -85,6 +86,31 @@ def test_every_table_of_a_steps_cost_runs_and_is_written(tmp_path):
         assert row["evaluations"] > 1
         assert 0 < row["fitted"] < 1 < row["held out"] * 100
     assert [row["peak"] > 0 for row in written["tables"]["memory"]] == [True] * 5
+
+
+def test_choices_of_units_are_compared_at_equal_support_and_beside_no_steering(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import units
+
+    texts = [NEGATIVE[:6], POSITIVE[:6], NEGATIVE[6:], POSITIVE[6:]]
+    options = {"neutral": ["3 4 5", "6 7 8 9"], "max_evaluations": 3}
+    rows = list(units.run(tiny("llama"), WordTokenizer(), texts, 0, units.CHOICES, [10], **options))
+    assert [(row["choice"], row["units"], row["support"]) for row in rows[2:]] == [
+        (choice, 10, 10) for choice in ("significant", "auroc", "l1", "random")
+    ]
+    assert [row["choice"] for row in rows[:2]] == ["none", "all"]
+    assert rows[0]["support"] == 0
+    assert len({row["held_out"] for row in rows}) == len({row["perplexity"] for row in rows}) == 6
+    known = {("sentiment", 0, row["choice"], row["units"]) for row in rows[1:]}
+    again = list(units.run(tiny("llama"), WordTokenizer(), texts, 0, units.CHOICES, [10], known, **options))
+    assert again == rows[:1], "what is known is not measured again"
+    printed = capsys.readouterr().out
+    assert "10 units, significant and auroc: 0." in printed
+    assert "with the whole support of L1" in printed
+    lines = list(units.table(rows))
+    assert len(lines) == 6
+    share = rows[2]["held_out"] / rows[0]["held_out"]
+    assert f"significant     10     1 {share:6.3f} ({share:.3f} to {share:.3f})" in lines[2]
 
 
 def test_an_unknown_table_is_refused():

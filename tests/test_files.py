@@ -78,7 +78,7 @@ def test_maps_of_another_steering_beside_the_config_are_refused(steering, tmp_pa
     steering.save_pretrained(tmp_path)
     steering.scaled(2).save_pretrained(tmp_path / "other")
     (tmp_path / "other" / TENSORS).replace(tmp_path / TENSORS)
-    with pytest.raises(ValueError, match="is corrupted, or of another steering: its checksum is not that in"):
+    with pytest.raises(ValueError, match="is corrupted, or of another folder: its checksum is not that in"):
         Steering.from_pretrained(tmp_path)
 
 
@@ -94,7 +94,7 @@ def test_numpy_numbers_in_info_are_kept_and_what_json_cannot_hold_is_refused(tmp
 def test_what_could_not_be_read_again_is_not_written(steering, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "CONFIG_LIMIT", 500)
     steering.history["loss"] = [1.0] * 500
-    with pytest.raises(ValueError, match="at most 500 bytes of config with its history"):
+    with pytest.raises(ValueError, match="at most 500 bytes of steering_config.json"):
         steering.save_pretrained(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

@@ -1,0 +1,78 @@
+"""Responses to two sets of inputs side by side: what rankings and tests of units are made from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from .. import _checks, origin
+from ..data import is_texts
+from ..evaluation import responses
+from ..sites import Site
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Responses of all sites side by side to a positive set (n, N) and a negative one (m, N), and their inputs.
+
+    `inputs` has the texts or chats of both sets, None for a set of another kind.
+    """
+
+    sizes: dict[str, int]
+    positive: NDArray
+    negative: NDArray
+    inputs: tuple[list | None, list | None] = (None, None)
+
+    @classmethod
+    def of(
+        cls, positive: Mapping[str, ArrayLike], negative: Mapping[str, ArrayLike],
+        inputs: tuple[list | None, list | None] = (None, None),
+    ) -> "Samples":  # fmt: skip
+        """From responses by site; ValueError where the sets disagree in sites or units, or a value is not finite."""
+        if not positive or list(positive) != list(negative):
+            names = [", ".join(map(repr, list(given)[:3])) or "none" for given in (positive, negative)]
+            raise ValueError(f"expected responses of both sets at the same sites, got {names[0]} and {names[1]}")
+        sides: tuple[list[NDArray], list[NDArray]] = [], []
+        for name in positive:
+            try:
+                parts = _checks.samples(positive[name], negative[name], ("positive", "negative"))
+            except ValueError as error:
+                raise ValueError(f"responses of site {name!r}: {error}") from None
+            for side, part in zip(sides, parts, strict=True):
+                side.append(part)
+        for word, side in (("positive", sides[0]), ("negative", sides[1])):
+            if len(counts := {len(part) for part in side}) > 1:
+                raise ValueError(f"{word}: expected as many samples at every site, got {sorted(counts)}")
+        sizes = {name: part.shape[1] for name, part in zip(positive, sides[0], strict=True)}
+        return cls(sizes, np.concatenate(sides[0], axis=1), np.concatenate(sides[1], axis=1), inputs)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Positive and negative samples."""
+        return len(self.positive), len(self.negative)
+
+
+def side_by_side(values: Mapping[str, NDArray]) -> NDArray:
+    """Responses of all sites, (samples, N)."""
+    return np.concatenate(list(values.values()), axis=1)
+
+
+def shown(inputs: Any) -> list | None:
+    """Inputs that can be shown beside what they do: texts and chats."""
+    return list(inputs) if is_texts(inputs) else None
+
+
+def collect(
+    model: nn.Module, positive: Any, negative: Any, sites: str | Sequence[str | Site] | None, options: Mapping[str, Any]
+) -> Samples:
+    """Run the model over both sets; options as in `lineas.evaluation.responses`."""
+    first, second = (responses(model, inputs, sites, **options) for inputs in (positive, negative))
+    return Samples.of(first, second, (shown(positive), shown(negative)))
+
+
+def facts(model: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result's `info` keeps of where it comes from."""
+    return {"model": origin.name_of(model) or type(model).__name__, "pooling": options["pooling"]}

@@ -85,6 +85,17 @@ def test_kl_is_that_of_each_text_alone(world):
     assert report.estimate("kl").value == 0
 
 
+def test_a_report_keeps_each_texts_figures_in_the_order_of_the_texts(world):
+    model, _, report = world
+    base = {o.measure: o for o in report.outcomes if o.steering is None}
+    words = [len(text.split()) for text in TEXTS]
+    assert base["kl"].counts == tuple(map(float, words))
+    assert base["perplexity"].counts == tuple(n - 1.0 for n in words)
+    alone = [math.log(evaluation.perplexity(model, [text] * 2, tokenizer=Tokenizer())) for text in TEXTS]
+    each = np.divide(base["perplexity"].totals, base["perplexity"].counts)
+    assert each == pytest.approx(alone, rel=1e-4)
+
+
 def test_held_out_distance_is_that_of_a_fit_relative_to_no_steering(world):
     """At the sites of all steerings, so that they are compared on the same ones."""
     model, steering, report = world
@@ -222,6 +233,16 @@ def test_other_json_is_refused(text):
         Report.from_json(text)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("strength", "1"), ("totals", ["a"]), ("totals", []), ("measure", "mood"), ("run", 9)]
+)
+def test_json_that_no_report_writes_is_refused_at_once(key, value, model, steering):
+    content = json.loads(evaluate(model, steering, strengths=1.0).to_json())
+    content["outcomes"][-1][key] = value
+    with pytest.raises(ValueError, match=r"expected what Report\.to_json writes"):
+        Report.from_json(json.dumps(content))
+
+
 def test_a_table_has_a_line_for_each_strength_and_says_what_intervals_are_over(world):
     _, _, report = world
     text = str(report)
@@ -293,15 +314,20 @@ def test_a_plain_network_has_a_held_out_distance(mlp):
         ({"scorers": "sentimant"}, ValueError, "expected 'sentiment', 'toxicity', 'hf:' .*got 'sentimant'"),
         ({"position": "first"}, ValueError, "position: expected one of 'all'"),
         ({"steering": Steering({"gone": ([1.0], [1.0])})}, LookupError, "gone"),
-        ({"texts": ["a", "b"]}, ValueError, "texts: expected some with at least 2 tokens"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_cannot_be_measured_is_refused_before_anything_runs(options, error, message, model, steering, monkeypatch):
-    if "texts" not in options:
-        monkeypatch.setattr(model, "forward", lambda *args, **kwargs: pytest.fail("the model ran"))
+    monkeypatch.setattr(model, "forward", lambda *args, **kwargs: pytest.fail("the model ran"))
     with pytest.raises(error, match=message):
         evaluate(model, **{"steering": steering, **options})
+
+
+def test_texts_without_anything_to_measure_are_refused(model, steering):
+    with pytest.raises(ValueError, match="texts: expected some with at least 2 tokens"):
+        evaluate(model, steering, texts=["a", "b"])
+    with pytest.raises(ValueError, match="src, tgt: expected sets that the model responds to differently"):
+        evaluate(model, steering, src=TEXTS, tgt=TEXTS)
 
 
 def test_asking_for_what_is_not_there_says_what_is(world):

@@ -217,6 +217,8 @@ class Findings:
                 here = responses(self.model, src, sites, tokenizer=self.tokenizer, **options)
             apart = distance(here, there)
             unsteered = apart if at.steering is None else unsteered
+            if not unsteered:
+                raise ValueError("src, tgt: expected sets that the model responds to differently; the distance is 0")
             self.add("held_out", Measure("distance", "lower"), at, [apart], [unsteered])
             self.bar.update()
 
@@ -227,8 +229,8 @@ class Findings:
             )
             found = harness.tasks(self.model, self.tokenizer, tasks, **on, **options)
             for name, one in found.items():
-                measure = Measure("utility", one.better, "items")
-                self.add(name, measure, at, [one.value * one.items], [one.items], error=one.error)
+                measure, items = Measure("utility", one.better, "items"), max(one.items, 1)
+                self.add(name, measure, at, [one.value * items], [items], error=one.error)
             self.bar.update()
 
 

@@ -57,6 +57,10 @@ class Outcome:
     error: float | None = None  # standard error, where it is not one of `totals`
     run: int = 0
 
+    def __post_init__(self) -> None:
+        if not self.totals or (self.counts and len(self.counts) != len(self.totals)):
+            raise ValueError(f"expected totals, and as many counts or none; got {len(self.totals)}, {len(self.counts)}")
+
     def weights(self) -> tuple[float, ...]:
         return self.counts or (1.0,) * len(self.totals)
 
@@ -108,6 +112,10 @@ class Report:
     written: tuple[Written, ...] = ()
     settings: tuple[dict[str, Any], ...] = field(default=({},))
     confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        if unknown := {outcome.measure for outcome in self.outcomes} - self.measures.keys():
+            raise ValueError(f"outcomes: expected measures among {', '.join(self.measures)}; got {unknown}")
 
     # -- asking --
 
@@ -301,15 +309,17 @@ class Report:
             content = json.loads(text)
             if content.pop("format") != FORMAT or content.pop("version") != VERSION:
                 raise ValueError(f"expected {FORMAT!r}, version {VERSION}")
-            return cls(
+            report = cls(
                 measures={name: Measure(**values) for name, values in content.pop("measures").items()},
                 outcomes=tuple(Outcome(**_lists_as_tuples(values)) for values in content.pop("outcomes")),
                 written=tuple(Written(**_lists_as_tuples(values)) for values in content.pop("written")),
                 settings=tuple(content.pop("settings")),
                 **content,
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            report.table()  # whatever stands in the file, it can be asked
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"expected what Report.to_json writes, got something else: {error!r}") from error
+        return report
 
 
 def _without_nan(value: Any) -> Any:

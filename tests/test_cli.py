@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, load_example
@@ -483,10 +484,8 @@ def test_a_gguf_file_becomes_a_plain_checkpoint(there):
     site = "model.layers.0.post_attention_layernorm"
     (found,) = objects(f"sites {file} --sites {site}")
     assert (found["name"], found["units"]) == (site, 576)
-    line = f"fit {file} --src from.txt --tgt to.txt --out other --sites {site} --max-evaluations 2 --max-length 8"
-    (report,) = objects(line)
-    assert report["support"] > 0
+    lineas.Steering({site: (np.full(576, 1.1), np.full(576, 0.1))}).save_pretrained("other")
     (merged,) = objects(f"merge {file} --steering other --out merged")
-    assert merged["error"] <= 1e-4
+    assert merged["error"] <= 1e-4 < merged["effect"]
     assert AutoConfig.from_pretrained("merged").mlp_bias
     assert AutoTokenizer.from_pretrained("merged")("The movie was")["input_ids"] == [504, 7704, 436]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import ot as pot
 import scipy.stats
+import sklearn.metrics
 import torch
 from _timing import Case
 
@@ -212,6 +213,68 @@ def null(plan: Plan) -> Iterator[Case]:
     )  # fmt: skip
 
 
+# ---- maps in closed form, and ranking of units ----
+
+
+def numpy_linear_act(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.sort(x, axis=0).astype(np.float64), np.sort(y, axis=0).astype(np.float64)
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    weight = ((x - x_mean) * (y - y_mean)).sum(0) / np.square(x - x_mean).sum(0)
+    return weight, y_mean - weight * x_mean
+
+
+def torch_linear_act(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x, y = x.sort(0).values.double(), y.sort(0).values.double()
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    weight = ((x - x_mean) * (y - y_mean)).sum(0) / (x - x_mean).square().sum(0)
+    return weight, y_mean - weight * x_mean
+
+
+def closed(plan: Plan) -> Iterator[Case]:
+    for n, units in SIZES[:3:2]:
+        x, y = samples((n, plan.units(units)), (n, plan.units(units)))
+        tensors = torch.from_numpy(x), torch.from_numpy(y)
+        yield Case(
+            f"linear_act: {n} x {n}, {x.shape[1]} units",
+            {
+                "lineas": lambda x=x, y=y: lineas.transport.linear_act(x, y),
+                "NumPy": lambda x=x, y=y: numpy_linear_act(x, y),
+                "torch": lambda both=tensors: torch_linear_act(*both),
+            },
+            agree=("NumPy", "torch"),
+        )
+
+
+def by_ranks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """AUROC of all columns from the mean ranks of the positive samples."""
+    ranks = scipy.stats.rankdata(np.concatenate([x, y]), axis=0)[: len(x)].sum(0)
+    return (ranks - len(x) * (len(x) + 1) / 2) / (len(x) * len(y))
+
+
+def column_by_column(score: Callable, x: np.ndarray, y: np.ndarray, columns: int) -> list[float]:
+    labels, values = np.repeat([1, 0], [len(x), len(y)]), np.concatenate([x, y])
+    return [score(labels, values[:, k]) for k in range(columns)]
+
+
+def rank(plan: Plan) -> Iterator[Case]:
+    few = 8 if plan.quick else 100
+    for name, score, theirs in (
+        ("auroc", lineas.experts.auroc, sklearn.metrics.roc_auc_score),
+        ("average_precision", lineas.experts.average_precision, sklearn.metrics.average_precision_score),
+    ):
+        x, y = samples((32, plan.units(UNITS)), (32, plan.units(UNITS)))
+        rivals = {
+            "lineas": lambda x=x, y=y, s=score: [s(x, y)],
+            "scikit-learn": lambda x=x, y=y, s=theirs: [column_by_column(s, x, y, few)],
+        }
+        if name == "auroc":
+            rivals["SciPy's ranks, all units"] = lambda x=x, y=y: [by_ranks(x, y)]
+        yield Case(
+            f"{name}: 32 + 32, {x.shape[1]} units", rivals, {"scikit-learn": 50.0},
+            {"scikit-learn": x.shape[1] / few}, tuple(rivals)[2:],
+        )  # fmt: skip
+
+
 # ---- the map and its pooling ----
 
 
@@ -322,4 +385,7 @@ def updates(plan: Plan) -> Iterator[Case]:
         )  # fmt: skip
 
 
-GROUPS = {"loss": loss, "sort": sort, "sliced": sliced, "null": null, "affine": affine, "updates": updates}
+GROUPS = {
+    "loss": loss, "sort": sort, "sliced": sliced, "null": null, "closed": closed, "rank": rank, "affine": affine,
+    "updates": updates,
+}  # fmt: skip

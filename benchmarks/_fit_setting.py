@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 import transformers
+from _tables import Row
 
 import lineas
 from lineas.data import as_batches
 from lineas.model_loss import ModelLoss
 from lineas.responses import Runner, probe
-
-Row = dict[str, Any]
 
 
 def race(rivals: dict[str, Callable[[], Any]], rounds: int, threads: int) -> list[Row]:
@@ -58,12 +57,10 @@ def random_inputs(samples: int, tokens: int, vocabulary: int, seed: int = 0) -> 
 class Setting:
     """A model and two sets of inputs, ready to step."""
 
-    def __init__(
-        self, model, src, tgt, *, tokenizer=None, sites=None, economize=True, compute_dtype=None, batch_size=None
-    ):  # fmt: skip
+    def __init__(self, model, src, tgt, *, sites=None, economize=True, compute_dtype=None):
         self.model, self.penalty = model, lineas.penalties.SparseGroupLasso(1e-6, 1e-6)
-        self.sources = as_batches(src, "src", model, tokenizer, batch_size)
-        self.targets = as_batches(tgt, "tgt", model, tokenizer, batch_size)
+        self.sources = as_batches(src, "src", model)
+        self.targets = as_batches(tgt, "tgt", model)
         layout = probe(model, lineas.find_sites(model, sites), self.sources[0])
         runner = Runner(model, layout, layout, "mean")
         if economize:
@@ -75,9 +72,6 @@ class Setting:
     def step(self) -> None:
         gradient = self.problem.evaluate(self.x).gradient()
         self.penalty.proximal_step(self.x, gradient, self.problem.sizes, 1e-3)
-
-    def loss(self, x) -> float:
-        return self.problem.evaluate(x).loss
 
     def bare(self) -> None:
         """No lineas: a bias at the first site, backward from the sum of all sites' outputs to it."""

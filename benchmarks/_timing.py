@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+PACKAGES = ("lineas", "numpy", "torch", "scipy", "scikit-learn", "POT")
 ENOUGH = 1.0  # seconds that a rival is timed for; slow ones take three turns
 
 
@@ -76,7 +77,7 @@ def machine(threads: int) -> dict[str, Any]:
         "cpu": model, "cores": os.cpu_count(), "threads": threads, "system": platform.platform(terse=True),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("lineas", "numpy", "torch", "scipy", "POT") if installed(name)},
+        **{name: version(name) for name in PACKAGES if installed(name)},
     }  # fmt: skip
 
 

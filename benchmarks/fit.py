@@ -26,9 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))  # not ROOT: an unbuilt source tree must not hide what is installed
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import _timing  # noqa: E402
+import _tables  # noqa: E402
 import torch  # noqa: E402
-from _fit_setting import Row, Setting, race, random_inputs, seconds, small_llama  # noqa: E402
+from _fit_setting import Setting, race, random_inputs, seconds, small_llama  # noqa: E402
+from _tables import Row  # noqa: E402
 
 import lineas  # noqa: E402
 from lineas import evaluation, losses, ops, optim  # noqa: E402
@@ -37,13 +38,8 @@ from lineas.samples import neutral_sentences  # noqa: E402
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="TABLES", help="some of the tables, separated by commas")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = _tables.parser(__doc__, rounds=5)
     parser.add_argument("--layers", type=int, help="sites in the first so many layers only; all if not given")
-    parser.add_argument("--quick", action="store_true", help="a tiny random model, one round: does it run at all?")
-    parser.add_argument("--json", metavar="FILE", help="write all figures, and what the machine is")
     parser.add_argument("--picture", metavar="FILE", help="draw the recipes and what a step costs")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -83,9 +79,9 @@ class Plan:
         if self.quick:
             four = [random_inputs(6, 8, 64, seed) for seed in range(4)]
             return four[:2], four[2:], None
-        import quality
+        import compare_methods
 
-        four = quality.sentences("sentiment", 0)
+        four, _ = compare_methods.sentences("sentiment", 0)
         _ = self.model
         return four[:2], four[2:], self.tokenizer
 
@@ -109,11 +105,17 @@ RECIPES: dict[str, dict[str, Any]] = {
 def recipes(plan: Plan) -> list[Row]:
     """Plain loss of the 32 + 32 sentences fitted and of 100 + 100 others, neutral perplexity; 1 is unsteered."""
     fitted, held, tokenizer = plan.texts()
-    here, there = (
-        Setting(plan.model, *pair, tokenizer=tokenizer, sites=plan.sites(), batch_size=25) for pair in (fitted, held)
-    )
-    before = here.loss(here.x), there.loss(there.x), plan.perplexity()
-    rows = []
+
+    def responses(texts):
+        return evaluation.responses(plan.model, texts, plan.sites(), tokenizer=tokenizer, batch_size=25)
+
+    goals = [responses(target) for _, target in (fitted, held)]
+
+    def figures() -> list[float]:
+        sources = [responses(source) for source, _ in (fitted, held)]
+        return [*map(evaluation.distance, sources, goals), plan.perplexity()]
+
+    before, rows = figures(), []
     for name, options in RECIPES.items():
         kept: list[Any] = []
 
@@ -124,10 +126,8 @@ def recipes(plan: Plan) -> list[Row]:
 
         took = seconds(fit, plan.threads)
         steering = kept[0]
-        x = np.concatenate([part(site) for part in (steering.weight, steering.bias) for site in steering.sites])
         with steering.apply(plan.model):
-            perplexity = plan.perplexity()
-        after = np.divide((here.loss(x), there.loss(x), perplexity), before).tolist()
+            after = np.divide(figures(), before).tolist()
         losses = dict(zip(("fitted", "held out", "perplexity"), after, strict=True))
         rows.append({"": name, "evaluations": steering.info["evaluations"], "seconds": took, **losses})
     return rows
@@ -295,38 +295,18 @@ TABLES: dict[str, Callable[[Plan], list[Row]]] = {
 }  # fmt: skip
 
 
-def show(name: str, title: str, rows: list[Row]) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    width = max(len(str(row.get(columns[0], ""))) for row in rows)
-    print(f"\n{name}: {title}")
-    print(f"  {columns[0]:<{max(width, 8)}}" + "".join(f"{column:>12}" for column in columns[1:]))
-    for row in rows:
-        cells = (f"{row[c]:12.4g}" if c in row else " " * 12 for c in columns[1:])
-        print(f"  {row[columns[0]]!s:<{max(width, 8)}}" + "".join(cells), flush=True)
-
-
 def main() -> None:
     asked = arguments()
-    names = asked.only.split(",") if asked.only else list(TABLES)
-    if unknown := set(names) - set(TABLES):
-        raise SystemExit(f"--only: expected some of {', '.join(TABLES)}; got {', '.join(sorted(unknown))}")
-    torch.set_num_threads(asked.threads)
     plan = Plan(asked)
     if asked.child:
+        torch.set_num_threads(asked.threads)
         child(plan, json.loads(asked.child))
         return
-    facts = _timing.machine(asked.threads)
-    print(", ".join(f"{key} {value}" for key, value in facts.items()))
-    tables = {}
-    for name in names:
-        tables[name] = TABLES[name](plan)
-        show(name, (TABLES[name].__doc__ or "").strip(), tables[name])
+    figures = _tables.make(asked, TABLES, plan)
     if asked.picture:
         from _fit_picture import draw
 
-        draw(asked.picture, facts, tables)
-    if asked.json:
-        Path(asked.json).write_text(json.dumps({"machine": facts, "tables": tables}, indent=1) + "\n")
+        draw(asked.picture, figures["machine"], figures["tables"])
 
 
 if __name__ == "__main__":

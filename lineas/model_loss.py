@@ -30,15 +30,18 @@ class ModelLoss:
         way. If not given, it is the loss's ratio of sampling noise to signal before anything is steered.
     world : Alone
         The processes whose samples, sources and targets, count together.
+    free : (N,) bool, optional
+        Which mapped units may move. The gradient is zero for the others, and so they stay where they are.
     """
 
     def __init__(
         self, runner: Runner, sources: list[Batch], targets: list[NDArray[np.float32]], loss: str = "wasserstein",
         ridge: Ridge | None = None, strength: float | None = None, world: Alone | None = None,
+        free: NDArray[np.bool_] | None = None,
     ):  # fmt: skip
         self.runner, self.sources, self.targets, self.loss = runner, sources, targets, loss
         self.ridge, self.strength, self.world = ridge, strength, world or Alone()
-        self.sizes = runner.mapped.sizes
+        self.sizes, self.free = runner.mapped.sizes, free
         self.samples = sum(self.world.share(sum(batch.size for batch in sources)))
         all_targets, _ = self.world.gather(lambda: np.concatenate(targets))
         self.target = ops.prepare_target(all_targets, self.samples)
@@ -62,7 +65,7 @@ class ModelLoss:
         pair = k % len(self.sources), k % len(self.targets)
         if pair not in self._minibatches:
             part = [self.sources[pair[0]]], [self.targets[pair[1]]]
-            self._minibatches[pair] = ModelLoss(self.runner, *part, world=self.world)
+            self._minibatches[pair] = ModelLoss(self.runner, *part, world=self.world, free=self.free)
         return self._minibatches[pair]
 
     def evaluate(self, x: optim.Vector, scale: float = 1.0) -> optim.Evaluation:
@@ -96,7 +99,8 @@ class ModelLoss:
                 responses = graph.pop() if graph else self.runner.run(batch, leaf)
                 total += self._pull_back(responses, leaf, slopes[start : start + batch.size], unit)
                 start += batch.size
-            return self.world.total(total) + pull
+            total = self.world.total(total) + pull
+            return total if self.free is None else np.where(np.tile(self.free, 2), total, np.float32(0))
 
         return optim.Evaluation(
             float(unit_loss.sum()) + held, site_loss, gradient, x, lambda: self._curvature(x, responses, scale), held

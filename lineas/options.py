@@ -7,12 +7,15 @@ from typing import Any
 import torch
 
 from .losses import AUTO, LOSSES
+from .methods import METHODS as IN_CLOSED_FORM
+from .methods import SCHEDULES, Formula, Method, find
 from .optim import OPTIMIZERS, PUBLISHED_STEPS
 from .penalties import SparseGroupLasso
 from .responses import POOLINGS
 
-METHODS, RECIPES, POSITIONS = ("lineas",), ("fast", "published"), ("all",)
+METHODS, RECIPES, POSITIONS = ("lineas", *IN_CLOSED_FORM), ("fast", "published"), ("all",)
 FAST_EVALUATIONS = 50  # the most the fast recipe may use unless told; it usually stops by itself after ten
+OF_A_FIT = ("loss", "ridge", "penalty", "optimizer", "learning_rate", "steps", "max_evaluations")  # through the model
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -20,7 +23,8 @@ HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 class Options:
     """As `lineas.fit` documents them."""
 
-    method: str
+    method: str | Formula
+    schedule: str | None
     recipe: str
     loss: str
     ridge: float | None
@@ -32,7 +36,7 @@ class Options:
     batch_size: int | None
     max_length: int | None
     compute_dtype: torch.dtype | None
-    pooling: str
+    pooling: str | None
     position: str
     seed: int
 
@@ -44,7 +48,30 @@ class Options:
         options._check_numbers()
         if options.penalty is not None and not isinstance(options.penalty, SparseGroupLasso):
             raise TypeError(f"penalty: expected one of lineas.penalties, got {type(options.penalty).__name__}")
+        if options.method != "lineas":
+            return options._in_closed_form()
+        if options.schedule is not None:
+            raise ValueError(
+                'schedule goes with methods in closed form; method="lineas" fits all sites jointly; '
+                f"got {options.schedule!r}"
+            )
+        options = replace(options, pooling=options.pooling or "mean")
         return options._published() if options.recipe == "published" else options._fast()
+
+    @property
+    def fits(self) -> bool:
+        """Whether maps are fitted through the model, and not computed from responses."""
+        return self.method == "lineas"
+
+    @property
+    def in_closed_form(self) -> Method | None:
+        """The method, where it computes maps from responses."""
+        return None if self.fits else find(self.method)
+
+    @property
+    def least(self) -> int:
+        """How many samples each set must have."""
+        return self.in_closed_form.least if self.in_closed_form else 2
 
     @property
     def total(self) -> int | None:
@@ -61,24 +88,27 @@ class Options:
         """
         return 1e-3 if self.loss == "wasserstein" and self.ridge == 0 else 5e-3
 
-    def schedule(self) -> dict[str, Any]:
+    def descent(self) -> dict[str, Any]:
         """What the published recipe takes."""
         return {"optimizer": self.optimizer, "learning_rate": self.learning_rate, "steps": self.steps}
 
     def facts(self) -> dict[str, Any]:
-        """All of them, as JSON can hold them."""
-        return asdict(replace(self, penalty=None)) | {
+        """All of them that have a part in the result, as JSON can hold them."""
+        known = asdict(replace(self, penalty=None)) | {
+            "method": getattr(self.method, "__name__", str(self.method)),
             "penalty": repr(self.penalty),
             "compute_dtype": self.compute_dtype and str(self.compute_dtype).removeprefix("torch."),
         }
+        without = ("schedule",) if self.fits else (*OF_A_FIT, "recipe")
+        return {name: value for name, value in known.items() if name not in without}
 
     def _check_names(self) -> None:
         valid = {
-            "method": METHODS, "recipe": RECIPES, "loss": ("auto", *LOSSES), "pooling": POOLINGS, "position": POSITIONS,
-            "optimizer": (None, *OPTIMIZERS),
+            "method": METHODS, "recipe": RECIPES, "loss": ("auto", *LOSSES), "pooling": (None, *POOLINGS),
+            "position": POSITIONS, "schedule": (None, *SCHEDULES), "optimizer": (None, *OPTIMIZERS),
         }  # fmt: skip
         for name, values in valid.items():
-            if (value := getattr(self, name)) not in values:
+            if (value := getattr(self, name)) not in values and not (name == "method" and callable(value)):
                 known = ", ".join(repr(value) for value in values if value is not None)
                 raise ValueError(f"{name}: expected one of {known}; got {value!r}")
 
@@ -89,6 +119,14 @@ class Options:
                 raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
         if self.ridge is not None and not (isinstance(self.ridge, (int, float)) and 0 <= self.ridge < float("inf")):
             raise ValueError(f"ridge: expected a number of at least 0, got {self.ridge!r}")
+
+    def _in_closed_form(self) -> "Options":
+        given = [name for name in OF_A_FIT if getattr(self, name) not in (None, "auto")]
+        given += ["recipe"] * (self.recipe != "fast")
+        if given:
+            raise ValueError(f'{", ".join(given)}: for method="lineas" only; {self.method!r} fits nothing step by step')
+        method = find(self.method)
+        return replace(self, schedule=self.schedule or method.schedule, pooling=self.pooling or method.pooling)
 
     def _published(self) -> "Options":
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):

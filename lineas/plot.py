@@ -168,8 +168,9 @@ def _draw_boxes(ax: "Axes", heights: NDArray, side: int, label: str) -> None:
 
 
 def plot_strength(
-    rows: Sequence[Mapping[str, Any]], ax: "Axes | None" = None, *, effect: str = "effect", error: str | None = None
-) -> "Axes":
+    rows: Sequence[Mapping[str, Any]], ax: "Axes | None" = None, *, effect: str = "effect", error: str | None = None,
+    label: str = "steered", marker: str = "o",
+) -> "Axes":  # fmt: skip
     """What a steering achieves against what it costs, a point for each strength.
 
     Parameters
@@ -181,6 +182,8 @@ def plot_strength(
         Key of the effect, and its label.
     error : str, optional
         Key of the effect's standard error, drawn as a bar to either side.
+    label, marker : str
+        Of the points; others on the same axes tell another steering apart.
 
     Returns
     -------
@@ -203,13 +206,18 @@ def plot_strength(
     ax = _axes(ax)
     ordered = sorted(rows, key=lambda row: row["strength"])
     right, up = ([row[key] for row in ordered] for key in ("perplexity", effect))
-    ax.plot(right, up, "o-", color="black", markersize=5, label="steered")
+    drawn = ax.get_legend_handles_labels()[1]  # by an earlier call, of another steering
+
+    def once(text: str) -> str:
+        return f"_{text}" if text in drawn else text  # matplotlib leaves out of a legend what begins so
+
+    ax.plot(right, up, marker=marker, linestyle="-", color="black", markersize=5, label=label)
     if error:
         bars = [row[error] for row in ordered]
-        ax.errorbar(right, up, yerr=bars, fmt="none", ecolor="0.5", capsize=3, label="standard error")
+        ax.errorbar(right, up, yerr=bars, fmt="none", ecolor="0.5", capsize=3, label=once("standard error"))
     for row, x, y in zip(ordered, right, up, strict=True):
         if row["strength"] == 0:
-            ax.plot(x, y, "s", color="black", markerfacecolor="white", markersize=8, label="base model")
+            ax.plot(x, y, "s", color="black", markerfacecolor="white", markersize=8, label=once("base model"))
             ax.axhline(y, color="0.7", linewidth=0.8, linestyle=":", zorder=0)
             ax.axvline(x, color="0.7", linewidth=0.8, linestyle=":", zorder=0)
         ax.annotate(f"{row['strength']:g}", (x, y), xytext=(7, -11), textcoords="offset points")

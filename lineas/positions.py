@@ -130,8 +130,10 @@ class Tokens:
 
     def times(self, rows: int, given: int, name: str) -> int:
         """How many of a pass's rows come of each row that the user spoke of: beams, or several returned sequences."""
+        if rows == given:
+            return 1
         generating = any(watch.prompt is not None for watch in self.watches)
-        if rows != given and (not generating or rows % given):
+        if not generating or rows % given:
             raise ValueError(f"{name}: expected one for each of {rows} rows, got {given}")
         return rows // given
 

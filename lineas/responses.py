@@ -1,8 +1,8 @@
 """Run a model, collect the pooled responses of all sites into one host buffer."""
 
 import inspect
-from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,11 +19,21 @@ from .data import Batch
 from .sites import Site, channel_dim, hooked
 from .state import device_of, dtype_of, must_finish, reseed
 
-POOLINGS = ("mean", "last")
+POOLINGS = ("mean", "max", "min", "last")
+EXTREMES = {"max": torch.amax, "min": torch.amin}
 
 
-class _Finished(Exception):
-    """The last loss site has been seen: the rest of the forward pass is not needed."""
+class Finished(Exception):
+    """The last site that is looked at has been seen: the rest of the forward pass is not needed."""
+
+
+@contextmanager
+def blame(inputs: str) -> Iterator[None]:
+    """Say of responses that are not finite which inputs made them."""
+    try:
+        yield
+    except ops.NonFiniteError as error:
+        raise ops.NonFiniteError(f"{inputs}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,13 @@ def pool_weights(mask: Tensor | None, batch: int, tokens: int, pooling: str, sit
     return counts.float() / counts.sum(1, keepdim=True)
 
 
+def _extreme(out: Tensor, weights: Tensor, pooling: str, channels_first: bool) -> Tensor:
+    """(batch, units): the largest or the smallest value of each unit over the tokens that count."""
+    tokens, counts = (2, weights[:, None] > 0) if channels_first else (1, weights[:, :, None] > 0)
+    outside = -torch.inf if pooling == "max" else torch.inf
+    return EXTREMES[pooling](torch.where(counts, out, outside), tokens)
+
+
 class Maps:
     """The flat vector [weights, biases], by site and on whatever device the site is; one gradient for it comes back."""
 
@@ -163,6 +180,8 @@ class Part:
         whose = side if h.ndim == 3 and dim != 1 else None  # pixels have no mask
         weights = self.weights(whose, flat.shape[2 if channels_first else 1], h.device, site)
         out, responses = ops.affine_pool(flat, scale, shift, weights, channels_first=channels_first)
+        if self.pooling in EXTREMES:
+            responses = _extreme(out, weights, self.pooling, channels_first).to(responses.dtype)
         return out.view(moved.shape).movedim(1 if channels_first else -1, dim), responses
 
 
@@ -291,7 +310,7 @@ class Runner:
                 if site in self.compared.sites and site not in found:  # a checkpointed block runs once more later
                     found[site] = responses
                     if len(found) == len(self.compared.sites) and self.may_stop:
-                        raise _Finished
+                        raise Finished
                 return out if h.requires_grad or site in steered else h
 
             return see
@@ -301,19 +320,25 @@ class Runner:
         forwards = {} if record is None else record.forwards()
         if differentiable:
             forwards |= {b: checkpointed(b, hooks) for b in self.checkpointing if record is None or b not in record.ran}
-        half = torch.autocast(self.device.type, self.compute_dtype) if self.compute_dtype else nullcontext()
-        with hooks(), replaced(forwards), half, suppress(_Finished):
+        with hooks(), replaced(forwards), self.half(), suppress(Finished):
             call(self.model, part.batch)
         if missing := [site.name for site in self.compared.sites if site not in found]:
             raise LookupError(f"not run in this forward pass, though it was in the first: {', '.join(missing)}")
         return torch.cat([found[site].to(self.device) for site in self.compared.sites], 1)
 
-    def gather(self, responses: Tensor) -> NDArray[np.float32]:
-        """Copy responses (batch, N) to the host. NonFiniteError names the site where one is not finite."""
+    def half(self) -> AbstractContextManager:
+        """While open, matrix products are in `compute_dtype`."""
+        return torch.autocast(self.device.type, self.compute_dtype) if self.compute_dtype else nullcontext()
+
+    def gather(self, responses: Tensor, site: Site | None = None) -> NDArray[np.float32]:
+        """Copy responses (batch, N), or those of one site, to the host.
+
+        NonFiniteError names the site where one is not finite.
+        """
         host = np.ascontiguousarray(responses.detach().to("cpu", torch.float32).numpy())
         bad = _core.first_nonfinite(host)
         if bad >= 0:
-            site = self.compared.site_of(bad % self.compared.units)
+            site = site or self.compared.site_of(bad % self.compared.units)
             raise ops.NonFiniteError(f"site {site.name!r}: expected finite responses, got {host.flat[bad]}")
         return host
 

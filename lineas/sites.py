@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -55,11 +56,11 @@ class Site:
     units: int | None
     kind: str
 
-    @property
+    @cached_property
     def path(self) -> str:
         return split_name(self.name)[0]
 
-    @property
+    @cached_property
     def item(self) -> int | None:
         return split_name(self.name)[1]
 

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("ot")
 pytest.importorskip("scipy")
+pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "kernels.py"
 FIT = SCRIPT.with_name("fit.py")
@@ -21,7 +22,7 @@ def run(*words, script=SCRIPT):
 
 
 def test_every_group_of_cases_runs_and_its_figures_are_written_and_drawn(tmp_path):
-    groups = "loss,sort,sliced,null,affine,updates"
+    groups = "loss,sort,sliced,null,closed,rank,affine,updates"
     done = run(
         "--quick", "--only", groups, "--json", tmp_path / "figures.json", "--picture", tmp_path / "kernels.png"
     )  # fmt: skip
@@ -30,7 +31,10 @@ def test_every_group_of_cases_runs_and_its_figures_are_written_and_drawn(tmp_pat
     written = json.loads((tmp_path / "figures.json").read_text())
     assert written["machine"]["threads"] == 2
     starts = {case["case"].split(",")[0].split(":")[0] for case in written["cases"]}
-    assert starts >= {"loss", "sort", "sliced distance", "permutation null", "map and pooling", "proximal step", "Adam"}
+    assert starts >= {
+        "loss", "sort", "sliced distance", "permutation null", "linear_act", "auroc", "average_precision",
+        "map and pooling", "proximal step", "Adam",
+    }  # fmt: skip
     for case in written["cases"]:
         assert case["case"] in done.stdout
         ours, *others = case["figures"].values()

@@ -28,8 +28,12 @@ OPTIONAL = {
 }
 
 
+PAIRS = dict.fromkeys(("mean_shift", "gaussian_map", "linear_map"), ("x", "y"))
+PAIRS["rank"] = ("positive", "negative")
+
 # A dimension that no other argument shares.
 FREE = {("permutation_null", "x"): 1, ("product", "a"): 0, ("product", "b"): 1}
+FREE |= {(kernel, name): 0 for kernel, names in PAIRS.items() for name in names}
 
 
 # Sizes n, m, columns, batch, tokens, dim, count. Big ones are shared among threads: a thread takes 8192 of count.
@@ -68,6 +72,10 @@ def arguments(kernel: str, big: bool = False, sizes: tuple | None = None) -> dic
         "wasserstein_grad": lambda: {**samples, "coefficient": rng.uniform(size=columns), "p": 2.0, "threads": 2},
         "permutation_null": lambda: {"x": samples["x"], "labels": same_sources(n, 2), "n": 2, "relabellings": 257,
                                      "p": 2.0, "threads": 2},
+        "mean_shift": lambda: {"x": samples["x"], "y": samples["y"], "threads": 2},
+        "gaussian_map": lambda: {"x": samples["x"], "y": samples["y"], "threads": 2},
+        "linear_map": lambda: {"x": samples["x"], "y": samples["y"], "threads": 2},
+        "rank": lambda: {"positive": samples["x"], "negative": samples["y"], "threads": 2},
         "product": lambda: {"a": reals(3 * n, m), "b": reals(m, columns), "threads": 2},
         "affine_pool": lambda: {**maps, "shift": reals(dim), **pool},
         "affine_pool_grad": lambda: {**gradients, **maps, **pool},
@@ -190,7 +198,7 @@ def refusals(kernel: str):
 
         any_rank = kernel == "first_nonfinite"
         any_type = kernel.startswith("affine") and name == "h"  # halves as well
-        either = any_rank or kernel.startswith("sort_") or name == "a"  # float32 or float64
+        either = any_rank or kernel.startswith("sort_") or name in ("a", "positive")  # float32 or float64
         either = either or (name == "x" and bool({"y", "labels"} & set(arrays)))
         kind = "a float32 or float64 array" if either else "an array of float32" if any_type else "an array|dtype"
         yield wrong("{} is a list", a.tolist(), TypeError, f"{mine}({kind}).*got .*list")
@@ -217,7 +225,8 @@ def refusals(kernel: str):
             locked = a.copy()
             locked.flags.writeable = False
             yield wrong("{} is read-only", locked, ValueError, f"{name} is read-only")
-        if name in ("x", "y") and kernel.startswith(("wasserstein", "sort_", "permutation_null")):
+        of_finite = kernel.startswith(("wasserstein", "sort_", "permutation_null")) and name in ("x", "y")
+        if of_finite or kernel in PAIRS:
             for bad in (np.nan, np.inf):
                 spoilt = a.copy()
                 spoilt[1, 2] = bad

@@ -55,17 +55,18 @@ def test_the_demo_steers_the_real_model(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     demo = load_example("demo")
     out = tmp_path / "pictures" / "demo.png"
-    steering, rows = demo.run(
+    steering, report = demo.run(
         max_evaluations=5, l1=2e-6, prompts=lineas.samples.PROMPTS[:4], count=2, sentences=8, out=str(out)
     )
     assert steering.info["evaluations"] == 5
     kept = [loss for loss, accepted in zip(*map(steering.history.get, ("loss", "accepted")), strict=True) if accepted]
     assert kept[-1] < 0.85 * kept[0], "the maps that C learned bring the two sets together"
-    assert [row.strength for row in rows] == [0.0, 0.5, 1.0]
-    assert rows[0].continuations != rows[2].continuations
-    assert 1 < rows[0].perplexity < 1000
-    assert rows[2].perplexity < 1.15 * rows[0].perplexity
-    assert np.all(np.abs([row.sentiment for row in rows]) <= 1)
+    rows = report.rows()
+    assert [row["strength"] for row in rows] == [0.0, 0.5, 1.0]
+    assert report.continuations(0.0) != report.continuations(1.0)
+    assert 1 < rows[0]["perplexity"] < 1000
+    assert rows[2]["perplexity"] < 1.15 * rows[0]["perplexity"]
+    assert np.all(np.abs([row["sentiment"] for row in rows]) <= 1)
     assert out.read_bytes().startswith(b"\x89PNG")
     again = lineas.Steering.from_pretrained(out.with_suffix(""))
     assert again.sites == steering.sites

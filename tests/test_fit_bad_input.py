@@ -39,7 +39,7 @@ BAD = [
     (Mlp, {"optimizer": "sgd"}, ValueError, 'go with recipe="published"'),
     (Mlp, {"learning_rate": 0.1}, ValueError, 'go with recipe="published"'),
     (Mlp, {"learning_rate": -1, "recipe": "published"}, ValueError, "learning_rate: expected a number above 0"),
-    (Mlp, {"pooling": "max"}, ValueError, "pooling: expected one of 'mean', 'last'; got 'max'"),
+    (Mlp, {"pooling": "median"}, ValueError, "pooling: expected one of 'mean', 'max', 'min', 'last'; got 'median'"),
     (Mlp, {"method": "magic"}, ValueError, "method: expected one of 'lineas'"),
     (Mlp, {"loss": "sinkhorn"}, ValueError, "loss: expected one of 'auto', 'wasserstein'"),
     (Mlp, {"ridge": -1}, ValueError, "ridge: expected a number of at least 0, got -1"),

@@ -17,8 +17,8 @@ import lineas
 
 def test_the_public_names_are_these():
     assert set(lineas.__all__) == {
-        "Handle", "Site", "Steering", "algebra", "attach", "callbacks", "checkpoint", "evaluation", "find_sites", "fit",
-        "ot", "penalties", "samples",
+        "Handle", "Site", "Steering", "algebra", "attach", "callbacks", "checkpoint", "directions", "evaluate",
+        "evaluation", "experts", "find_sites", "fit", "ot", "penalties", "samples", "transport",
     }  # fmt: skip
     assert all(hasattr(lineas, name) for name in lineas.__all__)
     assert lineas.__version__[0].isdigit()

@@ -187,8 +187,8 @@ def test_responses_are_pooled_means_of_unpadded_tokens(llama):
         np.testing.assert_allclose(values, [out.mean(0) for out in seen], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(by_fives[name], values, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(last[name], [out[-1] for out in seen], rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="pooling: expected one of 'mean', 'last'; got 'max'"):
-        evaluation.responses(llama, NEGATIVE, tokenizer=words, pooling="max")
+    with pytest.raises(ValueError, match="pooling: expected one of 'mean', 'max', 'min', 'last'; got 'median'"):
+        evaluation.responses(llama, NEGATIVE, tokenizer=words, pooling="median")
 
 
 def test_responses_of_a_steered_model_are_what_comes_out_of_the_maps():

@@ -12,6 +12,7 @@ from test_positions import IDS, OPTIONS, padded
 
 import lineas
 from lineas import Steering
+from lineas.attach import Map
 
 MASK = torch.ones_like(IDS)
 
@@ -218,6 +219,24 @@ def test_gradients_flow_through_rows(model, steering):
 
 
 # -- refused --
+
+
+@pytest.mark.parametrize("strength", [0.5, [0.5, 1.0, 0.0]])
+def test_a_pass_without_autograd_spoils_no_later_one_with_it(model, steering, strength):
+    with steering.apply(model, strength):
+        with torch.inference_mode():
+            model(IDS)
+        model(IDS).logits.sum().backward()
+    assert next(model.parameters()).grad is not None
+
+
+@pytest.mark.parametrize("strength", [0.5, [0.5, 1.0, 0.0]])
+def test_maps_are_gathered_once_for_all_tokens(model, steering, strength, monkeypatch):
+    calls, real = [], Map._prepared
+    monkeypatch.setattr(Map, "_prepared", lambda self, *args: calls.append(self.name) or real(self, *args))
+    with steering.apply(model, strength):
+        model.generate(IDS, attention_mask=MASK, **OPTIONS)
+    assert calls == steering.sites
 
 
 def test_the_wrong_number_of_rows_is_refused_with_both(model, steering):

@@ -28,6 +28,7 @@ double *widened(const float *x, size_t count);
 /* The files' tests, which main calls. */
 void test_transport(void);
 void test_null(void);
+void test_samples(void);
 void test_product(void);
 void test_affine(void);
 void test_optim(void);

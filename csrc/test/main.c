@@ -58,6 +58,7 @@ int main(void)
 {
     test_transport();
     test_null();
+    test_samples();
     test_product();
     test_affine();
     test_optim();

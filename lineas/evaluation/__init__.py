@@ -1,6 +1,32 @@
-"""What a steering does to a model: what its units do, its perplexity on given text, its continuations of prompts."""
+"""What a steering does to a model: how likely text is, what it writes, what its units do, how it does at tasks.
 
-from .activations import responses
+`evaluate`, which is `lineas.evaluate`, measures all of it; the other functions are its parts.
+"""
+
+from .activations import distance, responses
+from .divergence import kl_divergence
+from .diversity import distinct, self_bleu
+from .harness import TaskResult, tasks
+from .intervals import Estimate
 from .language import continuations, perplexity
+from .measure import evaluate
+from .report import Report
+from .scorers import Scorer, classifier, scorer
 
-__all__ = ["continuations", "perplexity", "responses"]
+__all__ = [
+    "Estimate",
+    "Report",
+    "Scorer",
+    "TaskResult",
+    "classifier",
+    "continuations",
+    "distance",
+    "distinct",
+    "evaluate",
+    "kl_divergence",
+    "perplexity",
+    "responses",
+    "scorer",
+    "self_bleu",
+    "tasks",
+]

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..data import as_batches, find_tokenizer
+from ..data import find_tokenizer
 from ..state import device_of, frozen, seeded
+from .divergence import read
 
 
 def perplexity(model: nn.Module, texts: Sequence[str], *, tokenizer: Any = None, batch_size: int = 16) -> float:
@@ -25,20 +27,12 @@ def perplexity(model: nn.Module, texts: Sequence[str], *, tokenizer: Any = None,
     -------
     float, at least 1; the vocabulary's size is guessing.
     """
-    total, count = 0.0, 0
-    with frozen(model), torch.no_grad():
-        for batch in as_batches(list(texts), "texts", model, tokenizer, batch_size):
-            batch = batch.to(device_of(model))
-            ids, mask = batch.kwargs["input_ids"], batch.kwargs["attention_mask"]
-            logits = model(**batch.kwargs, use_cache=False).logits[:, :-1].float()
-            losses = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-            total += float((losses * mask[:, 1:]).sum())
-            count += int(mask[:, 1:].sum())
-    return math.exp(total / count)
+    (sums,) = read(model, texts, [nullcontext], tokenizer=tokenizer, batch_size=batch_size, divergence=False)
+    return math.exp(sums.losses.sum() / sums.predicted.sum())
 
 
 def continuations(
-    model: nn.Module, prompts: Sequence[str], *, tokenizer: Any = None, count: int = 1, new_tokens: int = 24,
+    model: nn.Module, prompts: Sequence[Any], *, tokenizer: Any = None, count: int = 1, new_tokens: int = 24,
     temperature: float = 1.0, top_p: float = 0.9, seed: int = 0, batch_size: int = 64,
 ) -> list[str]:  # fmt: skip
     """Sample how a model goes on from prompts.
@@ -46,7 +40,8 @@ def continuations(
     Parameters
     ----------
     model : a causal language model of transformers, with or without a steering on it
-    prompts : list of str
+    prompts : list of str, or of chats
+        A chat goes through the tokenizer's template, up to where the model's turn begins.
     count : int
         Continuations of each prompt.
     new_tokens, temperature, top_p : as in `generate`
@@ -63,7 +58,7 @@ def continuations(
     texts: list[str] = []
     with seeded(seed, device_of(model)), frozen(model), torch.no_grad():
         for start in range(0, len(rows), batch_size):
-            encoded = [tokenizer(row)["input_ids"] for row in rows[start : start + batch_size]]
+            encoded = [_ids(row, tokenizer) for row in rows[start : start + batch_size]]
             longest = max(map(len, encoded))  # padded on the left, so that all go on from the same column
             ids = torch.tensor([[pad] * (longest - len(row)) + row for row in encoded])
             mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in encoded])
@@ -73,3 +68,10 @@ def continuations(
             )  # fmt: skip
             texts += tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
     return texts
+
+
+def _ids(prompt: Any, tokenizer: Any) -> list[int]:
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+    return list(tokenizer.apply_chat_template(prompt, **options)["input_ids"])

@@ -1,0 +1,107 @@
+"""One pass over texts for several steerings: how likely the text is under each, and how far each is from the base."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..data import Batch, as_batches
+from ..positions import Position
+from ..state import device_of, frozen
+
+if TYPE_CHECKING:
+    from ..steering import Steering
+
+Condition = Callable[[], AbstractContextManager[Any]]
+
+
+class Sums(NamedTuple):
+    """What each text adds up to under one condition, each (texts,)."""
+
+    losses: NDArray[np.float64]  # negative log-likelihood of all tokens but the first
+    predicted: NDArray[np.float64]  # how many tokens that are
+    divergences: NDArray[np.float64]  # from the base model, of the distributions after each token
+    tokens: NDArray[np.float64]
+
+
+def losses_of(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of each row's tokens but the first, and how many they are; each (rows,)."""
+    ids, counts = batch.kwargs["input_ids"][:, 1:], batch.kwargs["attention_mask"][:, 1:]
+    losses = nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids, reduction="none")
+    return (losses * counts).sum(1), counts.sum(1)
+
+
+def divergences_of(logits: Tensor, base: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """KL(steered || base) summed over each row's tokens, and how many they are; each (rows,)."""
+    real = batch.kwargs["attention_mask"] != 0
+    sums = []
+    for here, there, row in zip(logits, base, real, strict=True):  # by row: log-probabilities of a batch are large
+        steered, plain = (x[row].float().log_softmax(-1) for x in (here, there))
+        sums.append(nn.functional.kl_div(plain, steered, reduction="sum", log_target=True))
+    return torch.stack(sums), real.sum(1)
+
+
+def read(
+    model: nn.Module, texts: Sequence[str], conditions: Sequence[Condition], *, tokenizer: Any, batch_size: int,
+    max_length: int | None = None, divergence: bool = True,
+) -> list[Sums]:  # fmt: skip
+    """What a causal language model makes of texts under each condition, of which the first is the base model's.
+
+    Texts pass in the order of their lengths, which saves padding; results come in the order of the texts.
+    """
+    order = sorted(range(len(texts)), key=lambda k: len(texts[k]))
+    rows: list[list[list[Tensor]]] = [[[] for _ in Sums._fields] for _ in conditions]
+    device = device_of(model)
+    with frozen(model), torch.no_grad():
+        for batch in as_batches([texts[k] for k in order], "texts", model, tokenizer, batch_size, max_length):
+            batch, base = batch.to(device), None
+            for condition, parts in zip(conditions, rows, strict=True):
+                with condition():
+                    logits = model(**batch.kwargs, use_cache=False).logits
+                base = logits if base is None else base
+                zero = torch.zeros(batch.size)
+                away = divergences_of(logits, base, batch) if divergence else (zero, zero)
+                for part, values in zip(parts, (*losses_of(logits, batch), *away), strict=True):
+                    part.append(values.cpu())
+    back = np.argsort(order)
+    found = [Sums(*(torch.cat(part).double().numpy()[back] for part in parts)) for parts in rows]
+    if not found[0].predicted.any():
+        raise ValueError("texts: expected some with at least 2 tokens, got none; there is nothing to predict")
+    return found
+
+
+def kl_divergence(
+    model: nn.Module, texts: Sequence[str], steering: "Steering", strength: float = 1.0, *, tokenizer: Any = None,
+    batch_size: int = 16, max_length: int | None = None, position: Position = "all", strict: bool = True,
+) -> float:  # fmt: skip
+    """How far a steering moves the next-token distributions on texts: mean over tokens of KL(steered || base), in nats.
+
+    Parameters
+    ----------
+    model : a causal language model of transformers
+        Anything already on it is part of the base.
+    texts : list of str, at least 2
+    steering, strength, position, strict : as in `Steering.apply`
+    tokenizer : optional
+        Looked up from the model's own name if not given.
+    batch_size : int
+        Texts that pass through the model together.
+    max_length : int, optional
+        Tokens beyond it are cut off.
+
+    Returns
+    -------
+    float, at least 0 up to rounding
+        Over the distributions after every token of every text; padding never counts.
+    """
+
+    def steered() -> AbstractContextManager[Any]:
+        return steering.apply(model, strength, position=position, strict=strict)
+
+    options: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": batch_size, "max_length": max_length}
+    found = read(model, list(texts), [nullcontext, steered], **options)[1]
+    return float(found.divergences.sum() / found.tokens.sum())

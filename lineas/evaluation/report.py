@@ -1,0 +1,328 @@
+"""What an evaluation found: every figure, its confidence interval, and how it differs from the base model's."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import intervals, tables
+from .intervals import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FORMAT, VERSION = "lineas evaluation", 1
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a column of a report is.
+
+    Attributes
+    ----------
+    role : str
+        "utility", "effect", "diversity" or "distance".
+    better : str
+        "higher", "lower", or "" where neither is.
+    samples : str
+        What its samples are: "texts", "continuations"; "" where there is one figure for all.
+    is_log : bool
+        The figure is the exponential of a mean.
+    """
+
+    role: str
+    better: str = ""
+    samples: str = ""
+    is_log: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One measure, of one steering at one strength, with one seed, in one run.
+
+    The figure is the sum of `totals` by that of `counts`, which stand for 1 each where they are empty.
+    """
+
+    measure: str
+    steering: str | None  # None is the base model
+    strength: float
+    totals: tuple[float, ...]
+    counts: tuple[float, ...] = ()
+    seed: int | None = None  # None where nothing is drawn
+    error: float | None = None  # standard error, where it is not one of `totals`
+    run: int = 0
+
+    def weights(self) -> tuple[float, ...]:
+        return self.counts or (1.0,) * len(self.totals)
+
+    def estimate(self, measure: Measure, confidence: float) -> Estimate:
+        """Over the samples."""
+        found = intervals.ratio(self.totals, self.weights(), confidence)
+        if self.error is not None:
+            found = intervals.normal(found.value, self.error, confidence, int(sum(self.weights())))
+        return intervals.exponential(found) if measure.is_log else found
+
+    def change(self, base: "Outcome", measure: Measure, confidence: float) -> Estimate:
+        """From the base model, sample by sample: the difference, of a perplexity the relative one."""
+        apart = np.subtract(self.totals, base.totals)
+        found = intervals.ratio(apart, self.weights(), confidence)
+        return intervals.exponential(found, minus=1.0) if measure.is_log else found
+
+
+@dataclass(frozen=True)
+class Written:
+    """Continuations under one steering at one strength, with one seed, in one run."""
+
+    steering: str | None
+    strength: float
+    seed: int
+    texts: tuple[str, ...]
+    run: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `lineas.evaluate` found; print it, or ask it.
+
+    `report + other` puts independent runs together, of steerings that were fitted on other data under the same names:
+    figures are then means over runs, and so are their intervals.
+
+    Attributes
+    ----------
+    measures : dict of str -> Measure
+    outcomes : tuple of Outcome
+    written : tuple of Written
+    settings : tuple of dict
+        One for each run.
+    confidence : float
+        Of the intervals.
+    """
+
+    measures: dict[str, Measure]
+    outcomes: tuple[Outcome, ...]
+    written: tuple[Written, ...] = ()
+    settings: tuple[dict[str, Any], ...] = field(default=({},))
+    confidence: float = 0.95
+
+    # -- asking --
+
+    @property
+    def steerings(self) -> list[str]:
+        """Names of the steerings that were compared, in the order given."""
+        return list(dict.fromkeys(o.steering for o in self.outcomes if o.steering is not None))
+
+    def strengths(self, steering: str | None = None) -> list[float]:
+        """At which strengths a steering was measured; without 0, which is the base model."""
+        name = self._name(steering)
+        return sorted({o.strength for o in self.outcomes if o.steering == name and o.strength})
+
+    def estimate(self, measure: str, strength: float = 0.0, steering: str | None = None) -> Estimate:
+        """A figure with its confidence interval.
+
+        Parameters
+        ----------
+        measure : str
+            One of `measures`.
+        strength : float
+            0 is the base model.
+        steering : str, optional
+            Which one, where several were compared.
+
+        Returns
+        -------
+        Estimate
+            Over runs, where there are several; else over seeds, where there are several and the measure depends on
+            them; else over samples: texts or continuations. `over` says which. Intervals are Student's t; that of a
+            perplexity over texts is that of its logarithm.
+
+        Raises
+        ------
+        LookupError
+            Nothing of that name or strength.
+        """
+        outcomes, kind = self._outcomes(measure, strength, steering), self.measures[measure]
+        return self._together(outcomes, [o.estimate(kind, self.confidence) for o in outcomes])
+
+    def change(self, measure: str, strength: float, steering: str | None = None) -> Estimate:
+        """How a figure differs from the base model's, with the interval of that difference.
+
+        Parameters are those of `estimate`. Pairs are compared: the same run, the same seed and, where there is but one
+        of these, the same sample. Of a perplexity it is the relative change, 0.02 for 2% more.
+        """
+        outcomes, kind = self._outcomes(measure, strength, steering), self.measures[measure]
+        bases = {(o.run, o.seed): o for o in self._outcomes(measure, 0.0, None)}
+        changes = [o.change(bases[o.run, o.seed], kind, self.confidence) for o in outcomes]
+        return self._together(outcomes, changes)
+
+    def continuations(self, strength: float = 0.0, steering: str | None = None, seed: int | None = None) -> list[str]:
+        """What the model wrote, of all seeds or one: those of the first prompt, then those of the second, and so on."""
+        name = self._name(steering) if strength else None
+        found = [w for w in self.written if (w.steering, w.strength) == (name, strength) and seed in (None, w.seed)]
+        if not found:
+            raise LookupError(f"no continuations at strength {strength:g}, seed {seed}; {self._known(name)}")
+        return [text for written in found for text in written.texts]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict for the base model and one for each steering and strength, for pandas or `plot.plot_strength`.
+
+        Keys are "steering" (None for the base), "strength", and for each measure m "m", "m_error" (its standard error),
+        "m_low", "m_high", "m_change", "m_change_low" and "m_change_high". NaN where a figure or an interval is lacking.
+        """
+        return [self._row(*cell) for cell in self._cells()]
+
+    def _row(self, steering: str | None, strength: float) -> dict[str, Any]:
+        row: dict[str, Any] = {"steering": steering, "strength": strength}
+        for name in self.measures:
+            here, apart = self._cell(name, steering, strength)
+            row |= {name: here.value, f"{name}_error": here.error, f"{name}_low": here.low, f"{name}_high": here.high}
+            row |= {f"{name}_change": apart.value, f"{name}_change_low": apart.low, f"{name}_change_high": apart.high}
+        return row
+
+    def _cells(self) -> list[tuple[str | None, float]]:
+        steered = [(name, strength) for name in self.steerings for strength in self.strengths(name)]
+        return [(None, 0.0), *steered]
+
+    def _cell(self, measure: str, steering: str | None, strength: float) -> tuple[Estimate, Estimate]:
+        """Figure and change; NaN where this was not measured."""
+        if not self._found(measure, steering, strength):
+            return Estimate(math.nan), Estimate(math.nan)
+        return self.estimate(measure, strength, steering), self.change(measure, strength, steering)
+
+    def _found(self, measure: str, steering: str | None, strength: float) -> list[Outcome]:
+        wanted = measure, steering, strength
+        return [o for o in self.outcomes if (o.measure, o.steering, o.strength) == wanted]
+
+    def _outcomes(self, measure: str, strength: float, steering: str | None) -> list[Outcome]:
+        if measure not in self.measures:
+            raise LookupError(f"measure: expected one of {', '.join(self.measures)}; got {measure!r}")
+        name = self._name(steering) if strength else None
+        found = self._found(measure, name, float(strength))
+        if not found:
+            raise LookupError(f"{measure} was not measured at strength {strength:g}; {self._known(name)}")
+        return found
+
+    def _name(self, steering: str | None) -> str | None:
+        names = self.steerings
+        if steering is None and len(names) <= 1:
+            return names[0] if names else None
+        if steering not in names:
+            raise LookupError(f"steering: expected one of {', '.join(names)}; got {steering!r}")
+        return steering
+
+    def _known(self, name: str | None) -> str:
+        there = sorted({o.strength for o in self.outcomes if o.steering in (None, name)})
+        return f"there is {', '.join(f'{strength:g}' for strength in there)}"
+
+    def _together(self, outcomes: Sequence[Outcome], each: Sequence[Estimate]) -> Estimate:
+        """One estimate of several runs and seeds."""
+        if len(each) == 1:
+            return each[0]
+        by_run: dict[int, list[float]] = {}
+        for outcome, estimate in zip(outcomes, each, strict=True):
+            by_run.setdefault(outcome.run, []).append(estimate.value)
+        if len(by_run) > 1:
+            return intervals.mean([float(np.mean(values)) for values in by_run.values()], self.confidence, "runs")
+        return intervals.mean([estimate.value for estimate in each], self.confidence, "seeds")
+
+    def __add__(self, other: "Report") -> "Report":
+        """Both, as independent runs. ValueError where a measure of both is not the same in them."""
+        if not isinstance(other, Report):
+            return NotImplemented
+        for name in self.measures.keys() & other.measures.keys():
+            if self.measures[name] != other.measures[name]:
+                raise ValueError(f"expected one meaning of {name}, got {self.measures[name]}, {other.measures[name]}")
+        first = len(self.settings)
+        return replace(
+            self,
+            measures={**self.measures, **other.measures},
+            outcomes=(*self.outcomes, *(replace(o, run=o.run + first) for o in other.outcomes)),
+            written=(*self.written, *(replace(w, run=w.run + first) for w in other.written)),
+            settings=(*self.settings, *other.settings),
+        )
+
+    # -- showing --
+
+    def table(self, measures: Sequence[str] | None = None) -> str:
+        """Figures with half of their intervals, a line for each steering and strength; notes below say over what.
+
+        `measures` chooses columns and their order; by default all but distinct_1 and distinct_3.
+        """
+        return tables.as_text(self, measures)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def to_markdown(self, measures: Sequence[str] | None = None) -> str:
+        """The same as a Markdown table."""
+        return tables.as_markdown(self, measures)
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        return tables.as_html(self)
+
+    def plot(self, effect: str | None = None, ax: "Axes | None" = None) -> "Axes":
+        """Effect against perplexity, a point for each strength, a line for each steering (`plot.plot_strength`).
+
+        Parameters
+        ----------
+        effect : str, optional
+            A measure; the first scorer if not given.
+        ax : matplotlib axes, optional
+        """
+        return tables.plot(self, effect, ax)
+
+    # -- keeping --
+
+    def to_json(self, path: str | os.PathLike | None = None) -> str:
+        """As JSON text, also written to a file if one is given. `from_json` reads it back, to the same report."""
+        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        text = json.dumps(_without_nan(content), ensure_ascii=False)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    @classmethod
+    def from_json(cls, source: str | os.PathLike) -> "Report":
+        """From JSON text, or from a file's path.
+
+        Raises
+        ------
+        ValueError
+            It is not what `to_json` writes, or of a later version.
+        """
+        is_text = isinstance(source, str) and source.lstrip().startswith("{")
+        text = str(source) if is_text else Path(source).read_text(encoding="utf-8")
+        try:
+            content = json.loads(text)
+            if content.pop("format") != FORMAT or content.pop("version") != VERSION:
+                raise ValueError(f"expected {FORMAT!r}, version {VERSION}")
+            return cls(
+                measures={name: Measure(**values) for name, values in content.pop("measures").items()},
+                outcomes=tuple(Outcome(**_lists_as_tuples(values)) for values in content.pop("outcomes")),
+                written=tuple(Written(**_lists_as_tuples(values)) for values in content.pop("written")),
+                settings=tuple(content.pop("settings")),
+                **content,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"expected what Report.to_json writes, got something else: {error!r}") from error
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: null stands for it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _lists_as_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    def back(item: Any) -> Any:
+        return tuple(math.nan if x is None else x for x in item) if isinstance(item, list) else item
+
+    return {key: back(item) for key, item in values.items()}

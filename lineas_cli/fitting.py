@@ -41,6 +41,7 @@ def fit(
     l1: Annotated[float | None, typer.Option(help="Penalty on units: larger leaves more of them alone.")] = None,
     group: Annotated[float | None, typer.Option(help="Penalty on whole sites.")] = None,
     method: Annotated[str | None, typer.Option(help="How maps are found; a wrong name gets the list.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Of other methods than lineas: at_once or sequential.")] = None,
     recipe: Annotated[str | None, typer.Option(help="fast, or published: the paper's schedule.")] = None,
     loss: Annotated[str | None, typer.Option(help="auto, wasserstein, excess or significant.")] = None,
     ridge: Annotated[float | None, typer.Option(help="How much to hold back; from the data if not given.")] = None,
@@ -51,7 +52,7 @@ def fit(
     batch_size: Annotated[int | None, typer.Option(help="Texts that pass through the model at once.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest text in tokens; the rest is cut off.")] = None,
     compute_dtype: Annotated[str | None, typer.Option(help="bfloat16 or float16 for matrix products.")] = None,
-    pooling: Annotated[str | None, typer.Option(help="A unit's response: mean over tokens, or last token.")] = None,
+    pooling: Annotated[str | None, typer.Option(help="A unit's response: mean, max, min or last token.")] = None,
     position: Annotated[str | None, typer.Option(help="Which tokens are mapped.")] = None,
     seed: Annotated[int | None, typer.Option(help="For models that draw random numbers.")] = None,
     checkpoint_dir: Annotated[str | None, typer.Option(help="Keep a checkpoint in this folder.")] = None,
@@ -82,7 +83,8 @@ def fit(
     check_folder(out)
     source, target = (_read(name, path, column, field) for name, path in (("src", src), ("tgt", tgt)))
     options = given(
-        sites=sites, loss_sites=loss_sites, method=method, recipe=recipe, loss=loss, ridge=ridge, optimizer=optimizer,
+        sites=sites, loss_sites=loss_sites, method=method, schedule=schedule, recipe=recipe, loss=loss, ridge=ridge,
+        optimizer=optimizer,
         learning_rate=learning_rate, steps=steps, max_evaluations=max_evaluations, batch_size=batch_size,
         max_length=max_length, compute_dtype=compute_dtype, pooling=pooling, position=position, seed=seed,
         penalty=_penalty(l1, group), checkpoint_dir=checkpoint_dir, resume_from=checkpoint_dir if resume else None,

@@ -29,7 +29,7 @@ def generate(
     model: Model,
     steering: SteeringFolder,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given several times.")] = None,
-    prompts: Annotated[str | None, typer.Option(help="A file of prompts; - is the standard input.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="A file of prompts, or chats; - is the standard input.")] = None,
     column: Column = None,
     field: Field = None,
     strength: Annotated[list[float] | None, typer.Option(help="1 if not given; may be given several times.")] = None,
@@ -56,9 +56,9 @@ def generate(
     Example:
       lineas generate model --steering polite --prompt "The movie was" --compare
     """
-    rows = list(prompt or ())
+    rows: list[texts.Text] = list(prompt or ())
     if prompts is not None:
-        rows += _read(prompts, column, field)
+        rows += texts.read(prompts, column=column, field=field).texts
     if not rows:
         raise typer.BadParameter("expected --prompt TEXT or --prompts FILE, got neither")
     strengths = list(dict.fromkeys([0.0] * compare + (strength or [1.0])))
@@ -80,17 +80,9 @@ def generate(
         _print_side_by_side(rows, found, count)
 
 
-def _read(path: str, column: str | None, field: str | None) -> list[str]:
-    found = texts.read(path, column=column, field=field).texts
-    prompts = [text for text in found if isinstance(text, str)]
-    if len(prompts) < len(found):
-        raise ValueError(f"{path}: expected prompts as strings, got a chat")
-    return prompts
-
-
-def _print_side_by_side(prompts: list[str], found: dict[float, list[str]], count: int) -> None:
+def _print_side_by_side(prompts: list[texts.Text], found: dict[float, list[str]], count: int) -> None:
     for k, prompt in enumerate(prompts):
-        print(f"{one_line(prompt)} ...")
+        print(f"{one_line(prompt if isinstance(prompt, str) else str(prompt[-1].get('content')))} ...")
         for strength, continuations in found.items():
             for text in continuations[k * count : (k + 1) * count]:
                 print(f"{strength:>6g}  {one_line(text)}")

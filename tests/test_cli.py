@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, load_example
@@ -19,7 +20,7 @@ from test_docs import small_model, small_tokenizer
 from typer.testing import CliRunner
 
 import lineas
-from lineas import losses, optim, options, responses, samples
+from lineas import losses, methods, optim, options, responses, samples
 from lineas_cli.app import app
 
 INSTALLED = str(Path(lineas.__file__).parents[1])
@@ -89,7 +90,14 @@ def test_the_help_names_all_commands_and_what_every_option_can_be():
     text = run("--help").stdout
     assert all(re.search(rf"^  {command} ", text, re.MULTILINE) for command in COMMANDS)
     of_fit = run("fit --help").stdout
-    for names in (options.RECIPES, losses.LOSSES, optim.OPTIMIZERS, responses.POOLINGS, options.HALVES):
+    for names in (
+        options.RECIPES,
+        losses.LOSSES,
+        optim.OPTIMIZERS,
+        methods.SCHEDULES,
+        responses.POOLINGS,
+        options.HALVES,
+    ):
         assert all(re.search(rf"\b{name}\b", of_fit) for name in names), names
 
 
@@ -187,17 +195,25 @@ def test_every_option_of_fit_reaches_the_library_under_its_own_name(there, monke
 
     listen.__signature__ = signature(lineas.fit)
     monkeypatch.setattr(lineas, "fit", listen)
-    told = {"sites": "a", "loss_sites": "b", "method": "lineas", "recipe": "fast", "loss": "excess", "ridge": 0.5,
+    monkeypatch.setattr("lineas_cli.fitting._check", lambda options: None)  # they do not go together
+    told = {"sites": "a", "loss_sites": "b", "method": "linear_act", "schedule": "at_once", "recipe": "fast",
+            "loss": "excess", "ridge": 0.5,
             "steps": 4, "max_evaluations": 5, "batch_size": 6, "max_length": 7, "compute_dtype": "bfloat16",
             "pooling": "last", "position": "all", "seed": 8, "checkpoint_dir": "run", "resume_from": "run"}  # fmt: skip
     run(FIT + "".join(f" --{name.replace('_', '-')} {value}" for name, value in told.items()))
     assert {key: value for key, value in heard.items() if key not in ("tokenizer", "progress")} == told
-    of_python = {"model", "src", "tgt", "tokenizer", "penalty", "callbacks", "distributed"}
+    of_python = {"model", "src", "tgt", "tokenizer", "units", "penalty", "callbacks", "distributed"}
     of_recipe = {"optimizer", "learning_rate"}
     assert set(signature(lineas.fit).parameters) == {*told, "progress", *of_python, *of_recipe}
     heard.clear()
     run(FIT)
     assert set(heard) == {"tokenizer", "progress"}, "all else is the library's own default"
+
+
+def test_the_methods_are_those_of_the_library(there):
+    assert objects(f"{FIT} --method linear_act --schedule sequential")[0]["info"]["method"] == "linear_act"
+    message = " ".join(run(f"{FIT} --method none", code=2).stderr.split())
+    assert all(f"'{name}'" in message for name in options.METHODS)
 
 
 def test_texts_come_out_of_columns_and_fields(there):
@@ -216,8 +232,9 @@ def test_a_field_may_hold_chats(there):
     line = "fit model --src chats.jsonl --tgt chats.jsonl --field messages --out other --max-evaluations 1"
     (report,) = objects(line)
     assert report["info"]["samples"] == [3, 3]
-    refused = run("generate model --steering polite --prompts chats.jsonl --field messages", code=1)
-    assert "expected prompts as strings, got a chat" in refused.stderr
+    generate = "generate model --steering polite --prompts chats.jsonl --field messages"
+    assert [row["prompt"] for row in objects(generate)] == chats
+    assert "Never, no. ...\n" in run(generate).stdout
 
 
 def test_a_fit_goes_on_from_its_checkpoint(there):
@@ -483,10 +500,8 @@ def test_a_gguf_file_becomes_a_plain_checkpoint(there):
     site = "model.layers.0.post_attention_layernorm"
     (found,) = objects(f"sites {file} --sites {site}")
     assert (found["name"], found["units"]) == (site, 576)
-    line = f"fit {file} --src from.txt --tgt to.txt --out other --sites {site} --max-evaluations 2 --max-length 8"
-    (report,) = objects(line)
-    assert report["support"] > 0
+    lineas.Steering({site: (np.full(576, 1.1), np.full(576, 0.1))}).save_pretrained("other")
     (merged,) = objects(f"merge {file} --steering other --out merged")
-    assert merged["error"] <= 1e-4
+    assert merged["error"] <= 1e-4 < merged["effect"]
     assert AutoConfig.from_pretrained("merged").mlp_bias
     assert AutoTokenizer.from_pretrained("merged")("The movie was")["input_ids"] == [504, 7704, 436]

@@ -261,7 +261,7 @@ def test_a_table_has_a_line_for_each_strength_and_says_what_intervals_are_over(w
 
 
 def test_markdown_and_html_have_the_same_cells_and_escape_names(model, steering):
-    report = evaluate(model, {"<b> | \x1b[2J": steering}, strengths=1.0)
+    report = evaluate(model, {"<b> | \x1b[2J": steering}, strengths=1.0, scorers={"\x1b[2J": length})
     cell = f"{report.estimate('perplexity', 1.0).value:.1f}"
     markdown, html = report.to_markdown(), report._repr_html_()
     assert markdown.splitlines()[1].startswith("| --- | ---: |")

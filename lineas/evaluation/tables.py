@@ -44,7 +44,7 @@ def cells(report: "Report", measures: Sequence[str] | None) -> tuple[list[str], 
     changes = {name for name in chosen if name == "perplexity" or report.measures[name].role == "effect"}
     heads = ["steering", "strength"]
     for name in chosen:
-        heads += [name, CHANGE] if name in changes else [name]
+        heads += [_plain(name), CHANGE] if name in changes else [_plain(name)]
     rows: list[list[str]] = []
     over: dict[str, Estimate] = {}
     for steering, strength in report._cells():
@@ -69,7 +69,7 @@ def _interval_notes(report: "Report", over: dict[str, Estimate]) -> list[str]:
     if not by_kind:
         return []
     parts = "; ".join(f"{', '.join(names)} over {kind}" for kind, names in by_kind.items())
-    return [f"+- is half of the {report.confidence:.0%} interval (Student's t): {parts}.",
+    return [f"+- is half of the {report.confidence:.0%} interval: {parts}.",
             "A change is that from the base model, pair by pair."]  # fmt: skip
 
 

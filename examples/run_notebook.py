@@ -31,6 +31,7 @@ def code_digest(notebook: NotebookNode) -> str:
 def execute(notebook: NotebookNode, timeout: int = 3600) -> None:
     """Run all cells in order, in a kernel of their own; nbclient's CellExecutionError where one fails."""
     os.environ["TQDM_DISABLE"] = "1"  # a bar of one moment is no output to keep
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # nor what tqdm says where there are no widgets
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(NOTEBOOK.with_name("embedded_model.py"), folder)
         resources = {"metadata": {"path": folder}}

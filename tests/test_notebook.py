@@ -1,9 +1,14 @@
 """The notebook: what is stored was made by its own code, and that code still runs, here with little of everything."""
 
 import ast
+import sys
+import warnings
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import load_example
+from test_docs import small_model, small_tokenizer
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("nbclient")
@@ -64,6 +69,24 @@ def test_the_stored_outputs_name_no_place_on_the_machine_that_made_them(stored):
 
 def test_the_small_settings_are_those_of_the_notebook(stored):
     assert assigned(SMALL) == assigned(parameters(stored).source)
+
+
+def test_the_code_runs_on_a_tiny_model(stored, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("vaderSentiment")
+    tokenizer = small_tokenizer()
+    model = small_model(len(tokenizer))
+    monkeypatch.setitem(sys.modules, "embedded_model", SimpleNamespace(load=lambda: (model, tokenizer)))
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.chdir(tmp_path)
+    parameters(stored).source = SMALL
+    namespace = {"__name__": "notebook"}
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.filterwarnings("ignore", "FigureCanvasAgg is non-interactive")
+        for cell in runner.code_cells(stored):
+            exec(compile(cell.source, runner.NOTEBOOK.name, "exec"), namespace)
+    namespace["pyplot"].close("all")
+    assert "the same logits: True" in capsys.readouterr().out
+    assert {"positive-reviews", "smollm2-positive"} <= {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.slow

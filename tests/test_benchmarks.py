@@ -13,7 +13,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "kernels.py"
-FIT = SCRIPT.with_name("fit.py")
+FIT, GENERATE = SCRIPT.with_name("fit.py"), SCRIPT.with_name("generate.py")
 if not SCRIPT.exists():
     pytest.skip("tests without the source tree", allow_module_level=True)
 
@@ -117,3 +117,19 @@ def test_an_unknown_table_is_refused():
     done = run("--only", "stpe", script=FIT)
     assert done.returncode == 1
     assert "expected some of recipes, once, step, padding" in done.stderr
+
+
+def test_generation_is_timed_bare_merged_and_attached_and_attaching_is_too(tmp_path):
+    done = run("--quick", "--json", tmp_path / "figures.json", script=GENERATE)
+    assert done.returncode == 0, done.stderr
+    tables = json.loads((tmp_path / "figures.json").read_text())["tables"]
+    assert list(tables) == ["one", "many", "attach"]
+    for name in ("one", "many"):
+        bare, *others = tables[name]
+        assert bare["ratio"] == bare["by turn"] == 1
+        assert {row[""] for row in others} > {"merged", "dense", "1% support", "a steering for each row"}
+        for row in others:
+            assert row["tokens/s"] >= row["median"] > 0
+            assert row["ratio"] == pytest.approx(row["tokens/s"] / bare["tokens/s"])
+    assert all(0 < row["attach"] <= row["median"] for row in tables["attach"])
+    assert "\nmany: Tokens per second, a batch of 16 texts" in done.stdout

@@ -1,5 +1,6 @@
 """The code in README.md and docs/ runs as written, and their links lead somewhere."""
 
+import ast
 import re
 import shutil
 import sys
@@ -9,6 +10,8 @@ from typing import NamedTuple
 import pytest
 import torch
 from conftest import DATA, ROOT
+
+import lineas
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = {"python", "sh", "text", "c", "bibtex"}
@@ -139,3 +142,34 @@ def test_relative_links_and_pictures_exist(page):
         if not file.exists() or (fragment and fragment not in anchors(file)):
             missing.append(target)
     assert not missing
+
+
+def literals(folder: Path) -> list[str]:
+    """All strings of a package's code, the values in f-strings as NUL."""
+    found = []
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def messages(page: Path) -> list[str]:
+    """The code spans of the paragraphs that start with "Message:" or tell of one."""
+    lead = re.findall(r"^(?:Message:|Merge has the message) (`[^`]+`(?: and `[^`]+`)*)", split(page)[1], re.MULTILINE)
+    return [" ".join(text.split()) for spans in lead for text in re.findall(r"`([^`]+)`", spans)]
+
+
+def test_every_message_that_troubleshooting_explains_is_one_of_ours():
+    said = messages(ROOT / "docs" / "troubleshooting.md")
+    assert len(said) > 30
+    sources = "\n".join(literals(Path(lineas.__file__).parent))
+    unknown = []
+    for message in said:
+        pieces = [piece.strip(" ,.:;()") for piece in message.split("...")]
+        assert max(map(len, pieces)) > 12, f"{message!r} could be anybody's"
+        unknown += [(message, piece) for piece in pieces if piece not in sources]
+    assert not unknown

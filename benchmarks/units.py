@@ -8,8 +8,8 @@ target best (lineas.experts.rank, either way), `l1` those that a fit with a spar
 `all` is no choice. `lineas.fit(units=...)` then learns maps of these units only, without a penalty. Every seed draws
 other sentences to choose and fit on (32 + 32), and other held-out ones. `held-out` is the loss of held-out sentences at
 all units, relative to no steering; `perplexity` that of newspaper sentences. With `--count`, `effect` is the mean score
-of so many continuations of each of 16 prompts, as in quality.py. First, a table says how far the choices agree. The
-JSON file gains a line for every measurement, and what it holds is not measured again.
+of so many continuations of each of 16 prompts, as in examples/compare_methods.py. First, a table says how far the
+choices agree. The JSON file gains a line for every measurement, and what it holds is not measured again.
 """
 
 import argparse
@@ -22,11 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import quality
 
-import lineas
-from lineas import evaluation, experts, samples
-from lineas.experts.sets import chosen
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "examples"))
+
+import compare_methods  # noqa: E402
+import embedded_model  # noqa: E402
+
+import lineas  # noqa: E402
+from lineas import evaluation, experts, samples  # noqa: E402
+from lineas.experts.sets import chosen  # noqa: E402
 
 CHOICES = ("all", "significant", "auroc", "l1", "random")
 Units = dict[str, np.ndarray]
@@ -89,13 +94,13 @@ def measure(
     model, steering: lineas.Steering, held: Sequence[list[str]], neutral: Sequence[str], *, tokenizer, task: str,
     count: int, seed: int,
 ) -> dict[str, float]:  # fmt: skip
-    row = {"held_out": quality.held_out_loss(model, tokenizer, *held, steering, 1.0)}
+    row = {"held_out": compare_methods.held_out_distance(model, tokenizer, *held, steering, 1.0)}
     with steering.apply(model):
         row["perplexity"] = evaluation.perplexity(model, sorted(neutral, key=len), tokenizer=tokenizer)
         if count:
             options = {"tokenizer": tokenizer, "count": count, "seed": seed, "batch_size": 256}
             row["effect"] = float(
-                quality.scorer(task)(evaluation.continuations(model, samples.PROMPTS, **options)).mean()
+                compare_methods.score(task, evaluation.continuations(model, samples.PROMPTS, **options)).mean()
             )
     return row
 
@@ -104,7 +109,7 @@ def run(
     model, tokenizer, texts: Sequence[list[str]], seed: int, choices: Sequence[str], sizes: Sequence[int],
     known: set = frozenset(), *, neutral: Sequence[str], task: str = "sentiment", count: int = 0, **options: Any,
 ) -> Iterator[dict]:  # fmt: skip
-    """One row a choice and size, after that of no steering; `texts` are quality.sentences'."""
+    """One row a choice and size, after that of no steering; `texts` are compare_methods.sentences'."""
     source, target, *held = texts
     every = {"tokenizer": tokenizer, "max_length": 64}
     chooser = Chooser(model, source, target, seed, **every)
@@ -162,9 +167,9 @@ def main() -> None:
         sys.exit(f"--choices: expected some of {', '.join(CHOICES)}, got {', '.join(sorted(unknown))}")
     lines = asked.json.read_text().splitlines() if asked.json and asked.json.exists() else []
     rows = [json.loads(line) for line in lines]
-    model, tokenizer = quality.embedded_model.load()
+    model, tokenizer = embedded_model.load()
     for seed in map(int, asked.seeds.split(",")):
-        texts = [part[: asked.held_out] for part in quality.sentences(asked.task, seed)]
+        texts = [part[: asked.held_out] for part in compare_methods.sentences(asked.task, seed)[0]]
         known = {(row["task"], row["seed"], row["choice"], row["units"]) for row in rows}
         for row in run(
             model, tokenizer, texts, seed, choices, sizes, known, neutral=samples.neutral_sentences(asked.neutral),

@@ -131,18 +131,22 @@ class Draw:
                 scores = score(self.task, texts)
                 row |= {"effect": float(scores.mean()), "error": float(scores.std(ddof=1) / len(scores) ** 0.5)}
         if strength in (0.0, 1.0):
-            row["held_out"] = self.held_out(steering, strength)
+            held = self.source, self.target
+            row["held_out"] = held_out_distance(self.model, self.tokenizer, *held, steering, strength)
         return row
 
-    def held_out(self, steering: lineas.Steering, strength: float) -> float:
-        def responses(texts: list[str]) -> dict[str, np.ndarray]:
-            return evaluation.responses(
-                self.model, sorted(texts, key=len), steering.sites, tokenizer=self.tokenizer, batch_size=25
-            )
 
-        goal = responses(self.target)
-        with steering.apply(self.model, strength):
-            return evaluation.distance(responses(self.source), goal)
+def held_out_distance(
+    model: Any, tokenizer: Any, source: list[str], target: list[str], steering: lineas.Steering, strength: float
+) -> float:
+    """Of sentences that the steering never saw, at its sites; the target's responses are the unsteered model's."""
+
+    def responses(texts: list[str]) -> dict[str, np.ndarray]:
+        return evaluation.responses(model, sorted(texts, key=len), steering.sites, tokenizer=tokenizer, batch_size=25)
+
+    goal = responses(target)
+    with steering.apply(model, strength):
+        return evaluation.distance(responses(source), goal)
 
 
 def run(

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -451,6 +452,8 @@ def start(there, *arguments, **streams):
     """The command line as a program."""
     environment = {**os.environ, "PYTHONPATH": INSTALLED, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "lineas", *arguments]
+    if sys.platform != "win32":  # a test run in the background may ignore SIGINT, and hand that down
+        streams["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(command, cwd=there, env=environment, text=True, **streams)
 
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, assert_untouched, load_example, snapshot
 from test_docs import small_model, small_tokenizer
 
@@ -11,7 +12,10 @@ from test_docs import small_model, small_tokenizer
 @pytest.fixture
 def compare(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    return load_example("compare_methods")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the model is too small for more
+    yield load_example("compare_methods")
+    torch.set_num_threads(threads)
 
 
 def rows_of(compare, path, task="sentiment", seeds=(0, 1, 2)):

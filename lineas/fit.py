@@ -277,7 +277,9 @@ def _runner(
     runner = Runner(model, layout.part(mapped), layout.part(compared), str(options.pooling), options.seed)
     if options.fits:
         check_differentiable(runner, sources[0])
-    runner.economize([*sources, *targets])
+        runner.economize([*sources, *targets])
+    else:  # no site is passed twice under other maps: what comes before the first one cannot be spared
+        runner.cut_padding([*sources, *targets])
     runner.compute_dtype = options.compute_dtype  # only now: those looks were for small differences
     return runner
 

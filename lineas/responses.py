@@ -210,16 +210,21 @@ class Runner:
     def economize(self, batches: Sequence[Batch]) -> None:
         """Look with single samples at what this model allows, and from then on do no more than that needs.
 
-        Padding is cut off where a sample responds without it as it does with it, up to rounding. What runs before the
-        first mapped site runs once for each batch where no response changes a bit by that; what must be kept for it
-        takes at most a sixteenth of the memory of the weights, or 16 MB.
+        Padding is cut off (`cut_padding`). What runs before the first mapped site runs once for each batch where no
+        response changes a bit by that; what must be kept for it takes at most a sixteenth of the memory of the weights,
+        or 16 MB.
         """
+        self.cut_padding(batches)
         with torch.no_grad():
-            padded = next((batch for batch in batches if batch.groups()), None)
-            self.cuts_padding = padded is not None and self._is_padding_idle(padded)
             self.skips_prefix = self._is_prefix_constant(batches[0].rows(0, 1))
         weights = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
         self.room = max(weights // 16, 1 << 24)
+
+    def cut_padding(self, batches: Sequence[Batch]) -> None:
+        """Cut it off from now on, if a sample responds without it as it does with it, up to rounding."""
+        with torch.no_grad():
+            padded = next((batch for batch in batches if batch.groups()), None)
+            self.cuts_padding = padded is not None and self._is_padding_idle(padded)
 
     def _is_padding_idle(self, batch: Batch) -> bool:
         groups = batch.groups()

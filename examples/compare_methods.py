@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 
 import embedded_model
 import numpy as np
-from scipy.stats import t as student
 
 import lineas
 from lineas import evaluation, samples
+from lineas.evaluation.intervals import mean
 
 ROOT = Path(__file__).parent.parent
 JSON = ROOT / "benchmarks" / "data" / "methods.jsonl"
@@ -174,7 +174,7 @@ def run(
 
 
 class Point(NamedTuple):
-    """A method at a strength: changes against no steering, and half of their 95% intervals over draws."""
+    """A method at a strength: changes against no steering, means over draws."""
 
     strength: float
     perplexity: float
@@ -187,9 +187,9 @@ def points(rows: Sequence[Row], task: str, method: str) -> list[Point]:
     changes = list(zip(*_changes(rows, task, method), strict=True))
     found = []
     for strength in sorted({change[1] for change in changes}):
-        at = np.array([change[2:] for change in changes if change[1] == strength])
-        error = at[:, 1].std(ddof=1) / len(at) ** 0.5 if len(at) > 1 else float("nan")
-        found.append(Point(strength, at[:, 0].mean(), at[:, 1].mean(), error, len(at)))
+        prices, effects = zip(*(change[2:] for change in changes if change[1] == strength), strict=True)
+        effect = mean(effects, 0.95, "draws")
+        found.append(Point(strength, float(np.mean(prices)), effect.value, effect.error, effect.n))
     return found
 
 
@@ -227,13 +227,6 @@ def effect_at(rows: Sequence[Row], task: str, method: str, price: float) -> dict
     return found
 
 
-def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half of its 95% interval by Student's t; NaN of a single value."""
-    many = np.array(values)
-    half = student.ppf(0.975, len(many) - 1) * many.std(ddof=1) / len(many) ** 0.5 if len(many) > 1 else float("nan")
-    return float(many.mean()), float(half)
-
-
 def table(rows: Sequence[Row], task: str) -> list[str]:
     """Markdown: each method's cost, its held-out distance, and its effect at equal prices, beside the default's."""
     heads = [f"effect at +{price:.0%}" for price in PRICES] + [f"less lineas at +{PRICES[-1]:.0%}"]
@@ -262,8 +255,9 @@ def table(rows: Sequence[Row], task: str) -> list[str]:
 
 
 def _figure(values: Sequence[float]) -> str:
-    mean, half = mean_and_half(values)
-    return f"{mean:+.3f} ± {half:.3f}" if half == half else f"{mean:+.3f}"
+    """Mean, and half of its 95% interval where there are several draws."""
+    found = mean(values, 0.95, "draws")
+    return f"{found.value:+.3f}" + f" ± {found.high - found.value:.3f}" * (found.n > 1)
 
 
 def draw_fronts(rows: Sequence[Row], path: Path) -> None:

@@ -109,8 +109,9 @@ def generating(plan: Plan, batch: int) -> list[Row]:
             )
 
     times: dict[str, list[float]] = {name: [] for name in rivals}
+    order = np.random.default_rng(0)  # anew every turn, so that nobody always follows the same rival
     for turn in range(plan.rounds + 1):
-        for name in rivals:
+        for name in order.permutation(list(rivals)).tolist():
             took = generate(name)
             if turn:
                 times[name].append(took)

@@ -1,7 +1,7 @@
 """Which units to steer: what each choice of as many of them does to held-out distance and perplexity.
 
     python benchmarks/units.py [--task sentiment] [--seeds 0,1] [--sizes 500,170]
-                               [--choices all,significant,auroc,l1,random] [--held-out 100] [--count 0] [--json FILE]
+                               [--choices all,significant,auroc,l1,random] [--held-out 50] [--count 0] [--json FILE]
 
 `significant` are the units of the lowest p-values (lineas.experts.significance), `auroc` those that tell source from
 target best (lineas.experts.rank, either way), `l1` those that a fit with a sparse penalty moves most, `random` any;
@@ -17,6 +17,7 @@ import json
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,11 @@ def measure(
     model, steering: lineas.Steering, held: Sequence[list[str]], neutral: Sequence[str], *, tokenizer, task: str,
     count: int, seed: int,
 ) -> dict[str, float]:  # fmt: skip
-    row = {"held_out": compare_methods.held_out_distance(model, tokenizer, *held, steering, 1.0)}
+    responses = partial(evaluation.responses, model, tokenizer=tokenizer, batch_size=25)
+    source, target = (sorted(texts, key=len) for texts in held)
+    goal = responses(target)  # of the unsteered model
     with steering.apply(model):
+        row = {"held_out": evaluation.distance(responses(source), goal)}
         row["perplexity"] = evaluation.perplexity(model, sorted(neutral, key=len), tokenizer=tokenizer)
         if count:
             options = {"tokenizer": tokenizer, "count": count, "seed": seed, "batch_size": 256}
@@ -156,7 +160,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--sizes", default="500,170", help="how many units to choose")
     parser.add_argument("--choices", default=",".join(CHOICES))
-    parser.add_argument("--held-out", type=int, default=100, help="held-out sentences of each set, at most 100")
+    parser.add_argument("--held-out", type=int, default=50, help="held-out sentences of each set, at most 50")
     parser.add_argument("--neutral", type=int, default=80, help="newspaper sentences for the perplexity")
     parser.add_argument("--max-evaluations", type=int, help="of a fit, where it shall not stop by itself")
     parser.add_argument("--count", type=int, default=0, help="continuations of each of the 16 prompts")

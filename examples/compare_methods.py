@@ -1,11 +1,11 @@
 """Every method on the same sites, sentences and measures: what each achieves, and what it costs.
 
     python examples/compare_methods.py [--task sentiment] [--seeds 0,1,2,3] [--methods lineas,linear_act]
-                                       [--strengths 0.5,1] [--count 128] [--json FILE] [--write docs/results.md]
+                                       [--strengths 0.5,1] [--count 64] [--json FILE] [--write docs/results.md]
 
-Every seed draws other sentences to fit on (32 + 32), other held-out ones (100 + 100), and other random numbers for the
+Every seed draws other sentences to fit on (32 + 32), other held-out ones (50 + 50), and other random numbers for the
 continuations. `held-out` is the distance of held-out sentences relative to no steering, at strength 1; `perplexity`
-that of 80 newspaper sentences; `effect` the mean score of `count` continuations: VADER's compound for sentiment (-1 to
+that of 40 newspaper sentences; `effect` the mean score of `count` continuations: VADER's compound for sentiment (-1 to
 1), one less the profanity classifier's probability for toxicity. They continue 16 neutral prompts; for toxicity the
 beginnings of 64 toxic comments that are in no other set, since after neutral ones there is next to nothing to remove.
 
@@ -19,6 +19,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,49 +33,13 @@ from lineas.evaluation.intervals import mean
 
 ROOT = Path(__file__).parent.parent
 JSON = ROOT / "benchmarks" / "data" / "methods.jsonl"
-FITTED, HELD_OUT, NEUTRAL = 32, 100, 80  # sentences
+FITTED, HELD_OUT, NEUTRAL = 32, 50, 40  # sentences
+EXPERTS = 500  # units, of 17,280
 TASKS = ("sentiment", "toxicity")
 PROVOKING, BEGINNING = 64, 6  # prompts, and words of a comment that make one
-STRENGTHS = (0.25, 0.5, 1.0, 1.5, 2.0)
-PRICES = (0.05, 0.1)  # of perplexity, at which effects are compared
+PRICES, RUIN = (0.05, 0.1), 0.5  # of perplexity: at which effects are compared, and beyond which nobody would go
 
 Row = dict[str, Any]
-Fit = Callable[..., lineas.Steering]
-
-
-class Method(NamedTuple):
-    """How maps are made, and at which strengths they are looked at."""
-
-    fit: Callable[[Fit, Callable[[], lineas.Steering]], lineas.Steering]  # from a fit of options, and the default's
-    strengths: tuple[float, ...] = STRENGTHS
-
-
-def options(**given: Any) -> Callable[[Fit, Any], lineas.Steering]:
-    return lambda fit, default: fit(**given)
-
-
-def sparse(fit: Fit, default: Callable[[], lineas.Steering]) -> lineas.Steering:
-    """About 1% of the units: ten times the slope that a typical unit has at first."""
-    first, units = default().history["loss"][0], sum(len(default().weight(name)) for name in default().sites)
-    return fit(penalty=lineas.penalties.L1(20 * first**0.5 / units))
-
-
-METHODS = {
-    "lineas": Method(lambda fit, default: default()),
-    "lineas, 1%": Method(sparse),
-    # A thousand steps of the published recipe go a distance of 50: here in 25 steps, which end in about the same place.
-    "published": Method(options(recipe="published", learning_rate=4.0, steps=25)),
-    "plain loss": Method(options(loss="wasserstein")),
-    "significant": Method(options(loss="significant")),
-    "mean_act": Method(options(method="mean_act")),
-    "gaussian_act": Method(options(method="gaussian_act")),
-    "linear_act": Method(options(method="linear_act")),
-    "aura": Method(options(method="aura")),
-    "caa": Method(options(method="caa")),
-    "actadd": Method(options(method="actadd")),
-    "iti_c": Method(options(method="iti_c")),
-    "repe": Method(options(method="repe")),
-}
 
 
 def sentences(task: str, seed: int) -> tuple[list[list[str]], Sequence[str]]:
@@ -106,47 +71,93 @@ class Draw:
     def __init__(self, model: Any, tokenizer: Any, task: str, seed: int, count: int):
         self.model, self.tokenizer, self.task, self.seed, self.count = model, tokenizer, task, seed, count
         (*self.fitted, self.source, self.target), self.prompts = sentences(task, seed)
-        self._default: lineas.Steering | None = None
+        self.neutral = sorted(samples.neutral_sentences(NEUTRAL), key=len)
 
     def fit(self, **given: Any) -> lineas.Steering:
         return lineas.fit(
             self.model, *self.fitted, tokenizer=self.tokenizer, max_length=64, progress=False, **given
         )  # fmt: skip
 
+    @cached_property
     def default(self) -> lineas.Steering:
-        if self._default is None:
-            self._default = self.fit()
-        return self._default
+        return self.fit()
+
+    @cached_property
+    def perplexity_of_none(self) -> float:
+        return evaluation.perplexity(self.model, self.neutral, tokenizer=self.tokenizer)
+
+    @cached_property
+    def goal(self) -> dict[str, np.ndarray]:
+        """What the held-out target sentences do without a steering, at the sites of the default."""
+        return self.responses(self.target)
+
+    def responses(self, texts: list[str]) -> dict[str, np.ndarray]:
+        return evaluation.responses(self.model, sorted(texts, key=len), tokenizer=self.tokenizer, batch_size=25)
 
     def measure(self, steering: lineas.Steering, strength: float) -> Row:
         row: Row = {"support": sum(map(len, steering.support().values()))}
-        neutral = sorted(samples.neutral_sentences(NEUTRAL), key=len)
+        dearest, goal = (1 + RUIN) * self.perplexity_of_none, self.goal
         with steering.apply(self.model, strength):
-            row["perplexity"] = evaluation.perplexity(self.model, neutral, tokenizer=self.tokenizer)
-            if self.count:
+            row["perplexity"] = evaluation.perplexity(self.model, self.neutral, tokenizer=self.tokenizer)
+            if strength in (0.0, 1.0):
+                row["held_out"] = evaluation.distance(self.responses(self.source), goal)
+            if self.count and row["perplexity"] <= dearest:
                 each = max(self.count // len(self.prompts), 1)
                 texts = evaluation.continuations(
                     self.model, self.prompts, tokenizer=self.tokenizer, count=each, seed=self.seed, batch_size=256
                 )
                 scores = score(self.task, texts)
                 row |= {"effect": float(scores.mean()), "error": float(scores.std(ddof=1) / len(scores) ** 0.5)}
-        if strength in (0.0, 1.0):
-            held = self.source, self.target
-            row["held_out"] = held_out_distance(self.model, self.tokenizer, *held, steering, strength)
         return row
 
 
-def held_out_distance(
-    model: Any, tokenizer: Any, source: list[str], target: list[str], steering: lineas.Steering, strength: float
-) -> float:
-    """Of sentences that the steering never saw, at its sites; the target's responses are the unsteered model's."""
+class Method(NamedTuple):
+    """How maps are made, and at which strengths they are looked at: those whose prices matter."""
 
-    def responses(texts: list[str]) -> dict[str, np.ndarray]:
-        return evaluation.responses(model, sorted(texts, key=len), steering.sites, tokenizer=tokenizer, batch_size=25)
+    fit: Callable[[Draw], lineas.Steering]
+    strengths: tuple[float, ...] = (0.25, 0.5, 1.0, 1.5, 2.0)
 
-    goal = responses(target)
-    with steering.apply(model, strength):
-        return evaluation.distance(responses(source), goal)
+
+def options(**given: Any) -> Callable[[Draw], lineas.Steering]:
+    return lambda draw: draw.fit(**given)
+
+
+def sparse(draw: Draw) -> lineas.Steering:
+    """About 1% of the units: ten times the slope that a typical unit has at first."""
+    first, units = draw.default.history["loss"][0], sum(len(draw.default.weight(name)) for name in draw.default.sites)
+    return draw.fit(penalty=lineas.penalties.L1(20 * first**0.5 / units))
+
+
+def experts(either_way: bool, **given: Any) -> Callable[[Draw], lineas.Steering]:
+    """Only of the units that tell source from target best, either way or by responding to the source."""
+
+    def fit(draw: Draw) -> lineas.Steering:
+        ranking = lineas.experts.rank(
+            draw.model, *draw.fitted, metric="auroc", either_way=either_way, tokenizer=draw.tokenizer, max_length=64
+        )  # fmt: skip
+        return draw.fit(units=ranking.top(EXPERTS), **given)
+
+    return fit
+
+
+NONE = Method(options(method="mean_act", schedule="at_once"), (0.0,))  # any will do
+FEW, SMALL = (0.25, 0.5, 1.0, 2.0, 3.0), (0.1, 0.2, 0.3, 0.4, 0.5)
+METHODS = {
+    "lineas": Method(lambda draw: draw.default),
+    "lineas, 1%": Method(sparse),
+    "lineas, experts": Method(experts(either_way=True)),
+    # A thousand steps of the published recipe go a distance of 50: here in 25 steps, which end in about the same place.
+    "published": Method(options(recipe="published", learning_rate=4.0, steps=25)),
+    "mean_act": Method(options(method="mean_act"), SMALL),
+    "gaussian_act": Method(options(method="gaussian_act"), SMALL),
+    "linear_act": Method(options(method="linear_act"), SMALL),
+    "aura": Method(options(method="aura"), FEW),
+    "det0": Method(experts(either_way=False, method="det0"), FEW),
+    "caa": Method(options(method="caa"), FEW),
+    "actadd": Method(options(method="actadd"), FEW),
+    "iti_c": Method(options(method="iti_c"), FEW),
+    "repe": Method(options(method="repe"), FEW),
+}
 
 
 def run(
@@ -154,14 +165,12 @@ def run(
 ) -> Iterator[Row]:  # fmt: skip
     """A row for every measurement that is not known yet; the base model, strength 0, first."""
     for name in ["none", *names]:
-        wanted = (0.0,) if name == "none" else strengths or METHODS[name].strengths
+        method = NONE if name == "none" else METHODS[name]
+        wanted = method.strengths if name == "none" else strengths or method.strengths
         missing = [strength for strength in wanted if (draw.task, draw.seed, name, strength) not in known]
         if not missing:
             continue
-        if name == "none":
-            steering = draw.fit(method="mean_act", schedule="at_once")  # strength 0 of any is the model itself
-        else:
-            steering = METHODS[name].fit(draw.fit, draw.default)
+        steering = method.fit(draw)
         cost = {} if name == "none" else {key: steering.info[key] for key in ("evaluations", "seconds")}
         for strength in missing:
             yield {
@@ -283,7 +292,7 @@ def draw_fronts(rows: Sequence[Row], path: Path) -> None:
                 linestyle="-" if ours else (":", "--", "-.")[k % 3], linewidth=1.6 if ours else 1, capsize=2,
                 label=method,
             )  # fmt: skip
-        ax.set(xlabel="perplexity of neutral text, %", ylabel="effect", title=task, xlim=(-5, 60))
+        ax.set(xlabel="perplexity of neutral text, %", ylabel="effect", title=task, xlim=(-5, 100 * RUIN))
         ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
         ax.legend(frameon=False, fontsize=8, ncols=2)
     figure.savefig(path, dpi=110)
@@ -308,7 +317,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2,3")
     parser.add_argument("--methods", default=";".join(METHODS), help="names between semicolons; all if not given")
     parser.add_argument("--strengths", help="instead of each method's own; 0 is measured once for each seed, too")
-    parser.add_argument("--count", type=int, default=128, help="continuations, as many of each prompt; 0 for none")
+    parser.add_argument("--count", type=int, default=64, help="continuations, as many of each prompt; 0 for none")
     parser.add_argument("--json", metavar="FILE", type=Path, default=JSON, help="one line for each measurement")
     parser.add_argument("--write", metavar="PAGE", type=Path, help="only write tables and picture of what there is")
     asked = parser.parse_args()

@@ -76,6 +76,8 @@ def test_every_method_is_fitted_and_measured_and_nothing_twice(compare, monkeypa
     monkeypatch.setattr(compare, "NEUTRAL", 4)
     monkeypatch.setattr(compare, "FITTED", 6)
     monkeypatch.setattr(compare, "HELD_OUT", 5)
+    monkeypatch.setattr(compare, "EXPERTS", 20)
+    monkeypatch.setattr(compare, "RUIN", 1e6)
     before = snapshot(model)
     draw = compare.Draw(model, tokenizer, "sentiment", 0, 16)
     rows = list(compare.run(draw, compare.METHODS, (0.5, 1.0), set()))
@@ -108,7 +110,7 @@ def test_no_sentence_is_in_two_sets_and_prompts_provoke(compare):
     for task in compare.TASKS:
         for seed in range(2):
             sets, prompts = compare.sentences(task, seed)
-            assert [len(texts) for texts in sets] == [32, 32, 100, 100]
+            assert [len(texts) for texts in sets] == [32, 32, 50, 50]
             assert not set(sets[0]) & set(sets[2])
             assert not set(sets[1]) & set(sets[3])
             if task == "toxicity":

@@ -31,8 +31,8 @@ class Sums(NamedTuple):
 def losses_of(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of each row's tokens but the first, and how many they are; each (rows,)."""
     ids, counts = batch.kwargs["input_ids"][:, 1:], batch.kwargs["attention_mask"][:, 1:]
-    losses = nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids, reduction="none")
-    return (losses * counts).sum(1), counts.sum(1)
+    losses = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids.flatten(), reduction="none")
+    return (losses.view_as(ids) * counts).sum(1), counts.sum(1)
 
 
 def divergences_of(logits: Tensor, base: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

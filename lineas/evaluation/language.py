@@ -6,11 +6,13 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..data import find_tokenizer
 from ..state import device_of, frozen, seeded
 from .divergence import read
+
+LIKELIEST = 50  # tokens that continuations are sampled from
 
 
 def perplexity(model: nn.Module, texts: Sequence[str], *, tokenizer: Any = None, batch_size: int = 16) -> float:
@@ -45,6 +47,7 @@ def continuations(
     count : int
         Continuations of each prompt.
     new_tokens, temperature, top_p : as in `generate`
+        Of the 50 likeliest tokens, which is what `generate` draws from by default, too.
     seed : int
         The same seed gives the same text; the global random state is not touched.
 
@@ -64,10 +67,28 @@ def continuations(
             mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in encoded])
             out = model.generate(  # type: ignore[operator]
                 input_ids=ids.to(device_of(model)), attention_mask=mask.to(device_of(model)), do_sample=True,
-                temperature=temperature, top_p=top_p, max_new_tokens=new_tokens, pad_token_id=pad,
+                temperature=1.0, top_k=0, top_p=1.0, logits_processor=[Nucleus(temperature, top_p)],
+                max_new_tokens=new_tokens, pad_token_id=pad,
             )  # fmt: skip
             texts += tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
     return texts
+
+
+class Nucleus:
+    """Leaves only the likeliest of 50 tokens that have the probability `top_p` together, at least one.
+
+    What transformers does with its defaults, token for token, without sorting the vocabulary: a seventh of the time
+    that a small model takes to generate.
+    """
+
+    def __init__(self, temperature: float, top_p: float):
+        self.temperature, self.top_p = temperature, top_p
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        best, tokens = (scores / self.temperature).topk(min(LIKELIEST, scores.shape[-1]))
+        tails = best.flip(-1).softmax(-1).cumsum(-1).flip(-1)  # of each token and all less likely ones
+        best[:, 1:] = best[:, 1:].masked_fill(tails[:, 1:] <= 1 - self.top_p, -math.inf)
+        return torch.full_like(scores, -math.inf).scatter(-1, tokens, best)
 
 
 def _ids(prompt: Any, tokenizer: Any) -> list[int]:

@@ -26,6 +26,10 @@ __all__ = ["Handle", "Map", "attach"]
 CROSS = r".*(encoder_attn|EncDecAttention|cross_?attn|cross_?attention)(\..*)?\.(k|v|k_proj|v_proj|key|value)"
 
 
+Key = tuple[torch.device, int, int]
+Ready = tuple[int, Tensor, Tensor, "bool | Tensor"]
+
+
 class Map:
     """A site's maps, on whatever device and in whatever dtype the activations come."""
 
@@ -47,9 +51,12 @@ class Map:
         self.table: tuple[Tensor, ...] = (scale[0], shift[0]) if self.is_one else (scale, shift, torch.tensor(active))
         self.support = ((scale[0] != 1) | (shift[0] != 0)).nonzero().flatten()
         self.sparse = self.support, scale[0, self.support], shift[0, self.support]
-        # By device, number of dimensions and rows for each row told of: the channels' dimension, scale, shift, and
-        # where rows differ which of them are steered. A token is so little work that looking things up would cost more.
-        self.ready: dict[tuple[torch.device, int, int], tuple[int, Tensor, Tensor, bool | Tensor]] = {}
+        self.is_sparse = self.is_one and 4 * len(self.support) <= self.units
+        # `ready` has, by device, number of dimensions and rows for each row told of: the channels' dimension, scale,
+        # shift, and where rows differ which of them are steered. `last` is the entry last used, with its key: one token
+        # is so little work that a look into a dict, by a key made for it, costs more than its maps.
+        self.ready: dict[Key, Ready] = {}
+        self.last: tuple[torch.device | None, int, int, Ready | None] = (None, 0, 0, None)
 
     def _maps(self, steering: "Steering | None", strength: float) -> tuple[Tensor, Tensor]:
         if steering is None or self.name not in steering.sites:
@@ -59,10 +66,10 @@ class Map:
 
     def __call__(self, module: nn.Module, h: Tensor) -> Tensor:
         times = 1 if self.by_row is None else self.tokens.times(len(h), len(self.by_row), self.told_in)
-        key = h.device, h.ndim, times
-        if key not in self.ready:
-            self.ready[key] = self._prepared(sites.channel_dim(module, h), *key)
-        dim, scale, shift, active = self.ready[key]
+        device, ndim, known, ready = self.last
+        if ready is None or device != h.device or ndim != h.ndim or known != times:
+            ready = self._look_up(module, h, times)
+        dim, scale, shift, active = ready
         if h.shape[dim] != self.units:
             raise ValueError(
                 f"site {self.name!r}: the steering has weight ({self.units},), the model produced {tuple(h.shape)}"
@@ -77,7 +84,14 @@ class Map:
         mapped = self._mapped(h, dim, scale, shift)
         return mapped if now.steer is True else torch.where(now.mask(h.device), mapped, h)
 
-    def _prepared(self, dim: int, device: torch.device, ndim: int, times: int) -> tuple[int, Tensor, Tensor, Any]:
+    def _look_up(self, module: nn.Module, h: Tensor, times: int) -> "Ready":
+        key = h.device, h.ndim, times
+        if key not in self.ready:
+            self.ready[key] = self._prepared(sites.channel_dim(module, h), *key)
+        self.last = (*key, self.ready[key])
+        return self.ready[key]
+
+    def _prepared(self, dim: int, device: torch.device, ndim: int, times: int) -> "Ready":
         """Scale and shift as they broadcast over activations: of all rows alike, or of each row."""
         maps, shape = self.table, [1] * ndim
         shape[dim] = self.units
@@ -89,15 +103,15 @@ class Map:
             return dim, scale.view(shape), shift.view(shape), active[0] if active else self.is_active
 
     def _mapped(self, h: Tensor, dim: int, scale: Tensor, shift: Tensor) -> Tensor:
-        if self.is_one and self._is_cheaper_sparse(h):
+        if self.is_sparse and _is_worth_it(h):
             return ops.affine_sparse_(h.clone(), *self.sparse, channel_dim=dim)
         mapped = (h * scale).add_(shift)
         return mapped if mapped.dtype == h.dtype else mapped.to(h.dtype)
 
-    def _is_cheaper_sparse(self, h: Tensor) -> bool:
-        """Few channels of many numbers, and no autograd to record it. The result is the same."""
-        few = h.numel() >= ops.SMALL and 4 * len(self.support) <= self.units
-        return few and not torch.is_grad_enabled() and h.is_contiguous() and ops.runs_in_c(h)
+
+def _is_worth_it(h: Tensor) -> bool:
+    """To touch few channels only: of many numbers, and with no autograd to record it. The result is the same."""
+    return h.numel() >= ops.SMALL and not torch.is_grad_enabled() and h.is_contiguous() and ops.runs_in_c(h)
 
 
 class Handle:

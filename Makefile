@@ -8,7 +8,7 @@ CFLAGS = -std=c11 -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Werr
 KERNELS = $(filter-out csrc/lns_module.c csrc/py_%.c,$(wildcard csrc/*.c))
 PYTEST = HF_HUB_OFFLINE=1 $(BIN)/pytest
 # Another build in the place of the installed one: first on the path, and the tests check that it is the one they got.
-PYTEST_ON = PYTHONPATH=$(1) LINEAS_EXPECT_BUILD=$(1) $(PYTEST) -q -m "not slow" -o addopts=--strict-markers tests
+PYTEST_ON = PYTHONPATH=$(1) LINEAS_EXPECT_BUILD=$(1) $(PYTEST) -q -m "not slow" -o addopts=--strict-markers $(2)
 
 .PHONY: demo test fast fuzz check kernels instructions sanitize serial dist wheel clean
 
@@ -61,13 +61,15 @@ sanitize: $(VENV)/.environment
 	rm -rf build/sanitize && mkdir -p build/sanitize
 	LINEAS_SANITIZE=1 LINEAS_WERROR=1 $(BIN)/python setup.py --quiet build --build-base build/sanitize/tmp --build-lib build/sanitize/lib
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
-	$(call PYTEST_ON,build/sanitize/lib)
+	$(call PYTEST_ON,build/sanitize/lib,tests)
 
-# The same without OpenMP.
+# The tests of the C core, and of fits with it, without OpenMP; the rest of Python does not see the difference.
+CORE = affine core_invariants fit fuzz golden losses null optim optim_kernels ot ot_agreement package penalties rank \
+	ridge significance sliced sort transport
 serial: $(VENV)/.environment
 	rm -rf build/serial && mkdir -p build/serial
 	LINEAS_OPENMP=0 LINEAS_WERROR=1 $(BIN)/python setup.py --quiet build --build-base build/serial/tmp --build-lib build/serial/lib
-	$(call PYTEST_ON,build/serial/lib)
+	$(call PYTEST_ON,build/serial/lib,$(CORE:%=tests/test_%.py))
 
 dist: $(VENV)/.environment
 	$(BIN)/python -m build

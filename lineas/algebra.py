@@ -33,31 +33,43 @@ def at_strength(weight: NDArray, bias: NDArray, strength: float) -> tuple[NDArra
     return 1 + strength * (weight.astype(np.float64) - 1), strength * bias.astype(np.float64)
 
 
+def ranges_of(*steerings: "Steering") -> Maps:
+    """Site -> (low, high), where a map of any of them holds within a range only."""
+    found = ((name, steering.range(name)) for steering in steerings for name in steering.sites)
+    return {name: pair for name, pair in found if pair is not None}
+
+
 def derived(how: str, maps: Maps, *parents: "Steering") -> "Steering":
-    """A new steering, whose `info` says how it was made, of what, and what its parents have in common."""
+    """A new steering, whose `info` says how it was made, of what, and what its parents have in common.
+
+    Where a parent's map holds within a range only, so does the new one.
+    """
     first = parents[0].info
     shared = {
         key: first[key]
         for key in ORIGIN
         if first.get(key) is not None and all(parent.info.get(key) == first[key] for parent in parents)
     }
-    return type(parents[0])(maps, info={**shared, "made": how, "of": [dict(parent.info) for parent in parents]})
+    ranges = {name: pair for name, pair in ranges_of(*parents).items() if name in maps}
+    info = {**shared, "made": how, "of": [dict(parent.info) for parent in parents]}
+    return type(parents[0])(maps, ranges=ranges, info=info)
 
 
 # -- of one --
 
 
 def inverse(steering: "Steering") -> "Steering":
+    _refuse_ranges("the inverse", ranges_of(steering))
     maps, singular = {}, {}
     for name, (weight, bias) in maps_of(steering).items():
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             back = 1 / weight, -bias / weight
         lost = ~np.all([np.abs(part) <= LARGEST for part in back], axis=0)  # NaN counts: it compares as false
         if lost.any():
-            singular[name] = np.flatnonzero(lost)
+            singular[name] = lost
         maps[name] = back
     if singular:
-        named = "; ".join(f"{name!r}: {_list(units)}" for name, units in singular.items())
+        named = "; ".join(f"{name!r}: {some(lost)}" for name, lost in singular.items())
         raise ValueError(f"expected weights that can be divided by, these units cannot be inverted: {named}")
     return derived("inverse", maps, steering)
 
@@ -77,7 +89,7 @@ def restricted(
     if top is not None:
         if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:
             raise ValueError(f"top: expected a number of units of at least 1, got {top!r}")
-        maps = _keep_top(maps, int(top), responses)
+        maps = _keep_top(maps, int(top), responses, ranges_of(steering))
         how += f", the top {top} units"
     elif responses is not None:
         raise ValueError("responses say which units move most; expected them together with top=")
@@ -100,9 +112,9 @@ def _chosen(steering: "Steering", sites: str | Sequence[str] | None) -> list[str
     return list(sites)
 
 
-def _keep_top(maps: Maps, top: int, responses: Mapping[str, ArrayLike] | None) -> Maps:
+def _keep_top(maps: Maps, top: int, responses: Mapping[str, ArrayLike] | None, ranges: Maps) -> Maps:
     """The identity everywhere but in the units that are moved most; the first ones, where some are moved equally."""
-    moves = np.concatenate([_move(name, *pair, responses) for name, pair in maps.items()])
+    moves = np.concatenate([_move(name, *pair, responses, ranges.get(name)) for name, pair in maps.items()])
     keep = np.zeros(len(moves), bool)
     keep[np.argsort(-moves, kind="stable")[:top]] = True
     ends = np.cumsum([len(weight) for weight, _ in maps.values()])[:-1]
@@ -117,8 +129,11 @@ def move(weight: NDArray, bias: NDArray) -> NDArray:
     return np.hypot(weight - 1, bias)
 
 
-def _move(name: str, weight: NDArray, bias: NDArray, responses: Mapping[str, ArrayLike] | None) -> NDArray:
-    """The same over responses (n, d), where there are some."""
+def _move(
+    name: str, weight: NDArray, bias: NDArray, responses: Mapping[str, ArrayLike] | None,
+    ends: tuple[NDArray, NDArray] | None,
+) -> NDArray:  # fmt: skip
+    """The same over responses (n, d), where there are some; beyond the ends nothing moves."""
     if responses is None:
         return move(weight, bias)
     if name not in responses:
@@ -126,7 +141,9 @@ def _move(name: str, weight: NDArray, bias: NDArray, responses: Mapping[str, Arr
     values = np.asarray(responses[name], np.float64)
     if values.ndim != 2 or values.shape[1] != len(weight) or not len(values) or not np.isfinite(values).all():
         raise ValueError(f"responses of {name!r}: expected finite (samples, {len(weight)}), got {values.shape}")
-    return np.sqrt(np.mean(((weight - 1) * values + bias) ** 2, axis=0))
+    low, high = ends or (-np.inf, np.inf)
+    moves = ((weight - 1) * values + bias) * ((values >= low) & (values <= high))
+    return np.sqrt(np.mean(moves**2, axis=0))
 
 
 # -- of two --
@@ -163,7 +180,8 @@ def interpolate(a: "Steering", b: "Steering", t: float) -> "Steering":
     Raises
     ------
     TypeError, ValueError
-        t is no finite number; a site has another number of units in a and b; the result is beyond float32.
+        t is no finite number; a site has another number of units in a and b; the result is beyond float32; one of two
+        maps of a site holds within a range only.
 
     Examples
     --------
@@ -288,7 +306,15 @@ def _pair(a: "Steering", b: "Steering") -> tuple[Maps, Maps]:
         raise ValueError(f"expected steerings of one position, got {there!r} and {here!r}: no single map is both")
     first, second = maps_of(a), maps_of(b)
     _check_sizes(first, second)
+    shared = {name: pair for name, pair in ranges_of(a, b).items() if name in first and name in second}
+    _refuse_ranges("one map for two", shared)
     return first, second
+
+
+def _refuse_ranges(what: str, ranges: Maps) -> None:
+    if ranges:
+        names = ", ".join(map(repr, list(ranges)[:SHOWN]))
+        raise ValueError(f"{what}: expected maps that hold everywhere, got some that hold within a range only: {names}")
 
 
 def _check_sizes(first: Maps, second: Maps) -> None:
@@ -303,8 +329,9 @@ def _within_float32(maps: Maps, how: str) -> Maps:
     for name, pair in maps.items():
         beyond = np.abs(np.stack(pair)).max(axis=0) > LARGEST
         if beyond.any():
-            units = _list(np.flatnonzero(beyond))
-            raise ValueError(f"site {name!r}: expected finite maps, {how} they are beyond float32 in units {units}")
+            raise ValueError(
+                f"site {name!r}: expected finite maps, {how} they are beyond float32 in units {some(beyond)}"
+            )
     return maps
 
 
@@ -316,6 +343,8 @@ def _number(value: Any, name: str) -> float:
     return float(value)
 
 
-def _list(units: NDArray) -> str:
+def some(chosen: NDArray[np.bool_]) -> str:
+    """The first of the units that are chosen, and how many more there are."""
+    units = np.flatnonzero(chosen)
     more = f" and {len(units) - SHOWN} more" if len(units) > SHOWN else ""
     return ", ".join(map(str, units[:SHOWN].tolist())) + more

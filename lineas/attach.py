@@ -1,12 +1,13 @@
 """A steering that is on: forward hooks that map the sites' outputs, and the handle that takes them off."""
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import ops, sites
@@ -27,7 +28,7 @@ CROSS = r".*(encoder_attn|EncDecAttention|cross_?attn|cross_?attention)(\..*)?\.
 
 
 Key = tuple[torch.device, int, int]
-Ready = tuple[int, Tensor, Tensor, "bool | Tensor"]
+Ready = tuple[int, tuple[Tensor, ...], "bool | Tensor"]
 
 
 class Map:
@@ -42,46 +43,53 @@ class Map:
 
     def set(self, choice: Choice) -> None:
         """From now on the maps of this choice: the one that all rows share, or a table and which each row takes."""
-        tables = [self._maps(*kind) for kind in choice.kinds]
+        kinds = [(steering if steering and self.name in steering.sites else None, s) for steering, s in choice.kinds]
         self.by_row, self.told_in = choice.by_row, choice.told_in
-        scale, shift = (torch.stack(parts) for parts in zip(*tables, strict=True))
-        active = [kind is not None and self.name in kind.sites for kind, _ in choice.kinds]
+        scale, shift = (torch.stack(parts) for parts in zip(*(self._maps(*kind) for kind in kinds), strict=True))
+        ranges = [steering.range(self.name) if steering else None for steering, _ in kinds]
+        self.is_bounded = any(pair is not None for pair in ranges)
+        self.table: tuple[Tensor, ...] = scale, shift, *(self._ends(ranges) if self.is_bounded else ())
         self.is_identity = bool((scale == 1).all() and (shift == 0).all())
-        self.is_one, self.is_active = len(tables) == 1, active[0]
-        self.table: tuple[Tensor, ...] = (scale[0], shift[0]) if self.is_one else (scale, shift, torch.tensor(active))
+        self.is_one, self.active = len(kinds) == 1, [steering is not None for steering, _ in kinds]
         self.support = ((scale[0] != 1) | (shift[0] != 0)).nonzero().flatten()
         self.sparse = self.support, scale[0, self.support], shift[0, self.support]
-        self.is_sparse = self.is_one and 4 * len(self.support) <= self.units
-        # `ready` has, by device, number of dimensions and rows for each row told of: the channels' dimension, scale,
-        # shift, and where rows differ which of them are steered. `last` is the entry last used, with its key: one token
-        # is so little work that a look into a dict, by a key made for it, costs more than its maps.
+        self.is_sparse = self.is_one and not self.is_bounded and 4 * len(self.support) <= self.units
+        # `ready` has, by device, number of dimensions and rows for each row told of: the channels' dimension, the maps
+        # as they broadcast, and which rows are steered. `last` is the entry last used, with its key: one token is so
+        # little work that a look into a dict, by a key made for it, costs more than its maps.
         self.ready: dict[Key, Ready] = {}
         self.last: tuple[torch.device | None, int, int, Ready | None] = (None, 0, 0, None)
 
     def _maps(self, steering: "Steering | None", strength: float) -> tuple[Tensor, Tensor]:
-        if steering is None or self.name not in steering.sites:
+        if steering is None:
             return torch.ones(self.units), torch.zeros(self.units)
         scale, shift = at_strength(steering.weight(self.name), steering.bias(self.name), strength)
         return torch.from_numpy(scale.astype(np.float32)), torch.from_numpy(shift.astype(np.float32))
+
+    def _ends(self, ranges: Sequence[tuple[NDArray, NDArray] | None]) -> Iterator[Tensor]:
+        """The low ends and the high ones, (kinds, units) each; infinite where a map holds everywhere."""
+        for end, everywhere in enumerate((-np.inf, np.inf)):
+            rows = [np.full(self.units, everywhere, np.float32) if pair is None else pair[end] for pair in ranges]
+            yield torch.from_numpy(np.stack(rows))
 
     def __call__(self, module: nn.Module, h: Tensor) -> Tensor:
         times = 1 if self.by_row is None else self.tokens.times(len(h), len(self.by_row), self.told_in)
         device, ndim, known, ready = self.last
         if ready is None or device != h.device or ndim != h.ndim or known != times:
             ready = self._look_up(module, h, times)
-        dim, scale, shift, active = ready
+        dim, maps, active = ready
         if h.shape[dim] != self.units:
             raise ValueError(
                 f"site {self.name!r}: the steering has weight ({self.units},), the model produced {tuple(h.shape)}"
             )
         if not self.looks:
-            return h if self.is_identity else self._mapped(h, dim, scale, shift)
+            return h if self.is_identity else self._mapped(h, dim, maps)
         now = self.tokens.at(self.name, h, dim)
         if self.tokens.counting:
             self.count.add(*now.counts(active), h.device)
         if self.is_identity or now.steer is False:
             return h
-        mapped = self._mapped(h, dim, scale, shift)
+        mapped = self._mapped(h, dim, maps)
         return mapped if now.steer is True else torch.where(now.mask(h.device), mapped, h)
 
     def _look_up(self, module: nn.Module, h: Tensor, times: int) -> "Ready":
@@ -92,20 +100,20 @@ class Map:
         return self.ready[key]
 
     def _prepared(self, dim: int, device: torch.device, ndim: int, times: int) -> "Ready":
-        """Scale and shift as they broadcast over activations: of all rows alike, or of each row."""
-        maps, shape = self.table, [1] * ndim
-        shape[dim] = self.units
+        """The maps as they broadcast over activations: of all rows alike, or of each row."""
+        rows = None if self.by_row is None or self.is_one else self.by_row.repeat_interleave(times)
+        shape = [1] * ndim
+        shape[0], shape[dim] = 1 if rows is None else len(rows), self.units
         with torch.inference_mode(False):  # or no later pass could save them for its backward
-            if self.by_row is not None and not self.is_one:
-                index = self.by_row.repeat_interleave(times)
-                maps, shape[0] = tuple(part[index] for part in maps), len(index)
-            scale, shift, *active = (part.to(device) for part in maps)
-            return dim, scale.view(shape), shift.view(shape), active[0] if active else self.is_active
+            maps = tuple((part[0] if rows is None else part[rows]).to(device).view(shape) for part in self.table)
+            return dim, maps, self.active[0] if rows is None else torch.tensor(self.active)[rows].to(device)
 
-    def _mapped(self, h: Tensor, dim: int, scale: Tensor, shift: Tensor) -> Tensor:
+    def _mapped(self, h: Tensor, dim: int, maps: tuple[Tensor, ...]) -> Tensor:
         if self.is_sparse and _is_worth_it(h):
             return ops.affine_sparse_(h.clone(), *self.sparse, channel_dim=dim)
-        mapped = (h * scale).add_(shift)
+        mapped = (h * maps[0]).add_(maps[1])
+        if self.is_bounded:  # float32, in which the range is told, also where h is not
+            mapped = torch.where((h >= maps[2]) & (h <= maps[3]), mapped, h)
         return mapped if mapped.dtype == h.dtype else mapped.to(h.dtype)
 
 

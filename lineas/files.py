@@ -50,9 +50,20 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray]]:
     """What `write` was given; FileNotFoundError, or ValueError where a file is not as it was written."""
     config = read_config(folder / CONFIG, FORMAT)
     facts = {"history": _restored(config.get("history") or {}, folder / CONFIG), "info": config.get("info") or {}}
-    parts = ((name, count, part) for name, count in config["sites"].items() for part in ("weight", "bias"))
-    expected = {f"{name}.{part}": ("F32", [count]) for name, count, part in parts}
+    sizes = config["sites"]
+    facts["ranges"] = ranged = _ranged(config.get("ranges", []), sizes, folder / CONFIG)
+    parts = [(name, part) for name in sizes for part in ("weight", "bias")]
+    parts += [(name, part) for name in ranged for part in ("low", "high")]
+    expected = {f"{name}.{part}": ("F32", [sizes[name]]) for name, part in parts}
     return config | facts, read_tensors(folder / TENSORS, expected, config.get("sha256"), CONFIG)
+
+
+def _ranged(names: Any, sizes: Mapping[str, int], path: Path) -> list[str]:
+    """The sites whose maps hold within a range only."""
+    known = isinstance(names, list) and all(isinstance(name, str) and name in sizes for name in names)
+    if not known or len(set(names)) < len(names):
+        raise ValueError(f"{path}: expected ranges with names of sites, each once, got {brief(names)}")
+    return names
 
 
 def is_ours(card: Path) -> bool:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from . import methods, optim, origin
+from .algebra import ranges_of
 from .callbacks import Entry
 from .checkpoint import Checkpoint, Keeper, fingerprint, locate, read, refuse_another
 from .data import Batch, as_batches
@@ -42,6 +43,7 @@ def fit(
     units: Mapping[str, ArrayLike] | None = None,
     method: str | methods.Formula = "lineas",
     schedule: str | None = None,
+    within_range: bool = False,
     recipe: str = "fast",
     loss: str = "auto",
     ridge: float | None = None,
@@ -92,6 +94,10 @@ def fit(
         For methods other than "lineas": compute all maps from what the unsteered network does, or each site's from what
         the network does under the maps of all earlier sites, for which several batches take a pass to each site. If not
         given, as the method's paper does.
+    within_range : bool
+        For methods other than "lineas": let a unit's map hold only between the smallest and the largest response of the
+        source that it was computed from, and leave activations outside as they are, as Linear-AcT's paper does
+        (`Steering.range`). Such maps cannot be merged into weights.
     recipe : {"fast", "published"}
         "fast" picks its own step sizes and stops by itself; "published" is the paper's schedule, number for number.
     loss : {"auto", "wasserstein", "excess", "significant"}
@@ -178,7 +184,8 @@ def fit(
     """
     started = time.perf_counter()
     options = Options.checked(
-        method=method, schedule=schedule, recipe=recipe, loss=loss, ridge=ridge, penalty=penalty, optimizer=optimizer,
+        method=method, schedule=schedule, within_range=bool(within_range), recipe=recipe, loss=loss, ridge=ridge,
+        penalty=penalty, optimizer=optimizer,
         learning_rate=learning_rate, steps=steps, max_evaluations=max_evaluations, batch_size=batch_size,
         max_length=max_length, compute_dtype=compute_dtype, pooling=pooling, position=position, seed=seed,
     )  # fmt: skip
@@ -220,8 +227,11 @@ def fit(
         if past:
             refuse_another(which, past.problem, resume_from)
         past = past or Checkpoint(which, _start(runner.mapped, maps, resume_from))
+        ranges = None
         if formula:
-            x, passes = methods.maps_of(formula, str(options.schedule), runner, sources, targets, free, world)
+            x, ranges, passes = methods.maps_of(
+                formula, str(options.schedule), runner, sources, targets, free, world, options.within_range
+            )
             past = replace(past, maps=x, seconds=time.perf_counter() - started, stopped="computed")
         log = Log(
             past, maps, limit=options.max_evaluations, total=options.total, started=started,
@@ -233,7 +243,15 @@ def fit(
         "evaluations": passes if formula else len(end.history["loss"]), "seconds": round(end.seconds, 3),
         "stopped": end.stopped,
     }  # fmt: skip
-    return Steering._from_flat(list(maps), list(maps.values()), end.maps, history=end.history, info=info)
+    by_site = {} if ranges is None else _by_site(runner.mapped, ranges)
+    return Steering._from_flat(
+        list(maps), list(maps.values()), end.maps, ranges=by_site, history=end.history, info=info
+    )  # fmt: skip
+
+
+def _by_site(layout: Layout, ranges: methods.Ranges) -> dict[str, methods.Ranges]:
+    ends = [layout.slice(k) for k in range(len(layout.sites))]
+    return {site.name: (ranges[0][own], ranges[1][own]) for site, own in zip(layout.sites, ends, strict=True)}
 
 
 def _checked(model: Any) -> nn.Module:
@@ -341,4 +359,6 @@ def _start(layout: Layout, expected: dict[str, int], steering: Any) -> optim.Vec
     got = {name: len(steering.weight(name)) for name in steering.sites}
     if got != expected:
         raise ValueError(f"resume_from: expected maps for {expected}, got {got}")
+    if ranges := ranges_of(steering):
+        raise ValueError(f"resume_from: expected maps that hold everywhere, got ranges at {', '.join(ranges)}")
     return np.concatenate([*map(steering.weight, expected), *map(steering.bias, expected)])

@@ -19,6 +19,7 @@ from .state import reseed
 SCHEDULES = ("at_once", "sequential")
 Responses = NDArray[np.float32]
 Vector = NDArray[np.float32]
+Ranges = tuple[Vector, Vector]
 Formula = Callable[[Responses, Responses], tuple[ArrayLike, ArrayLike]]  # (n, d), (m, d) -> weight (d,), bias (d,)
 
 
@@ -52,9 +53,12 @@ def find(method: "str | Formula") -> Method:
 
 def maps_of(
     method: Method, schedule: str, runner: Runner, sources: Sequence[Batch], targets: Sequence[Batch],
-    free: NDArray[np.bool_] | None, world: Alone,
-) -> tuple[Vector, int]:  # fmt: skip
+    free: NDArray[np.bool_] | None, world: Alone, within_range: bool = False,
+) -> tuple[Vector, Ranges | None, int]:  # fmt: skip
     """The maps of all sites, [weights, biases], the identity where a unit is not free; and passes over the sources.
+
+    Between them the ranges of all units, (low (N,), high (N,)), in which the maps hold: None for everywhere, or with
+    `within_range` those of the source's responses that the maps were computed from.
 
     Parameters
     ----------
@@ -69,10 +73,10 @@ def maps_of(
     with blame("tgt"):
         goal, _ = world.gather(lambda: runner.collect(targets))
     everywhere = np.ones(runner.mapped.units, bool)
-    fitting = _Fitting(method, runner.mapped, goal, everywhere if free is None else free, world)
+    fitting = _Fitting(method, runner.mapped, goal, everywhere if free is None else free, world, within_range)
     with blame("src"):
         passes = _fit_all(schedule, runner, sources, fitting)
-    return fitting.x, passes
+    return fitting.x, fitting.ranges, passes
 
 
 def _fit_all(schedule: str, runner: Runner, sources: Sequence[Batch], fitting: "_Fitting") -> int:
@@ -93,13 +97,16 @@ class _Fitting:
     """The maps so far, and how to add a site's."""
 
     def __init__(
-        self, method: Method, layout: Layout, targets: Responses, free: NDArray[np.bool_], world: Alone
+        self, method: Method, layout: Layout, targets: Responses, free: NDArray[np.bool_], world: Alone,
+        within_range: bool,
     ):  # fmt: skip
         self.method, self.layout, self.targets, self.free, self.world = method, layout, targets, free, world
         self.x = layout.identity()
+        ends = (np.full(layout.units, end, np.float32) for end in (-np.inf, np.inf))
+        self.ranges: Ranges | None = (next(ends), next(ends)) if within_range else None
 
-    def fit(self, k: int, responses: Responses) -> tuple[Vector, Vector]:
-        """From all processes' responses (n, d) at site k, its maps: (d,) and (d,)."""
+    def fit(self, k: int, responses: Responses) -> None:
+        """From all processes' responses (n, d) at site k, its maps."""
         where = self.layout.slice(k)
         weight, bias = self.method.maps(np.ascontiguousarray(responses), np.ascontiguousarray(self.targets[:, where]))
         own = [half[where] for half in np.split(self.x, 2)]
@@ -110,7 +117,17 @@ class _Fitting:
                     f"{np.shape(value)}{' with NaN or infinity' * (np.shape(value) == part.shape)}"
                 )
             np.copyto(part, np.asarray(value, np.float32), where=self.free[where])
-        return own[0], own[1]
+        for end, extreme in zip(self.ranges or (), (responses.min(0), responses.max(0)), strict=False):
+            np.copyto(end[where], extreme, where=self.free[where])
+
+    def mapped(self, k: int, h: Tensor) -> Tensor:
+        """What site k's maps make of its activations, as `attach` does it."""
+        where, shape = self.layout.slice(k), [1] * h.ndim
+        shape[self.layout.channel_dims[k]] = -1
+        parts = [*np.split(self.x, 2), *(self.ranges or ())]
+        scale, shift, *ends = (torch.from_numpy(part[where]).to(h.device).view(shape) for part in parts)
+        mapped = (h * scale).add_(shift)
+        return (torch.where((h >= ends[0]) & (h <= ends[1]), mapped, h) if ends else mapped).to(h.dtype)
 
 
 def _in_one_pass(runner: Runner, batch: Batch, fitting: _Fitting) -> None:
@@ -119,16 +136,15 @@ def _in_one_pass(runner: Runner, batch: Batch, fitting: _Fitting) -> None:
 
     def watch(k: int, site: Site):
         def see(module: nn.Module, h: Tensor) -> Tensor:
-            def respond(scale: Vector, shift: Vector) -> tuple[Tensor, Tensor]:
-                maps = (torch.from_numpy(each).to(h.device) for each in (scale, shift))
-                return part.pooled(h, layout.channel_dims[k], layout.sides[k], site, *maps)
+            def respond() -> Tensor:
+                identity = torch.ones(layout.sizes[k], device=h.device), torch.zeros(layout.sizes[k], device=h.device)
+                return part.pooled(h, layout.channel_dims[k], layout.sides[k], site, *identity)[1]
 
-            identity = np.ones(layout.sizes[k], np.float32), np.zeros(layout.sizes[k], np.float32)
-            responses, _ = fitting.world.gather(lambda: runner.gather(respond(*identity)[1], site))
-            maps = fitting.fit(k, responses)
+            responses, _ = fitting.world.gather(lambda: runner.gather(respond(), site))
+            fitting.fit(k, responses)
             if k + 1 == len(layout.sites) and runner.may_stop:
                 raise Finished
-            return respond(*maps)[0]
+            return fitting.mapped(k, h)
 
         return see
 
@@ -140,10 +156,11 @@ def _in_one_pass(runner: Runner, batch: Batch, fitting: _Fitting) -> None:
 
 def _site_by_site(runner: Runner, sources: Sequence[Batch], fitting: _Fitting) -> None:
     layout = fitting.layout
+    earlier: dict[Site, Callable[[nn.Module, Tensor], Tensor]] = {}
     for k, site in enumerate(layout.sites):
-        here = Runner(runner.model, layout.part(layout.sites[:k]), layout.part([site]), runner.pooling, runner.seed)
+        here = Runner(runner.model, layout.part([]), layout.part([site]), runner.pooling, runner.seed)
         here.compute_dtype, here.cuts_padding = runner.compute_dtype, runner.cuts_padding
-        x = np.concatenate([half[: layout.offsets[k]] for half in np.split(fitting.x, 2)]) if k else None
-        maps = None if x is None else torch.from_numpy(x)
-        responses, _ = fitting.world.gather(lambda here=here, maps=maps: here.collect(sources, maps))  # type: ignore[misc]
+        with hooked(runner.model, earlier):
+            responses, _ = fitting.world.gather(lambda here=here: here.collect(sources))  # type: ignore[misc]
         fitting.fit(k, responses)
+        earlier[site] = lambda module, h, k=k: fitting.mapped(k, h)  # type: ignore[misc]

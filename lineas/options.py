@@ -25,6 +25,7 @@ class Options:
 
     method: str | Formula
     schedule: str | None
+    within_range: bool
     recipe: str
     loss: str
     ridge: float | None
@@ -55,6 +56,8 @@ class Options:
                 'schedule goes with methods in closed form; method="lineas" fits all sites jointly; '
                 f"got {options.schedule!r}"
             )
+        if options.within_range:
+            raise ValueError('within_range goes with methods in closed form; maps of method="lineas" hold everywhere')
         options = replace(options, pooling=options.pooling or "mean")
         return options._published() if options.recipe == "published" else options._fast()
 
@@ -99,7 +102,8 @@ class Options:
             "penalty": repr(self.penalty),
             "compute_dtype": self.compute_dtype and str(self.compute_dtype).removeprefix("torch."),
         }
-        without = ("schedule",) if self.fits else (*OF_A_FIT, "recipe")
+        without = {"schedule"} if self.fits else {*OF_A_FIT, "recipe"}
+        without |= set() if self.within_range else {"within_range"}
         return {name: value for name, value in known.items() if name not in without}
 
     def _check_names(self) -> None:

@@ -33,6 +33,9 @@ class Steering:
     ----------
     maps : dict of site name -> (weight (d,), bias (d,))
         Kept in float32; identity is weight 1, bias 0.
+    ranges : dict of site name -> (low (d,), high (d,)), optional
+        Where a unit's map holds: activations below low or above high stay as they are. Kept in float32, infinities
+        allowed. At sites that are not in it, maps hold everywhere.
     history : dict of lists, optional
         What `lineas.fit` recorded, one entry an evaluation.
     info : dict, optional
@@ -45,7 +48,8 @@ class Steering:
     """
 
     def __init__(
-        self, maps: Mapping[str, tuple[ArrayLike, ArrayLike]], *, history: dict[str, list] | None = None,
+        self, maps: Mapping[str, tuple[ArrayLike, ArrayLike]], *,
+        ranges: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None, history: dict[str, list] | None = None,
         info: dict[str, Any] | None = None,
     ):  # fmt: skip
         names = list(maps)
@@ -56,16 +60,16 @@ class Steering:
                 raise ValueError(f"{name}: expected weight (d,) and bias (d,), got {weight.shape} and {bias.shape}")
         if not names:
             raise ValueError("expected maps for at least one site, got none")
-        self._setup(names, [len(part) for part in parts[: len(names)]], np.concatenate(parts), history, info)
+        self._setup(names, [len(part) for part in parts[: len(names)]], np.concatenate(parts), ranges, history, info)
 
     @classmethod
-    def _from_flat(cls, names, sizes, x, *, history=None, info=None) -> "Steering":
+    def _from_flat(cls, names, sizes, x, *, ranges=None, history=None, info=None) -> "Steering":
         """From the optimiser's vector [weights, biases], shared, not copied."""
         self = object.__new__(cls)
-        self._setup(list(names), list(sizes), x, history, info)
+        self._setup(list(names), list(sizes), x, ranges, history, info)
         return self
 
-    def _setup(self, names, sizes, x, history, info) -> None:
+    def _setup(self, names, sizes, x, ranges, history, info) -> None:
         if not np.isfinite(x).all():
             raise ValueError("expected finite maps, got a NaN or infinity")
         self._sizes = dict(zip(names, sizes, strict=True))
@@ -74,6 +78,7 @@ class Steering:
             name: slice(int(end - size), int(end)) for name, size, end in zip(names, sizes, ends, strict=True)
         }
         self._weights, self._biases = np.split(x, 2)
+        self._ranges = {name: self._checked_range(name, *pair) for name, pair in (ranges or {}).items()}
         self.history: dict[str, list] = history or {}
         self.info: dict[str, Any] = info or {}
 
@@ -92,6 +97,21 @@ class Steering:
         """(d,), a view; 0 is no change. LookupError for a site without a map."""
         return self._biases[self._slice(site)]
 
+    def range(self, site: str) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Low (d,) and high (d,), between which the site's maps hold; None: everywhere. LookupError as in `weight`."""
+        self._slice(site)
+        return self._ranges.get(site)
+
+    def _checked_range(self, site: str, *ends: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        low, high = (np.asarray(end, np.float32) for end in ends)
+        units = self.weight(site).shape
+        if low.shape != units or high.shape != units:
+            raise ValueError(f"{site}: expected a range of low {units} and high {units}, got {low.shape}, {high.shape}")
+        wrong = ~(low <= high)  # NaN, too
+        if wrong.any():
+            raise ValueError(f"{site}: expected a range with low <= high, got others in units {algebra.some(wrong)}")
+        return low, high
+
     def _slice(self, site: str) -> slice:
         if site not in self._slices:
             raise LookupError(f"no map for site {site!r}; {sites.nearest(site, self.sites)}")
@@ -104,8 +124,9 @@ class Steering:
 
     def __repr__(self) -> str:
         units, moved = len(self._weights), sum(map(len, self.support().values()))
-        count = len(self._sizes)
-        return f"Steering({count} site{'s' * (count > 1)}, {units} units, support {moved} ({moved / units:.1%}))"
+        count, within = len(self._sizes), ", within ranges" * bool(self._ranges)
+        support = f"support {moved} ({moved / units:.1%})"
+        return f"Steering({count} site{'s' * (count > 1)}, {units} units, {support}{within})"
 
     def summary(self) -> str:
         """A table, a line a site: units, support, mean stretch and shift, and the site's loss before and after."""
@@ -125,7 +146,8 @@ class Steering:
         Raises
         ------
         ValueError
-            Some weights are zero, or so small that the result is beyond float32; sites and units are named.
+            Some weights are zero, or so small that the result is beyond float32; sites and units are named. Maps hold
+            within ranges only.
         """
         return algebra.inverse(self)
 
@@ -134,7 +156,7 @@ class Steering:
 
         At sites of both the maps are composed, w_a w_b and w_a b_b + b_a; sites of one of them stay. Attached, it does
         what b and then a do when both are attached. ValueError where a site has two numbers of units, where the two
-        map different positions, and where the result is beyond float32.
+        map different positions, where the result is beyond float32, and where one of two maps holds within a range.
         """
         return algebra.compose(self, before) if isinstance(before, Steering) else NotImplemented
 
@@ -296,9 +318,12 @@ class Steering:
         tensors = {}
         for name in self.sites:
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = self.weight(name).copy(), self.bias(name).copy()
+        for name, (low, high) in self._ranges.items():
+            tensors[f"{name}.low"], tensors[f"{name}.high"] = low.copy(), high.copy()
         measured = {**self.info.get("metrics", {}), **(metrics or {})}
         info = {**self.info, "metrics": measured} if measured else self.info
-        config = {"sites": self._sizes, "info": info, "history": self.history}
+        config = {"sites": self._sizes, **({"ranges": list(self._ranges)} if self._ranges else {})}
+        config |= {"info": info, "history": self.history}
         files.write(Path(folder), config, tensors, card.write(self, measured))
 
     @classmethod
@@ -319,7 +344,8 @@ class Steering:
             folder = hub.download(str(folder_or_repo), revision, token)
         config, tensors = files.read(folder)
         maps = {name: (tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for name in config["sites"]}
-        return cls(maps, history=config["history"], info=config["info"])
+        ranges = {name: (tensors[f"{name}.low"], tensors[f"{name}.high"]) for name in config["ranges"]}
+        return cls(maps, ranges=ranges, history=config["history"], info=config["info"])
 
     def push_to_hub(
         self, repo: str, *, private: bool | None = None, token: str | None = None,

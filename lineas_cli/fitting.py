@@ -42,6 +42,10 @@ def fit(
     group: Annotated[float | None, typer.Option(help="Penalty on whole sites.")] = None,
     method: Annotated[str | None, typer.Option(help="How maps are found; a wrong name gets the list.")] = None,
     schedule: Annotated[str | None, typer.Option(help="Of other methods than lineas: at_once or sequential.")] = None,
+    within_range: Annotated[
+        bool,
+        typer.Option("--within-range", help="Of other methods than lineas: map only what the source's range holds."),
+    ] = False,
     recipe: Annotated[str | None, typer.Option(help="fast, or published: the paper's schedule.")] = None,
     loss: Annotated[str | None, typer.Option(help="auto, wasserstein, excess or significant.")] = None,
     ridge: Annotated[float | None, typer.Option(help="How much to hold back; from the data if not given.")] = None,
@@ -83,8 +87,8 @@ def fit(
     check_folder(out)
     source, target = (_read(name, path, column, field) for name, path in (("src", src), ("tgt", tgt)))
     options = given(
-        sites=sites, loss_sites=loss_sites, method=method, schedule=schedule, recipe=recipe, loss=loss, ridge=ridge,
-        optimizer=optimizer,
+        sites=sites, loss_sites=loss_sites, method=method, schedule=schedule,
+        within_range=within_range or None, recipe=recipe, loss=loss, ridge=ridge, optimizer=optimizer,
         learning_rate=learning_rate, steps=steps, max_evaluations=max_evaluations, batch_size=batch_size,
         max_length=max_length, compute_dtype=compute_dtype, pooling=pooling, position=position, seed=seed,
         penalty=_penalty(l1, group), checkpoint_dir=checkpoint_dir, resume_from=checkpoint_dir if resume else None,

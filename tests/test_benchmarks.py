@@ -56,6 +56,7 @@ def test_only_the_groups_that_were_asked_for_run():
     assert "threads 1" in done.stdout
 
 
+@pytest.mark.slow
 def test_every_table_of_a_steps_cost_runs_and_is_written(tmp_path):
     tables = [
         "recipes",

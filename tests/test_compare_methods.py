@@ -76,7 +76,6 @@ def test_every_method_is_fitted_and_measured_and_nothing_twice(compare, monkeypa
     monkeypatch.setattr(compare, "NEUTRAL", 4)
     monkeypatch.setattr(compare, "FITTED", 6)
     monkeypatch.setattr(compare, "HELD_OUT", 5)
-    monkeypatch.setattr(compare, "EXPERTS", 20)
     monkeypatch.setattr(compare, "RUIN", 1e6)
     before = snapshot(model)
     draw = compare.Draw(model, tokenizer, "sentiment", 0, 16)
@@ -90,7 +89,7 @@ def test_every_method_is_fitted_and_measured_and_nothing_twice(compare, monkeypa
         lineas_perplexity(compare, model, tokenizer), rel=1e-6
     ), "strength 0 is the model itself"  # fmt: skip
     assert all(np.isfinite(row["effect"]) for row in rows)
-    assert all(row["support"] > 0 for row in rows if row["method"] != "lineas, 1%")
+    assert all(row["support"] > 0 for row in rows if row["method"] != "lineas, L1")
     assert len({round(row["perplexity"], 6) for row in rows if row["strength"] == 1.0}) >= 10
     json.dumps(rows)
     known = {(row["task"], row["seed"], row["method"], row["strength"]) for row in rows}

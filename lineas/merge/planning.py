@@ -107,6 +107,9 @@ def make_plan(steering: "Steering", model: nn.Module, strength: float, batch: Pr
         scale_or_none, shift_or_none = (None if (scale == 1).all() else scale), (shift if shift.any() else None)
         if scale_or_none is None and shift_or_none is None:
             continue
+        if steering.range(site.name) is not None:
+            options[site.name], whys[site.name] = [], "its map holds within a range only, which no weight can express"
+            continue
         options[site.name], whys[site.name] = look.options(site, len(scale), scale_or_none, shift_or_none)
     host, tried = _best_host(model, options)
     chosen = _chosen(options, host, whys)

@@ -255,7 +255,7 @@ def table(rows: Sequence[Row], task: str) -> list[str]:
         lines.append(
             f"| {method} | {np.mean([row['evaluations'] for row in once]):.0f} | "
             f"{np.mean([row['seconds'] for row in once]):.0f} | {np.mean([row['support'] for row in once]):.0f} | "
-            f"{np.mean(held) if held else float('nan'):.2f} | {' | '.join(cells)} | {len(effects[0])} |"
+            f"{f'{np.mean(held):.2f}' if held else ''} | {' | '.join(cells)} | {len(effects[0])} |"
         )
     return lines
 
@@ -281,6 +281,8 @@ def draw_fronts(rows: Sequence[Row], path: Path) -> None:
             found = points(rows, task, method)
             if not found:
                 continue
+            most = max(point.draws for point in found)  # a mean of those draws alone that are not ruined would mislead
+            found = [point for point in found if point.draws == most]
             x, y = [0.0, *(100 * p.perplexity for p in found)], [0.0, *(p.effect for p in found)]
             ours = method.startswith("lineas")
             ax.errorbar(

@@ -275,7 +275,7 @@ def draw_fronts(rows: Sequence[Row], path: Path) -> None:
 
     tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
     figure, panels = pyplot.subplots(1, len(tasks), figsize=(7 * len(tasks), 5.5), layout="constrained", squeeze=False)
-    markers = "os^vD*PX<>hdp"
+    markers = "os^vD*PX<>hdp8"
     for ax, task in zip(panels[0], tasks, strict=True):
         for k, method in enumerate(METHODS):
             found = points(rows, task, method)

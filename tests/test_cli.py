@@ -201,7 +201,8 @@ def test_every_option_of_fit_reaches_the_library_under_its_own_name(there, monke
             "loss": "excess", "ridge": 0.5,
             "steps": 4, "max_evaluations": 5, "batch_size": 6, "max_length": 7, "compute_dtype": "bfloat16",
             "pooling": "last", "position": "all", "seed": 8, "checkpoint_dir": "run", "resume_from": "run"}  # fmt: skip
-    run(FIT + "".join(f" --{name.replace('_', '-')} {value}" for name, value in told.items()))
+    run(FIT + " --within-range" + "".join(f" --{name.replace('_', '-')} {value}" for name, value in told.items()))
+    told["within_range"] = True
     assert {key: value for key, value in heard.items() if key not in ("tokenizer", "progress")} == told
     of_python = {"model", "src", "tgt", "tokenizer", "units", "penalty", "callbacks", "distributed"}
     of_recipe = {"optimizer", "learning_rate"}

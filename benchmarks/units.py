@@ -17,7 +17,6 @@ import json
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -95,11 +94,10 @@ def measure(
     model, steering: lineas.Steering, held: Sequence[list[str]], neutral: Sequence[str], *, tokenizer, task: str,
     count: int, seed: int,
 ) -> dict[str, float]:  # fmt: skip
-    responses = partial(evaluation.responses, model, tokenizer=tokenizer, batch_size=25)
-    source, target = (sorted(texts, key=len) for texts in held)
-    goal = responses(target)  # of the unsteered model
+    source, target = held
+    goal = compare_methods.responses(model, tokenizer, target)  # of the unsteered model
     with steering.apply(model):
-        row = {"held_out": evaluation.distance(responses(source), goal)}
+        row = {"held_out": evaluation.distance(compare_methods.responses(model, tokenizer, source), goal)}
         row["perplexity"] = evaluation.perplexity(model, sorted(neutral, key=len), tokenizer=tokenizer)
         if count:
             options = {"tokenizer": tokenizer, "count": count, "seed": seed, "batch_size": 256}

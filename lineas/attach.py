@@ -27,10 +27,6 @@ __all__ = ["Handle", "Map", "attach"]
 CROSS = r".*(encoder_attn|EncDecAttention|cross_?attn|cross_?attention)(\..*)?\.(k|v|k_proj|v_proj|key|value)"
 
 
-Key = tuple[torch.device, int, int]
-Ready = tuple[int, tuple[Tensor, ...], "bool | Tensor"]
-
-
 class Map:
     """A site's maps, on whatever device and in whatever dtype the activations come."""
 
@@ -47,18 +43,16 @@ class Map:
         self.by_row, self.told_in = choice.by_row, choice.told_in
         scale, shift = (torch.stack(parts) for parts in zip(*(self._maps(*kind) for kind in kinds), strict=True))
         ranges = [steering.range(self.name) if steering else None for steering, _ in kinds]
-        self.is_bounded = any(pair is not None for pair in ranges)
-        self.table: tuple[Tensor, ...] = scale, shift, *(self._ends(ranges) if self.is_bounded else ())
+        bounded = any(pair is not None for pair in ranges)
+        self.table: tuple[Tensor, ...] = scale, shift, *(self._ends(ranges) if bounded else ())
         self.is_identity = bool((scale == 1).all() and (shift == 0).all())
         self.is_one, self.active = len(kinds) == 1, [steering is not None for steering, _ in kinds]
         self.support = ((scale[0] != 1) | (shift[0] != 0)).nonzero().flatten()
         self.sparse = self.support, scale[0, self.support], shift[0, self.support]
-        self.is_sparse = self.is_one and not self.is_bounded and 4 * len(self.support) <= self.units
-        # `ready` has, by device, number of dimensions and rows for each row told of: the channels' dimension, the maps
-        # as they broadcast, and which rows are steered. `last` is the entry last used, with its key: one token is so
-        # little work that a look into a dict, by a key made for it, costs more than its maps.
-        self.ready: dict[Key, Ready] = {}
-        self.last: tuple[torch.device | None, int, int, Ready | None] = (None, 0, 0, None)
+        self.is_sparse = self.is_one and not bounded and 4 * len(self.support) <= self.units
+        # By device, number of dimensions and rows for each row told of: the channels' dimension, the maps as they
+        # broadcast, and which rows are steered. A token is so little work that looking things up would cost more.
+        self.ready: dict[tuple[torch.device, int, int], tuple[int, tuple[Tensor, ...], bool | Tensor]] = {}
 
     def _maps(self, steering: "Steering | None", strength: float) -> tuple[Tensor, Tensor]:
         if steering is None:
@@ -74,10 +68,10 @@ class Map:
 
     def __call__(self, module: nn.Module, h: Tensor) -> Tensor:
         times = 1 if self.by_row is None else self.tokens.times(len(h), len(self.by_row), self.told_in)
-        device, ndim, known, ready = self.last
-        if ready is None or device != h.device or ndim != h.ndim or known != times:
-            ready = self._look_up(module, h, times)
-        dim, maps, active = ready
+        key = h.device, h.ndim, times
+        if key not in self.ready:
+            self.ready[key] = self._prepared(sites.channel_dim(module, h), *key)
+        dim, maps, active = self.ready[key]
         if h.shape[dim] != self.units:
             raise ValueError(
                 f"site {self.name!r}: the steering has weight ({self.units},), the model produced {tuple(h.shape)}"
@@ -92,14 +86,9 @@ class Map:
         mapped = self._mapped(h, dim, maps)
         return mapped if now.steer is True else torch.where(now.mask(h.device), mapped, h)
 
-    def _look_up(self, module: nn.Module, h: Tensor, times: int) -> "Ready":
-        key = h.device, h.ndim, times
-        if key not in self.ready:
-            self.ready[key] = self._prepared(sites.channel_dim(module, h), *key)
-        self.last = (*key, self.ready[key])
-        return self.ready[key]
-
-    def _prepared(self, dim: int, device: torch.device, ndim: int, times: int) -> "Ready":
+    def _prepared(
+        self, dim: int, device: torch.device, ndim: int, times: int
+    ) -> tuple[int, tuple[Tensor, ...], bool | Tensor]:
         """The maps as they broadcast over activations: of all rows alike, or of each row."""
         rows = None if self.by_row is None or self.is_one else self.by_row.repeat_interleave(times)
         shape = [1] * ndim
@@ -111,10 +100,7 @@ class Map:
     def _mapped(self, h: Tensor, dim: int, maps: tuple[Tensor, ...]) -> Tensor:
         if self.is_sparse and _is_worth_it(h):
             return ops.affine_sparse_(h.clone(), *self.sparse, channel_dim=dim)
-        mapped = (h * maps[0]).add_(maps[1])
-        if self.is_bounded:  # float32, in which the range is told, also where h is not
-            mapped = torch.where((h >= maps[2]) & (h <= maps[3]), mapped, h)
-        return mapped if mapped.dtype == h.dtype else mapped.to(h.dtype)
+        return ops.affine(h, *maps)
 
 
 def _is_worth_it(h: Tensor) -> bool:

@@ -185,9 +185,9 @@ def fit(
     started = time.perf_counter()
     options = Options.checked(
         method=method, schedule=schedule, within_range=bool(within_range), recipe=recipe, loss=loss, ridge=ridge,
-        penalty=penalty, optimizer=optimizer,
-        learning_rate=learning_rate, steps=steps, max_evaluations=max_evaluations, batch_size=batch_size,
-        max_length=max_length, compute_dtype=compute_dtype, pooling=pooling, position=position, seed=seed,
+        penalty=penalty, optimizer=optimizer, learning_rate=learning_rate, steps=steps,
+        max_evaluations=max_evaluations, batch_size=batch_size, max_length=max_length, compute_dtype=compute_dtype,
+        pooling=pooling, position=position, seed=seed,
     )  # fmt: skip
     model = _checked(model)
     world = processes(distributed)
@@ -227,7 +227,7 @@ def fit(
         if past:
             refuse_another(which, past.problem, resume_from)
         past = past or Checkpoint(which, _start(runner.mapped, maps, resume_from))
-        ranges = None
+        ranges: dict[str, methods.Ranges] = {}
         if formula:
             x, ranges, passes = methods.maps_of(
                 formula, str(options.schedule), runner, sources, targets, free, world, options.within_range
@@ -243,15 +243,9 @@ def fit(
         "evaluations": passes if formula else len(end.history["loss"]), "seconds": round(end.seconds, 3),
         "stopped": end.stopped,
     }  # fmt: skip
-    by_site = {} if ranges is None else _by_site(runner.mapped, ranges)
     return Steering._from_flat(
-        list(maps), list(maps.values()), end.maps, ranges=by_site, history=end.history, info=info
+        list(maps), list(maps.values()), end.maps, ranges=ranges, history=end.history, info=info
     )  # fmt: skip
-
-
-def _by_site(layout: Layout, ranges: methods.Ranges) -> dict[str, methods.Ranges]:
-    ends = [layout.slice(k) for k in range(len(layout.sites))]
-    return {site.name: (ranges[0][own], ranges[1][own]) for site, own in zip(layout.sites, ends, strict=True)}
 
 
 def _checked(model: Any) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from . import directions, transport
+from . import directions, ops, transport
 from .data import Batch
 from .distributed import Alone
 from .responses import Finished, Layout, Part, Runner, blame, call
@@ -54,11 +54,11 @@ def find(method: "str | Formula") -> Method:
 def maps_of(
     method: Method, schedule: str, runner: Runner, sources: Sequence[Batch], targets: Sequence[Batch],
     free: NDArray[np.bool_] | None, world: Alone, within_range: bool = False,
-) -> tuple[Vector, Ranges | None, int]:  # fmt: skip
+) -> tuple[Vector, dict[str, Ranges], int]:  # fmt: skip
     """The maps of all sites, [weights, biases], the identity where a unit is not free; and passes over the sources.
 
-    Between them the ranges of all units, (low (N,), high (N,)), in which the maps hold: None for everywhere, or with
-    `within_range` those of the source's responses that the maps were computed from.
+    Between them, by site, the ranges in which its maps hold: with `within_range` those of the source's responses that
+    the maps were computed from; else there are none.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def maps_of(
     fitting = _Fitting(method, runner.mapped, goal, everywhere if free is None else free, world, within_range)
     with blame("src"):
         passes = _fit_all(schedule, runner, sources, fitting)
-    return fitting.x, fitting.ranges, passes
+    return fitting.x, fitting.ranges_by_site(), passes
 
 
 def _fit_all(schedule: str, runner: Runner, sources: Sequence[Batch], fitting: "_Fitting") -> int:
@@ -125,9 +125,12 @@ class _Fitting:
         where, shape = self.layout.slice(k), [1] * h.ndim
         shape[self.layout.channel_dims[k]] = -1
         parts = [*np.split(self.x, 2), *(self.ranges or ())]
-        scale, shift, *ends = (torch.from_numpy(part[where]).to(h.device).view(shape) for part in parts)
-        mapped = (h * scale).add_(shift)
-        return (torch.where((h >= ends[0]) & (h <= ends[1]), mapped, h) if ends else mapped).to(h.dtype)
+        return ops.affine(h, *(torch.from_numpy(part[where]).to(h.device).view(shape) for part in parts))
+
+    def ranges_by_site(self) -> dict[str, Ranges]:
+        """Where each site's maps hold; no entry is everywhere."""
+        own = ((site.name, self.layout.slice(k)) for k, site in enumerate(self.layout.sites))
+        return {name: (self.ranges[0][where], self.ranges[1][where]) for name, where in own} if self.ranges else {}
 
 
 def _in_one_pass(runner: Runner, batch: Batch, fitting: _Fitting) -> None:

@@ -131,6 +131,18 @@ def affine_pool(
     return _AffinePool.apply(h.contiguous(), *maps, channels_first, thread_count(threads, h.numel()))
 
 
+def affine(h: Tensor, scale: Tensor, shift: Tensor, *ends: Tensor) -> Tensor:
+    """scale * h + shift, out of place and in h's dtype; given a low and a high end, h itself where it is not between.
+
+    All broadcast over h. In float32 also where h is not, so that neither maps nor ends are rounded.
+    """
+    mapped = (h * scale).add_(shift)
+    if ends:
+        low, high = ends
+        mapped = torch.where((h >= low) & (h <= high), mapped, h)
+    return mapped if mapped.dtype == h.dtype else mapped.to(h.dtype)
+
+
 def affine_sparse_(
     h: Tensor, support: Tensor, scale: Tensor, shift: Tensor, *, channel_dim: int = -1, threads: int | None = None
 ) -> Tensor:

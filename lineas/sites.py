@@ -248,14 +248,11 @@ def replace_tensor(site: Site, output, tensor: Tensor):
 class Hook:
     """Passes a site's output through a function of the module and the tensor; out of place, as autograd needs."""
 
-    __slots__ = ("function", "site")
-
     def __init__(self, site: Site, function: Callable[[nn.Module, Tensor], Tensor]):
         self.site, self.function = site, function
 
     def __call__(self, module, args, output):
-        mapped = self.function(module, tensor_of(self.site, output))
-        return mapped if isinstance(output, Tensor) else replace_tensor(self.site, output, mapped)
+        return replace_tensor(self.site, output, self.function(module, tensor_of(self.site, output)))
 
 
 @contextmanager

@@ -99,6 +99,33 @@ def test_every_method_is_fitted_and_measured_and_nothing_twice(compare, monkeypa
     assert {**again[0], "seconds": 0} == {**first, "seconds": 0}, "the same draw, the same figures"
 
 
+def test_nothing_is_sampled_where_the_price_is_ruin(compare, monkeypatch):
+    tokenizer = small_tokenizer()
+    for name, value in {"NEUTRAL": 4, "FITTED": 6, "HELD_OUT": 5, "RUIN": -0.5}.items():
+        monkeypatch.setattr(compare, name, value)
+    draw = compare.Draw(small_model(len(tokenizer)), tokenizer, "sentiment", 0, 16)
+    rows = list(compare.run(draw, ["caa"], (0.5, 1.0), set()))
+    assert len(rows) == 3
+    assert all("perplexity" in row and "effect" not in row for row in rows)
+
+
+def test_the_picture_leaves_out_means_of_the_draws_that_are_left(compare, monkeypatch, tmp_path):
+    from matplotlib.axes import Axes
+
+    rows = rows_of(compare, {"caa": [(0.5, 0.2, 0.1), (1.0, 0.4, 0.3)]})
+    del rows[-1]["effect"]  # of strength 1, in one draw of three
+    drawn, errorbar = [], Axes.errorbar
+
+    def listen(self, x, y, **options):
+        drawn.append(x)
+        return errorbar(self, x, y, **options)
+
+    monkeypatch.setattr(Axes, "errorbar", listen)
+    compare.draw_fronts(rows, tmp_path / "fronts.png")
+    assert len(drawn) == 1
+    assert drawn[0] == pytest.approx([0.0, 20.0])
+
+
 def lineas_perplexity(compare, model, tokenizer):
     from lineas import evaluation, samples
 

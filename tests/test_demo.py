@@ -50,13 +50,20 @@ def test_continuations_are_seeded_ordered_and_leave_the_random_state_alone(llama
     assert together == [t for p in prompts for t in evaluation.continuations(llama, [p], **greedy)]
 
 
-def test_what_is_sampled_is_what_generate_samples_token_for_token(llama):
+def test_what_is_sampled_is_what_generate_samples_token_for_token(llama, monkeypatch):
     ids = torch.randint(1, llama.config.vocab_size, (5, 3), generator=torch.Generator().manual_seed(0))
     prompts = [" ".join(map(str, row)) for row in ids.tolist()]
-    for top_p, temperature in ((0.5, 1.0), (0.9, 0.7), (1.0, 2.0)):
+    for top_k, top_p, temperature in (
+        (None, 0.5, 1.0),
+        (None, 0.9, 0.7),
+        (None, 1.0, 2.0),
+        (3, 0.9, 1.0),
+        (0, 1.0, 1.0),
+    ):
+        monkeypatch.setattr(llama.generation_config, "top_k", top_k)
         torch.manual_seed(3)
         out = llama.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=50, top_p=top_p, temperature=temperature,
+            ids, attention_mask=torch.ones_like(ids), do_sample=True, top_p=top_p, temperature=temperature,
             max_new_tokens=8, pad_token_id=0,
         )  # fmt: skip
         options = {"tokenizer": IdTokenizer(), "new_tokens": 8, "top_p": top_p, "temperature": temperature}

@@ -12,7 +12,7 @@ from ..data import find_tokenizer
 from ..state import device_of, frozen, seeded
 from .divergence import read
 
-LIKELIEST = 50  # tokens that continuations are sampled from
+LIKELIEST = 50  # tokens that `generate` draws from where a model's own settings do not say
 
 
 def perplexity(model: nn.Module, texts: Sequence[str], *, tokenizer: Any = None, batch_size: int = 16) -> float:
@@ -47,7 +47,7 @@ def continuations(
     count : int
         Continuations of each prompt.
     new_tokens, temperature, top_p : as in `generate`
-        Of the 50 likeliest tokens, which is what `generate` draws from by default, too.
+        Of the likeliest tokens only, as many as the model's own settings say, else 50: as in `generate`, too.
     seed : int
         The same seed gives the same text; the global random state is not touched.
 
@@ -58,6 +58,8 @@ def continuations(
     tokenizer = tokenizer if tokenizer is not None else find_tokenizer(model, "prompts")
     rows = [prompt for prompt in prompts for _ in range(count)]
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    own: int | None = model.generation_config.top_k  # type: ignore[union-attr, assignment]
+    nucleus = Nucleus(temperature, LIKELIEST if own is None else own, top_p)
     texts: list[str] = []
     with seeded(seed, device_of(model)), frozen(model), torch.no_grad():
         for start in range(0, len(rows), batch_size):
@@ -67,7 +69,7 @@ def continuations(
             mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in encoded])
             out = model.generate(  # type: ignore[operator]
                 input_ids=ids.to(device_of(model)), attention_mask=mask.to(device_of(model)), do_sample=True,
-                temperature=1.0, top_k=0, top_p=1.0, logits_processor=[Nucleus(temperature, top_p)],
+                temperature=1.0, top_k=0, top_p=1.0, logits_processor=[nucleus],
                 max_new_tokens=new_tokens, pad_token_id=pad,
             )  # fmt: skip
             texts += tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
@@ -75,17 +77,18 @@ def continuations(
 
 
 class Nucleus:
-    """Leaves only the likeliest of 50 tokens that have the probability `top_p` together, at least one.
+    """Leaves, of the `top_k` likeliest tokens, the likeliest that have the probability `top_p` together, at least one.
 
-    What transformers does with its defaults, token for token, without sorting the vocabulary: a seventh of the time
+    What transformers does with these settings, token for token, without sorting the vocabulary: a seventh of the time
     that a small model takes to generate.
     """
 
-    def __init__(self, temperature: float, top_p: float):
-        self.temperature, self.top_p = temperature, top_p
+    def __init__(self, temperature: float, top_k: int, top_p: float):
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        best, tokens = (scores / self.temperature).topk(min(LIKELIEST, scores.shape[-1]))
+        words = scores.shape[-1]
+        best, tokens = (scores / self.temperature).topk(min(self.top_k or words, words))  # 0: all of them
         tails = best.flip(-1).softmax(-1).cumsum(-1).flip(-1)  # of each token and all less likely ones
         best[:, 1:] = best[:, 1:].masked_fill(tails[:, 1:] <= 1 - self.top_p, -math.inf)
         return torch.full_like(scores, -math.inf).scatter(-1, tokens, best)

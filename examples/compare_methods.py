@@ -20,7 +20,6 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,11 +118,11 @@ def options(**given: Any) -> Callable[[Draw], lineas.Steering]:
     return lambda draw: draw.fit(**given)
 
 
-def sparse(draw: Draw) -> lineas.Steering:
+def sparse(draw: Draw, times: float = 20.0) -> lineas.Steering:
     """About 1% of the units by a penalty: ten times the slope that a typical unit has at first."""
     start = draw.fit(max_evaluations=1)
     units = sum(len(start.weight(name)) for name in start.sites)
-    return draw.fit(penalty=lineas.penalties.L1(20 * start.history["loss"][0] ** 0.5 / units))
+    return draw.fit(penalty=lineas.penalties.L1(times * start.history["loss"][0] ** 0.5 / units))
 
 
 def experts(part: float, either_way: bool = True, **given: Any) -> Callable[[Draw], lineas.Steering]:
@@ -142,9 +141,12 @@ def refitted(part: float) -> Callable[[Draw], lineas.Steering]:
     """The units that move most under such a penalty, fitted again without it, since it shrinks what it leaves."""
 
     def fit(draw: Draw) -> lineas.Steering:
-        few = sparse(draw)
-        units = sum(len(few.weight(name)) for name in few.sites)
-        steering = draw.fit(units=few.restricted(top=round(part * units)).support())
+        times, few = 20.0, sparse(draw)
+        wanted = max(round(part * sum(len(few.weight(name)) for name in few.sites)), 1)
+        while sum(map(len, few.support().values())) < wanted:
+            times /= 2
+            few = sparse(draw, times)
+        steering = draw.fit(units=few.restricted(top=wanted).support())
         for cost in ("evaluations", "seconds"):
             steering.info[cost] += few.info[cost]
         return steering
@@ -159,7 +161,7 @@ METHODS = {
     "lineas": Method(options()),
     "lineas, 3%": Method(experts(0.03), MORE),
     "lineas, 1%": Method(experts(0.01), MORE),
-    "lineas, 1% by L1": Method(refitted(0.01), MORE),
+    "lineas, 1% by L1": Method(refitted(0.01), FEW),
     "lineas, L1": Method(sparse),
     # A thousand steps of the published recipe go a distance of 50: here in 25 steps, which end in about the same place.
     "published": Method(options(recipe="published", learning_rate=4.0, steps=25)),
@@ -176,22 +178,38 @@ METHODS = {
 
 
 def run(
-    draw: Draw, names: Iterable[str], strengths: Sequence[float] | None, known: set[tuple]
+    draw: Draw, names: Iterable[str], strengths: Sequence[float] | None, rows: Iterable[Row]
 ) -> Iterator[Row]:  # fmt: skip
-    """A row for every measurement that is not known yet; the base model, strength 0, first."""
+    """A row for every measurement that `rows` lack; the base model, strength 0, first.
+
+    Where a method's own strengths leave out the dearest of PRICES, others follow: what it takes is not known before.
+    """
+    known = {(r["method"], r["strength"]): r for r in rows if (r["task"], r["seed"]) == (draw.task, draw.seed)}
     for name in ["none", *names]:
-        method = NONE if name == "none" else METHODS[name]
-        wanted = method.strengths if name == "none" else strengths or method.strengths
-        missing = [strength for strength in wanted if (draw.task, draw.seed, name, strength) not in known]
-        if not missing:
-            continue
-        steering = method.fit(draw)
-        cost = {} if name == "none" else {key: steering.info[key] for key in ("evaluations", "seconds")}
-        for strength in missing:
-            yield {
-                "task": draw.task, "seed": draw.seed, "method": name, "strength": strength, **cost,
-                **draw.measure(steering, strength),
-            }  # fmt: skip
+        method, steering = NONE if name == "none" else METHODS[name], None
+        wanted = list(method.strengths if name == "none" else strengths or method.strengths)
+        most = len(wanted) if name == "none" or strengths else 2 * len(wanted)
+        for strength in wanted:  # which may grow
+            if (name, strength) not in known:
+                steering = steering or method.fit(draw)
+                cost = {} if name == "none" else {key: steering.info[key] for key in ("evaluations", "seconds")}
+                known[name, strength] = {
+                    "task": draw.task, "seed": draw.seed, "method": name, "strength": strength, **cost,
+                    **draw.measure(steering, strength),
+                }  # fmt: skip
+                yield known[name, strength]
+            if strength == wanted[-1] and len(wanted) < most:
+                prices = {s: known[name, s]["perplexity"] / known["none", 0.0]["perplexity"] - 1 for s in wanted}
+                wanted += _missing(prices)
+
+
+def _missing(prices: dict[float, float]) -> list[float]:
+    """A strength that gets closer to the dearest of PRICES; none where one of these reaches it, short of RUIN."""
+    least = max((strength for strength, price in prices.items() if price <= RUIN), default=0.0)
+    if prices.get(least, 0.0) >= PRICES[-1]:
+        return []
+    larger = [strength for strength in prices if strength > least]
+    return [(least + min(larger)) / 2 if larger else 1.5 * least]
 
 
 # -- what the rows say --
@@ -231,23 +249,16 @@ def _changes(rows: Sequence[Row], task: str, method: str) -> tuple[list, list, l
 
 
 def effect_at(rows: Sequence[Row], task: str, method: str, price: float) -> dict[int, float]:
-    """For every draw, the largest effect that a method has for at most this price of perplexity.
+    """For every draw, the effect at this price of perplexity, along lines between the strengths on both sides of it.
 
-    Between two strengths both are taken to be linear; a draw whose dearest strength is cheaper has what that one has.
+    A draw that never cost as much has the effect of its dearest strength.
     """
     found: dict[int, float] = {}
-    seeds, strengths, prices, effects = map(np.array, _changes(rows, task, method))
+    seeds, _, prices, effects = map(np.array, _changes(rows, task, method))
     for seed in sorted(set(seeds.tolist())):
-        own = np.flatnonzero(seeds == seed)
-        own = own[np.argsort(strengths[own])]
-        path = np.concatenate([[[0.0, 0.0]], np.stack([prices[own], effects[own]], 1)])
-        best = 0.0
-        for (cheap, low), (dear, high) in pairwise(path):
-            ends = [end for end in ((cheap, low), (dear, high)) if end[0] <= price]
-            if (cheap - price) * (dear - price) < 0:
-                ends.append((price, low + (price - cheap) / (dear - cheap) * (high - low)))
-            best = max([best, *(effect for _, effect in ends)])
-        found[seed] = best
+        x, y = np.append(prices[seeds == seed], 0), np.append(effects[seeds == seed], 0)
+        order = np.argsort(x)
+        found[seed] = float(np.interp(price, x[order], y[order]))
     return found
 
 
@@ -342,13 +353,11 @@ def main() -> None:
     if asked.write:
         write(rows, asked.write)
         return
-    known = {(r["task"], r["seed"], r["method"], r["strength"]) for r in rows}
     strengths = [float(s) for s in asked.strengths.split(",")] if asked.strengths else None
     model, tokenizer = embedded_model.load()
     for seed in map(int, asked.seeds.split(",")):
-        for row in run(
-            Draw(model, tokenizer, asked.task, seed, asked.count), asked.methods.split(";"), strengths, known
-        ):
+        draw = Draw(model, tokenizer, asked.task, seed, asked.count)
+        for row in run(draw, asked.methods.split(";"), strengths, list(rows)):
             rows.append(row)
             print(json.dumps(row), flush=True)
             with asked.json.open("a") as file:

@@ -8,6 +8,8 @@ import torch
 from conftest import ROOT, assert_untouched, load_example, snapshot
 from test_docs import small_model, small_tokenizer
 
+import lineas
+
 
 @pytest.fixture
 def compare(monkeypatch):
@@ -39,13 +41,13 @@ def test_effects_at_a_price_are_read_off_the_line_between_strengths(compare):
     assert compare.effect_at(rows, "sentiment", "lineas", 0.05)[0] == pytest.approx(0.1)
     assert compare.effect_at(rows, "sentiment", "lineas", 0.2)[0] == pytest.approx(0.3)
     assert compare.effect_at(rows, "sentiment", "lineas", 0.5)[0] == pytest.approx(0.4), "no further than it went"
-    assert compare.effect_at(rows, "sentiment", "caa", 0.05)[2] == pytest.approx(0.9), "the best that is cheap enough"
+    assert compare.effect_at(rows, "sentiment", "caa", 0.11)[2] == pytest.approx(3 * 0.2), "by price, not by strength"
     assert compare.effect_at(rows, "sentiment", "aura", 0.05) == {}
 
 
-def test_an_effect_that_only_hurts_is_worth_nothing(compare):
-    rows = rows_of(compare, {"lineas": [(1.0, 0.3, 0.1)], "repe": [(1.0, 0.1, -0.4)]})
-    assert compare.effect_at(rows, "sentiment", "repe", 0.1)[0] == 0.0
+def test_an_effect_that_hurts_counts_as_such(compare):
+    rows = rows_of(compare, {"lineas": [(1.0, 0.3, 0.1)], "repe": [(0.5, -0.01, 0.3), (1.0, 0.2, -0.4)]})
+    assert compare.effect_at(rows, "sentiment", "repe", 0.1)[0] == pytest.approx(-0.2)
 
 
 def test_the_table_has_a_line_for_each_method_measured_with_intervals_over_draws(compare):
@@ -55,7 +57,7 @@ def test_the_table_has_a_line_for_each_method_measured_with_intervals_over_draws
     cells = [cell.strip() for cell in lines[0].split("|")[1:-1]]
     assert cells[:5] == ["lineas", "3", "2", "7", "0.50"]
     assert cells[6] == f"{0.4:+.3f} ± {4.3027 * 0.2 / 3**0.5:.3f}", "Student's t over three draws"
-    assert lines[1].split("|")[-3].strip().startswith("+0.200"), "less the default, draw by draw"
+    assert lines[1].split("|")[-3].strip().startswith("+0.022"), "less the default, draw by draw"
 
 
 def test_a_page_keeps_its_words_and_gets_tables_and_a_picture(compare, tmp_path):
@@ -79,7 +81,7 @@ def test_every_method_is_fitted_and_measured_and_nothing_twice(compare, monkeypa
     monkeypatch.setattr(compare, "RUIN", 1e6)
     before = snapshot(model)
     draw = compare.Draw(model, tokenizer, "sentiment", 0, 16)
-    rows = list(compare.run(draw, compare.METHODS, (0.5, 1.0), set()))
+    rows = list(compare.run(draw, compare.METHODS, (0.5, 1.0), []))
     assert_untouched(model, before)
     assert {(row["method"], row["strength"]) for row in rows} == {
         ("none", 0.0), *((method, strength) for method in compare.METHODS for strength in (0.5, 1.0))
@@ -92,10 +94,9 @@ def test_every_method_is_fitted_and_measured_and_nothing_twice(compare, monkeypa
     assert all(row["support"] > 0 for row in rows if row["method"] != "lineas, L1")
     assert len({round(row["perplexity"], 6) for row in rows if row["strength"] == 1.0}) >= 10
     json.dumps(rows)
-    known = {(row["task"], row["seed"], row["method"], row["strength"]) for row in rows}
-    assert not list(compare.run(draw, compare.METHODS, (0.5, 1.0), known))
-    again = list(compare.run(draw, ["caa"], (1.0,), known - {("sentiment", 0, "caa", 1.0)}))
+    assert not list(compare.run(draw, compare.METHODS, (0.5, 1.0), rows))
     (first,) = (row for row in rows if (row["method"], row["strength"]) == ("caa", 1.0))
+    again = list(compare.run(draw, ["caa"], (1.0,), [row for row in rows if row is not first]))
     assert {**again[0], "seconds": 0} == {**first, "seconds": 0}, "the same draw, the same figures"
 
 
@@ -104,9 +105,30 @@ def test_nothing_is_sampled_where_the_price_is_ruin(compare, monkeypatch):
     for name, value in {"NEUTRAL": 4, "FITTED": 6, "HELD_OUT": 5, "RUIN": -0.5}.items():
         monkeypatch.setattr(compare, name, value)
     draw = compare.Draw(small_model(len(tokenizer)), tokenizer, "sentiment", 0, 16)
-    rows = list(compare.run(draw, ["caa"], (0.5, 1.0), set()))
+    rows = list(compare.run(draw, ["caa"], (0.5, 1.0), []))
     assert len(rows) == 3
     assert all("perplexity" in row and "effect" not in row for row in rows)
+
+
+def test_strengths_follow_until_the_price_is_reached(compare, monkeypatch):
+    draw = compare.Draw(None, None, "sentiment", 0, 16)
+
+    def measured(law, **own):
+        """Of a method whose price is a law of the strength."""
+        monkeypatch.setattr(
+            compare.Draw, "measure", lambda self, _, strength: {"perplexity": 100 * (1 + law(strength))}
+        )
+        nothing = lineas.Steering({"a": ([1.0], [0.0])}, info={"evaluations": 1, "seconds": 1.0})
+        monkeypatch.setitem(compare.METHODS, "caa", compare.Method(lambda draw: nothing, (1.0, 2.0)))
+        monkeypatch.setattr(compare, "NONE", compare.METHODS["caa"]._replace(strengths=(0.0,)))
+        return [row["strength"] for row in compare.run(draw, ["caa"], own.get("strengths"), [])]
+
+    assert measured(lambda s: 0.03 * s) == [0, 1, 2, 3, 4.5], "larger ones, until one costs more"
+    assert measured(lambda s: 0.06 * s) == [0, 1, 2]
+    assert measured(lambda s: 0.06 * s**5) == [0, 1, 2, 1.5], "or smaller ones, where the next is ruin"
+    assert measured(lambda s: 0.06 * s**5, strengths=(1.0,)) == [0, 1], "only what was asked for"
+    assert measured(lambda s: 2 * s) == [0, 1, 2, 0.5, 0.25], "also where all are ruin"
+    assert measured(lambda s: 0.0) == [0, 1, 2, 3, 4.5], "and not for ever"
 
 
 def test_the_picture_leaves_out_means_of_the_draws_that_are_left(compare, monkeypatch, tmp_path):

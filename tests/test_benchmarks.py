@@ -4,9 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import NEGATIVE, POSITIVE, WordTokenizer, tiny
+
+import lineas
 
 pytest.importorskip("ot")
 pytest.importorskip("scipy")
@@ -112,6 +116,28 @@ def test_choices_of_units_are_compared_at_equal_support_and_beside_no_steering(m
     assert len(lines) == 6
     share = rows[2]["held_out"] / rows[0]["held_out"]
     assert f"significant     10     1 {share:6.3f} ({share:.3f} to {share:.3f})" in lines[2]
+
+
+def test_shares_of_units_are_parts_of_what_a_fit_does_to_the_output(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import shares
+
+    model, options = tiny("llama"), {"tokenizer": WordTokenizer(), "progress": False}
+    draw = SimpleNamespace(
+        model=model, tokenizer=WordTokenizer(), fitted=[NEGATIVE, POSITIVE],
+        fit=lambda: lineas.fit(model, NEGATIVE, POSITIVE, max_evaluations=3, ridge=0.1, **options),
+    )  # fmt: skip
+    steering, each = shares.moved(draw)
+    still = np.concatenate([(steering.weight(site) == 1) & (steering.bias(site) == 0) for site in steering.sites])
+    assert len(each) == len(still) > 20
+    assert (each[~still] > 0).all()
+    assert (each[still] == 0).all()
+    found = shares.shares(draw, [0.01, 0.1, 0.5, 1])
+    np.testing.assert_allclose(found[-1], [1, 1])
+    assert found[0][0] == pytest.approx(each.max() / each.sum()), "1% of so few units is one"
+    assert [most for most, _ in found] == sorted(most for most, _ in found)
+    assert all(0 < known <= most for most, known in found)
+    assert found[2][1] < found[2][0], "AUROC does not know what the output minds"
 
 
 def test_an_unknown_table_is_refused():

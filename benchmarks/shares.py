@@ -47,9 +47,7 @@ def moved(draw: compare_methods.Draw) -> tuple[lineas.Steering, NDArray[np.float
 def shares(draw: compare_methods.Draw, parts: Sequence[float]) -> list[tuple[float, float]]:
     """For every part of the units: the share of those that do most, and of the first by AUROC."""
     steering, each = moved(draw)
-    ranking = lineas.experts.rank(
-        draw.model, *draw.fitted, metric="auroc", either_way=True, tokenizer=draw.tokenizer, max_length=64
-    )  # fmt: skip
+    ranking = compare_methods.ranking(draw)
     first = np.cumsum([0, *(len(steering.bias(site)) for site in steering.sites)])
     starts = dict(zip(steering.sites, first, strict=False))
     most, found = np.sort(each)[::-1], []

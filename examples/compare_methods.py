@@ -125,14 +125,19 @@ def sparse(draw: Draw, times: float = 20.0) -> lineas.Steering:
     return draw.fit(penalty=lineas.penalties.L1(times * start.history["loss"][0] ** 0.5 / units))
 
 
+def ranking(draw: Draw, either_way: bool = True) -> lineas.experts.Ranking:
+    """Units by how well they tell source from target, either way or by responding to the source."""
+    return lineas.experts.rank(
+        draw.model, *draw.fitted, metric="auroc", either_way=either_way, tokenizer=draw.tokenizer, max_length=64
+    )  # fmt: skip
+
+
 def experts(part: float, either_way: bool = True, **given: Any) -> Callable[[Draw], lineas.Steering]:
-    """Of the units that tell source from target best only, either way or by responding to the source."""
+    """Of the first units of a ranking only."""
 
     def fit(draw: Draw) -> lineas.Steering:
-        ranking = lineas.experts.rank(
-            draw.model, *draw.fitted, metric="auroc", either_way=either_way, tokenizer=draw.tokenizer, max_length=64
-        )  # fmt: skip
-        return draw.fit(units=ranking.top(max(round(part * sum(ranking.sizes.values())), 1)), **given)
+        ranked = ranking(draw, either_way)
+        return draw.fit(units=ranked.top(max(round(part * sum(ranked.sizes.values())), 1)), **given)
 
     return fit
 

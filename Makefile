@@ -1,5 +1,6 @@
 # make demo | make test: on a fresh machine with Python >= 3.10, a C compiler and make.
-# The rest is for development: check (linters, types), fuzz, kernels (the C program), sanitize, serial, dist, wheel.
+# The rest is for development: check (linters, types), docs (the site), fuzz, kernels (the C program), sanitize, serial,
+# dist, wheel.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ PYTEST = HF_HUB_OFFLINE=1 $(BIN)/pytest
 # One thread, but where a test asks for more: their models are too small for the default of torch.
 PYTEST_ON = OMP_NUM_THREADS=1 PYTHONPATH=$(1) LINEAS_EXPECT_BUILD=$(1) $(PYTEST) -q -m "not slow" -o addopts=--strict-markers $(2)
 
-.PHONY: demo test fast fuzz check kernels instructions sanitize serial dist wheel clean
+.PHONY: demo test fast fuzz check docs kernels instructions sanitize serial dist wheel clean
 
 demo: $(VENV)/.installed
 	$(if $(MODEL),,HF_HUB_OFFLINE=1) $(BIN)/python examples/demo.py $(if $(SRC),--src "$(SRC)") $(if $(TGT),--tgt "$(TGT)") $(if $(MODEL),--model "$(MODEL)")
@@ -26,6 +27,10 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages as a site, in build/site; a warning, of a link that leads nowhere for instance, is an error.
+docs: $(VENV)/.environment
+	$(BIN)/mkdocs build --strict
 
 # Every binding, with arguments made wrong at random.
 CALLS ?= 1000000

@@ -278,7 +278,7 @@ def attach(
     Notes
     -----
     The maps of all rows are gathered once for a batch, after which a row's own map costs what one for all rows does.
-    `docs/positions-and-strength.md` says what the prompt is outside of `generate`.
+    `docs/guide.md` says what the prompt is outside of `generate`.
 
     Examples
     --------

@@ -87,7 +87,7 @@ class Options:
         """Where the fast recipe stops: what is left to gain, as a share of all that was gained.
 
         Where noise counts for nothing, more of a gain than this is still one; held-out distances are the same from 1e-3
-        to 1e-2 then (docs/performance.md). Whoever asks for the plain loss wants its minimum.
+        to 1e-2 then (docs/results.md). Whoever asks for the plain loss wants its minimum.
         """
         return 1e-3 if self.loss == "wasserstein" and self.ridge == 0 else 5e-3
 

@@ -1,7 +1,7 @@
 """Which tokens of a forward pass are steered: their absolute positions, with a cache of keys and values or without.
 
 A token's position is the number of real tokens before it in its row. What counts as the prompt is written down in
-`docs/positions-and-strength.md`.
+`docs/guide.md`.
 """
 
 import inspect

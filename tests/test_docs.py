@@ -1,8 +1,10 @@
 """The code in README.md and docs/ runs as written, and their links lead somewhere."""
 
 import ast
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -114,7 +116,8 @@ def test_python_blocks_run_in_order(page, checkout):
 
 def test_the_pages_for_users_have_python_in_them():
     """Else the test above could pass by running nothing."""
-    assert {page.name for page in PAGES if python_blocks(page)} >= {"README.md", "quickstart.md", "published-recipe.md"}
+    of_users = {"README", "quickstart", "guide", "evaluation", "experts", "merge", "methods", "published-recipe"}
+    assert {page.stem for page in PAGES if python_blocks(page)} >= {*of_users, "troubleshooting", "extending"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -158,14 +161,14 @@ def literals(folder: Path) -> list[str]:
 
 
 def messages(page: Path) -> list[str]:
-    """The code spans of the paragraphs that start with "Message:" or tell of one."""
-    lead = re.findall(r"^(?:Message:|Merge has the message) (`[^`]+`(?: and `[^`]+`)*)", split(page)[1], re.MULTILINE)
-    return [" ".join(text.split()) for spans in lead for text in re.findall(r"`([^`]+)`", spans)]
+    """The first cells of the tables of messages, each a code span."""
+    tables = re.findall(r"^\| message \|.*\n\|[-|]+\|\n((?:\|.*\n?)+)", split(page)[1], re.MULTILINE)
+    return [re.fullmatch(r"\| `([^`]+)` \|.*", row).group(1) for table in tables for row in table.splitlines()]
 
 
 def test_every_message_that_troubleshooting_explains_is_one_of_ours():
     said = messages(ROOT / "docs" / "troubleshooting.md")
-    assert len(said) > 30
+    assert len(said) > 35
     sources = "\n".join(literals(Path(lineas.__file__).parent))
     unknown = []
     for message in said:
@@ -173,3 +176,55 @@ def test_every_message_that_troubleshooting_explains_is_one_of_ours():
         assert max(map(len, pieces)) > 12, f"{message!r} could be anybody's"
         unknown += [(message, piece) for piece in pieces if piece not in sources]
     assert not unknown
+
+
+def steps(page: Path, heading: str) -> list[tuple[str, str, str, str]]:
+    """What a section tells its reader to write: (where, file, anchor, code) of each block with such words above it."""
+    section = page.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    told = re.compile(
+        r"(New file|At the end of|In) `([^`]+)`(?:, (above|below) `([^`]+)`)?[^`]*:\n\n```\w+\n(.*?)^```$", re.M | re.S
+    )
+    found = [(side or words, file, anchor, code) for words, file, side, anchor, code in told.findall(section)]
+    assert len(found) == len(re.findall(r"^```(?:c|text)$", section, re.MULTILINE)), "a block without a place"
+    return found
+
+
+def follow(page: Path, heading: str, root: Path) -> list[str]:
+    """Do what the section says, in a copy of the project; the new files."""
+    for where, name, anchor, code in steps(page, heading):
+        file = root / name
+        if where == "New file":
+            assert not file.exists(), name
+            file.write_text(code, encoding="utf-8")
+            continue
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        at = len(lines)
+        if anchor:
+            (at,) = (number for number, line in enumerate(lines) if line.startswith(anchor))
+        file.write_text("".join([*lines[: at + (where == "below")], code, *lines[at + (where == "below") :]]))
+    return [name for where, name, *_ in steps(page, heading) if where == "New file"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_the_kernel_of_the_page_builds_and_passes_its_tests(tmp_path):
+    """Word for word: the C program, the extension with warnings as errors, and the tests that the page says it gets."""
+    for name in ("csrc", "lineas", "lineas_cli", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "Makefile"):
+        shutil.copy(ROOT / name, tmp_path)
+    new = follow(ROOT / "docs" / "extending.md", "A kernel", tmp_path)
+    (tests,) = (name for name in new if name.startswith("tests/"))
+    environment = {**os.environ, "LINEAS_WERROR": "1", "PYTHONPATH": str(tmp_path), "LINEAS_EXPECT_BUILD": str(tmp_path)}
+
+    def run(*command: str) -> str:
+        ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        return ran.stdout
+
+    told = run("make", "-s", "kernels")
+    assert "ok    lns_column_span_f32: as column by column\n" in told
+    run(sys.executable, "setup.py", "-q", "build_ext", "--inplace")
+    invariants = str(Path(tests).with_name("test_core_invariants.py"))
+    told = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests, invariants, "-k", "span")
+    assert int(re.search(r"(\d+) passed", told).group(1)) > 15 + 5, told

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def on_files(files: Files, config) -> Files:
-    """README.md stands above docs/, so its links lose that folder; CHANGELOG.md becomes a page, other files are copied."""
+    """README.md stands above docs/, so its links lose that folder. CHANGELOG.md becomes a page; others are copied."""
     text = (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")
     files.append(File.generated(config, "index.md", content=text))
     for target in sorted(set(re.findall(r"\]\(([^)#:\s]+)\)", text))):

@@ -11,10 +11,11 @@ import transformers
 from _tables import Row
 
 import lineas
-from lineas.data import as_batches
-from lineas.model_loss import ModelLoss
-from lineas.responses import Runner, probe
-from lineas.state import device_of, dtype_of
+from lineas.fitting.model_loss import ModelLoss
+from lineas.network.data import as_batches
+from lineas.network.state import device_of, dtype_of
+from lineas.responses.probe import probe
+from lineas.responses.runner import Runner
 
 
 def race(rivals: dict[str, Callable[[], Any]], rounds: int, threads: int) -> list[Row]:

@@ -32,8 +32,10 @@ from _fit_setting import Setting, race, random_inputs, seconds, small_llama  # n
 from _tables import Row  # noqa: E402
 
 import lineas  # noqa: E402
-from lineas import evaluation, losses, ops, optim  # noqa: E402
-from lineas.ridge import sensitivity  # noqa: E402
+from lineas import evaluation, optim  # noqa: E402
+from lineas.core import ops  # noqa: E402
+from lineas.fitting import losses  # noqa: E402
+from lineas.fitting.ridge import sensitivity  # noqa: E402
 from lineas.samples import neutral_sentences  # noqa: E402
 
 

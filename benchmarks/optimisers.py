@@ -27,11 +27,12 @@ from conftest import DATA, NEGATIVE, POSITIVE, WordTokenizer, tiny  # noqa: E402
 
 import lineas  # noqa: E402
 from lineas import optim  # noqa: E402
-from lineas.data import as_batches  # noqa: E402
-from lineas.model_loss import ModelLoss  # noqa: E402
-from lineas.ops import NonFiniteError  # noqa: E402
+from lineas.core.errors import NonFiniteError  # noqa: E402
+from lineas.fitting.model_loss import ModelLoss  # noqa: E402
+from lineas.network.data import as_batches  # noqa: E402
 from lineas.penalties import SparseGroupLasso  # noqa: E402
-from lineas.responses import Runner, probe  # noqa: E402
+from lineas.responses.probe import probe  # noqa: E402
+from lineas.responses.runner import Runner  # noqa: E402
 
 KINDS = ("llama", "gpt2", "gemma2", "qwen2")
 STRENGTHS = (0.0, 0.002)  # of all four penalties, in the published normalisation

@@ -23,7 +23,7 @@ import compare_methods  # noqa: E402
 import embedded_model  # noqa: E402
 
 import lineas  # noqa: E402
-from lineas.ridge import sensitivity  # noqa: E402
+from lineas.fitting.ridge import sensitivity  # noqa: E402
 
 
 def moved(draw: compare_methods.Draw) -> tuple[lineas.Steering, NDArray[np.float64]]:

@@ -5,10 +5,10 @@ from importlib.metadata import PackageNotFoundError, version
 import torch as _torch  # noqa: F401 -- first: it loads the OpenMP runtime of its wheel, and _core then shares that one
 
 from . import algebra, callbacks, checkpoint, directions, evaluation, experts, ot, penalties, samples, transport
-from .attach import Handle, attach
+from .attaching.attach import Handle, attach
 from .evaluation import evaluate
-from .fit import fit
-from .sites import Site, find_sites
+from .fitting.fit import fit
+from .network.sites import Site, find_sites
 from .steering import Steering
 
 try:

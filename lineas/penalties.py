@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _core
-from .ops import thread_count
+from .core import _core
+from .core.arrays import Vector
+from .core.threads import thread_count
 
 __all__ = ["L1", "ProximalStep", "SparseGroupLasso"]
-
-Vector = NDArray[np.float32]
 
 
 class ProximalStep(NamedTuple):
@@ -46,7 +45,7 @@ class SparseGroupLasso:
     Notes
     -----
     Strengths are in units of the loss that the recipe minimises (docs/published-recipe.md). Value, prox and proximal
-    step cost O(N), in C; `_reference.penalty` and `.prox` write them out. Labels are sorted once, at the first use.
+    step cost O(N), in C; `reference.penalty` and `.prox` write them out. Labels are sorted once, at the first use.
     Source: LinEAS, arXiv 2503.10679, sec. 3; Simon et al., A Sparse-Group Lasso, JCGS 2013.
 
     Raises

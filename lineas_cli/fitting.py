@@ -125,7 +125,7 @@ def _penalty(l1: float | None, group: float | None) -> Any:
 def _check(options: dict[str, Any]) -> None:
     """What the library says of plain values, before a large model is loaded for nothing."""
     import lineas
-    from lineas.options import Options
+    from lineas.fitting.options import Options
 
     defaults = {name: parameter.default for name, parameter in signature(lineas.fit).parameters.items()}
     try:
@@ -136,6 +136,6 @@ def _check(options: dict[str, Any]) -> None:
 
 def _start(path: str) -> Any:
     import lineas
-    from lineas.files import CONFIG
+    from lineas.maps.card import CONFIG
 
     return lineas.Steering.from_pretrained(path) if (Path(path) / CONFIG).exists() else path

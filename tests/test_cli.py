@@ -21,7 +21,9 @@ from test_docs import small_model, small_tokenizer
 from typer.testing import CliRunner
 
 import lineas
-from lineas import losses, methods, optim, options, responses, samples
+from lineas import optim, samples
+from lineas.fitting import losses, methods, options
+from lineas.responses import runner as responses
 from lineas_cli.app import app
 
 INSTALLED = str(Path(lineas.__file__).parents[1])

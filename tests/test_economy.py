@@ -9,11 +9,12 @@ from conftest import Mlp, assert_untouched, normal, snapshot, tiny
 from torch.utils.checkpoint import checkpoint
 
 import lineas
-from lineas.blocks import neighbours
-from lineas.data import _groups, as_batches
-from lineas.model_loss import ModelLoss
-from lineas.responses import Runner, probe
-from lineas.state import frozen, seeded
+from lineas.fitting.model_loss import ModelLoss
+from lineas.network.blocks import neighbours
+from lineas.network.data import _groups, as_batches
+from lineas.network.state import frozen, seeded
+from lineas.responses.probe import probe
+from lineas.responses.runner import Runner
 
 
 def problem_of(model, src, tgt, *, tokenizer=None, sites=None, loss_sites=None, economize=True, batch_size=None):
@@ -73,7 +74,7 @@ def padded_ids(left=False, rows=7, columns=12):
 @pytest.fixture
 def free_passes(monkeypatch):
     """Every length then gets a pass of its own."""
-    monkeypatch.setattr("lineas.data.PASS", {"cpu": 0})
+    monkeypatch.setattr("lineas.network.data.PASS", {"cpu": 0})
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "bert"])

@@ -13,8 +13,10 @@ from conftest import DATA, NEGATIVE, POSITIVE, WordTokenizer, count_hooks, norma
 from safetensors.numpy import load_file
 
 import lineas
-from lineas import Steering, card, files, origin
-from lineas.files import CARD, CONFIG, TENSORS
+from lineas import Steering
+from lineas.maps import card, files
+from lineas.maps.card import CARD, CONFIG, TENSORS
+from lineas.network import identity as origin
 
 OLD = DATA / "steering_v1"  # written by the first version of the format; it must load for ever
 

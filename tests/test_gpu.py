@@ -9,9 +9,10 @@ from conftest import NEGATIVE, POSITIVE, WordTokenizer, assert_untouched, random
 
 import lineas
 from lineas import evaluation
-from lineas.data import as_batches
-from lineas.model_loss import ModelLoss
-from lineas.responses import Runner, probe
+from lineas.fitting.model_loss import ModelLoss
+from lineas.network.data import as_batches
+from lineas.responses.probe import probe
+from lineas.responses.runner import Runner
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 KINDS = ("llama", "gemma2", "gpt2")

@@ -6,8 +6,9 @@ import torch
 from conftest import Mlp, normal
 
 import lineas
-from lineas import losses, ops
-from lineas._reference import wasserstein
+from lineas.core import ops
+from lineas.core.reference import wasserstein
+from lineas.fitting import losses
 
 SOURCE, TARGET = normal(14, 4), normal(11, 4, seed=1, shift=0.7)
 

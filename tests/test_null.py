@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from oracle import THREADS, assert_same_bits, bounded
 from scipy.stats import kstest, permutation_test
 
-from lineas import _core, _reference, ot
+from lineas import ot
+from lineas.core import _core, reference
 from lineas.ot import permutation_null, wasserstein_1d
 
 # Both sides of a word of 64 samples, equal and unequal, with and without a common divisor; one sample against several.
@@ -52,7 +53,7 @@ def test_null_matches_the_reference(n, m, p):
         x, y = make_samples(n, m, columns, dtype=dtype)
         rows = unpack(ot._relabellings(n, m, count, 0), 1 + count)
         pooled = torch.from_numpy(np.concatenate([x, y]).astype(np.float64))
-        mean, std, p_value = (a.numpy() for a in _reference.permutation_null(pooled, torch.from_numpy(rows), p))
+        mean, std, p_value = (a.numpy() for a in reference.permutation_null(pooled, torch.from_numpy(rows), p))
         null = permutation_null(x, y, p, n_permutations=count)
         assert [a.dtype for a in null] == [np.float64] * 3
         np.testing.assert_allclose(null.mean, mean, rtol=1e-12)

@@ -10,11 +10,12 @@ from conftest import NEGATIVE, POSITIVE, WordTokenizer, tiny
 
 import lineas
 from lineas import optim
-from lineas.data import as_batches
-from lineas.model_loss import ModelLoss
-from lineas.ops import NonFiniteError
+from lineas.core.errors import NonFiniteError
+from lineas.fitting.model_loss import ModelLoss
+from lineas.network.data import as_batches
 from lineas.penalties import SparseGroupLasso
-from lineas.responses import Runner, probe
+from lineas.responses.probe import probe
+from lineas.responses.runner import Runner
 
 SIZES = (5, 7)
 UNITS = sum(SIZES)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lineas
-from lineas import Steering, _reference, ops
+from lineas import Steering
+from lineas.core import ops, reference
 
 IDS = torch.randint(2, 60, (3, 6), generator=torch.Generator().manual_seed(0))
 
@@ -82,7 +83,7 @@ def test_the_hook_computes_what_the_reference_says():
     weight, bias = np.array([2.0, 0.5, -1.0]), np.array([1.0, 0.0, 3.0])
     x = normal(2, 2, 3, 3)
     h = net[0](x)
-    expected = net[1:](_reference.affine(h, torch.tensor(weight).float(), torch.tensor(bias).float(), 1))
+    expected = net[1:](reference.affine(h, torch.tensor(weight).float(), torch.tensor(bias).float(), 1))
     with Steering({"0": (weight, bias)}).apply(net):
         torch.testing.assert_close(net(x), expected)
 

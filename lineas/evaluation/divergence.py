@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..data import Batch, as_batches
-from ..positions import Position
-from ..state import device_of, frozen
+from ..attaching.positions import Position
+from ..network.data import Batch, as_batches
+from ..network.state import device_of, frozen
 
 if TYPE_CHECKING:
     from ..steering import Steering

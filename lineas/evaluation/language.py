@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import find_tokenizer
-from ..state import device_of, frozen, seeded
+from ..network.data import find_tokenizer
+from ..network.state import device_of, frozen, seeded
 from .divergence import read
 
 LIKELIEST = 50  # tokens that `generate` draws from where a model's own settings do not say

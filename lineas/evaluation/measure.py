@@ -10,14 +10,15 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .. import samples
-from ..data import find_tokenizer
-from ..origin import name_of
-from ..positions import Position
-from ..sites import Site
-from ..state import eager
+from ..attaching.positions import Position
+from ..network.data import find_tokenizer
+from ..network.identity import name_of
+from ..network.sites import Site
+from ..network.state import eager
+from ..responses.collect import responses
 from ..steering import Steering
 from . import diversity, harness
-from .activations import distance, responses
+from .activations import distance
 from .divergence import read
 from .language import continuations
 from .report import Measure, Outcome, Report, Written

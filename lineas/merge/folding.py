@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import sites
+from ..network.hooks import channel_dim, tensor_of
+from ..network.sites import Site
 from .layers import CannotFoldError, Journal, Layer, layer
 from .tracing import Trace
 
@@ -97,7 +98,7 @@ class Fold:
         return ", ".join(parts)
 
 
-class Look:
+class FoldFinder:
     """A model, and what one forward pass showed of it."""
 
     def __init__(self, model: nn.Module, trace: Trace | None):
@@ -110,16 +111,16 @@ class Look:
                 if parameter is not None:
                     self.places.setdefault(id(parameter), []).append(f"{path}.{name}")
 
-    def path(self, site: sites.Site) -> str:
+    def path(self, site: Site) -> str:
         """The module's first name, where it has several."""
         return self.names[id(self.model.get_submodule(site.path))]
 
-    def time(self, site: sites.Site) -> int:
+    def time(self, site: Site) -> int:
         """Sites in the order in which their hooks run: of two on one tensor, the inner one's map comes first."""
         calls = self.trace.outputs.get(self.path(site)) if self.trace else None
         return calls[0].time if calls else 0
 
-    def options(self, site: sites.Site, units: int, scale: Tensor | None, shift: Tensor | None):
+    def options(self, site: Site, units: int, scale: Tensor | None, shift: Tensor | None):
         """All ways to fold a site, the best first; and, where there are none, why."""
         outputs = self._outputs(site)
         if self.trace and not outputs:
@@ -149,19 +150,19 @@ class Look:
         allowed = [fold for fold, tie in zip(folds, ties, strict=True) if not tie]
         return allowed, "; ".join([*reasons, *filter(None, ties)])
 
-    def _require_units(self, site: sites.Site, units: int, outputs: list[tuple[int, Tensor]]) -> None:
+    def _require_units(self, site: Site, units: int, outputs: list[tuple[int, Tensor]]) -> None:
         for _, tensor in outputs:
-            if tensor.shape[sites.channel_dim(self.model.get_submodule(site.path), tensor)] != units:
+            if tensor.shape[channel_dim(self.model.get_submodule(site.path), tensor)] != units:
                 raise ValueError(
                     f"site {site.name!r}: the steering has weight ({units},), the model produced {tuple(tensor.shape)}"
                 )
 
-    def _outputs(self, site: sites.Site) -> list[tuple[int, Tensor]]:
+    def _outputs(self, site: Site) -> list[tuple[int, Tensor]]:
         if self.trace is None:
             return []
-        return [(time, sites.tensor_of(site, value)) for time, value in self.trace.outputs.get(self.path(site), [])]
+        return [(time, tensor_of(site, value)) for time, value in self.trace.outputs.get(self.path(site), [])]
 
-    def _own(self, site: sites.Site, units: int, outputs: list[tuple[int, Tensor]]) -> Layer:
+    def _own(self, site: Site, units: int, outputs: list[tuple[int, Tensor]]) -> Layer:
         """The layer that makes the site's output: the site's module, or one whose output it passes on as it is."""
         module = self.model.get_submodule(site.path)
         try:
@@ -191,7 +192,7 @@ class Look:
                 yield path
 
     def _consumers(
-        self, site: sites.Site, units: int, outputs: list[tuple[int, Tensor]], storages: frozenset[int]
+        self, site: Site, units: int, outputs: list[tuple[int, Tensor]], storages: frozenset[int]
     ) -> tuple[Layer, ...]:
         """All that reads the site's output, if these are linear layers that read nothing else."""
         if not self.trace:
@@ -223,7 +224,7 @@ class Look:
             raise (
                 CannotFoldError(f"its output goes to {where}: {error}") if "quantised" in str(error) else other
             ) from None
-        if found.is_norm or not found.takes(units, sites.channel_dim(module, tensor), tensor.ndim):
+        if found.is_norm or not found.takes(units, channel_dim(module, tensor), tensor.ndim):
             raise other
         if any(not found.reads(x, units) for x in inputs):
             raise other

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import lineas
 from lineas import optim, samples
 from lineas.fitting import losses, methods, options
-from lineas.responses import runner as responses
+from lineas.responses import pooling
 from lineas_cli.app import app
 
 INSTALLED = str(Path(lineas.__file__).parents[1])
@@ -98,7 +98,7 @@ def test_the_help_names_all_commands_and_what_every_option_can_be():
         losses.LOSSES,
         optim.OPTIMIZERS,
         methods.SCHEDULES,
-        responses.POOLINGS,
+        pooling.POOLINGS,
         options.HALVES,
     ):
         assert all(re.search(rf"\b{name}\b", of_fit) for name in names), names

@@ -15,7 +15,7 @@ import pytest
 import torch
 from oracle import THREADS, assert_same_bits, run_python
 
-from lineas.core import _core, ops
+from lineas.core import _core, ops, threads
 
 CSRC = Path(__file__).parent.parent / "csrc"
 IN_PLACE = {"sgd": ("x", "velocity"), "adam": ("x", "first", "second"), "affine_sparse": ("h",)}
@@ -153,9 +153,9 @@ def test_thread_count_is_what_was_asked_else_torchs_and_one_where_the_work_is_sm
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert ops.thread_count() == ops.thread_count(None, ops.SMALL) == 2
-        assert ops.thread_count(None, ops.SMALL - 1) == 1
-        assert ops.thread_count(5, 1) == ops.thread_count(5) == 5
+        assert threads.thread_count() == threads.thread_count(None, threads.SMALL) == 2
+        assert threads.thread_count(None, threads.SMALL - 1) == 1
+        assert threads.thread_count(5, 1) == threads.thread_count(5) == 5
     finally:
         torch.set_num_threads(before)
 

@@ -7,7 +7,7 @@ from hub_stand_in import TOKEN, Hub
 from huggingface_hub import constants
 
 from lineas import Steering
-from lineas.maps import card, files
+from lineas.maps import card
 from lineas.maps.card import CARD, CONFIG, TENSORS
 
 
@@ -122,8 +122,8 @@ def test_what_was_downloaded_once_is_read_without_a_network(hub, steering, monke
 def test_the_hub_reads_the_cards_front_matter(steering):
     from huggingface_hub import ModelCard
 
-    text = card.write(steering, {})
-    assert files.MARK in text
+    text = card.text_of(steering, {})
+    assert card.MARK in text
     data = ModelCard(text).data
     assert data.library_name == "lineas"
     assert data.base_model == "org/base"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import lineas
 from lineas import Steering
 from lineas.core import ops, reference
+from lineas.core.threads import SMALL
 
 IDS = torch.randint(2, 60, (3, 6), generator=torch.Generator().manual_seed(0))
 
@@ -96,7 +97,7 @@ def test_a_sparse_map_without_autograd_gives_the_same_in_c_and_leaves_the_module
     weight, bias = np.ones(64), np.zeros(64)
     weight[[3, 40]], bias[[3, 63]] = (2.0, 0.5), (1.0, -1.0)
     net = torch.nn.Sequential(kind()).eval()
-    h = normal(2, ops.SMALL // 128, 64).to(dtype)
+    h = normal(2, SMALL // 128, 64).to(dtype)
     before = h.clone()
     with Steering({"0": (weight, bias)}).apply(net, 0.7):
         with torch.no_grad():

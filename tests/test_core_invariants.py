@@ -15,7 +15,8 @@ import pytest
 import torch
 from oracle import THREADS, assert_same_bits, run_python
 
-from lineas.core import _core, ops, threads
+from lineas.core import _core, ops
+from lineas.core import threads as thread_rules
 
 CSRC = Path(__file__).parent.parent / "csrc"
 IN_PLACE = {"sgd": ("x", "velocity"), "adam": ("x", "first", "second"), "affine_sparse": ("h",)}
@@ -153,9 +154,9 @@ def test_thread_count_is_what_was_asked_else_torchs_and_one_where_the_work_is_sm
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert threads.thread_count() == threads.thread_count(None, threads.SMALL) == 2
-        assert threads.thread_count(None, threads.SMALL - 1) == 1
-        assert threads.thread_count(5, 1) == threads.thread_count(5) == 5
+        assert thread_rules.thread_count() == thread_rules.thread_count(None, thread_rules.SMALL) == 2
+        assert thread_rules.thread_count(None, thread_rules.SMALL - 1) == 1
+        assert thread_rules.thread_count(5, 1) == thread_rules.thread_count(5) == 5
     finally:
         torch.set_num_threads(before)
 

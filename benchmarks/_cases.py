@@ -14,6 +14,7 @@ from _timing import Case
 
 import lineas
 from lineas.core import _core
+from lineas.optim.published import SGD, Adam, AdamW, Momentum
 
 UNITS = 17280  # of SmolLM2-135M's 30 norms
 SIZES = ((32, UNITS), (64, UNITS), (256, UNITS), (1024, 4096))
@@ -361,7 +362,7 @@ def updates(plan: Plan) -> Iterator[Case]:
         },
         {"torch foreach": 10.0}, {"copy": 1.5}, ("torch foreach",),
     )  # fmt: skip
-    whole, own, at = torch_optimizers(torch.optim.SGD, x, g)["torch foreach"], lineas.optim.published.SGD(), flat.copy()
+    whole, own, at = torch_optimizers(torch.optim.SGD, x, g)["torch foreach"], SGD(), flat.copy()
     yield Case(
         f"SGD and its prox, a step of the published recipe: {shape}",
         {
@@ -371,10 +372,10 @@ def updates(plan: Plan) -> Iterator[Case]:
         {"torch foreach": 10.0},
     )
     for name, ours, kind, settings, copies in (
-        ("SGD", lineas.optim.published.SGD, torch.optim.SGD, {}, 1.5),
-        ("momentum", lineas.optim.published.Momentum, torch.optim.SGD, {"momentum": 0.9}, 2.5),
-        ("Adam", lineas.optim.published.Adam, torch.optim.Adam, {"betas": (0.9, 0.9)}, 3.5),
-        ("AdamW", lineas.optim.published.AdamW, torch.optim.AdamW, {}, 3.5),
+        ("SGD", SGD, torch.optim.SGD, {}, 1.5),
+        ("momentum", Momentum, torch.optim.SGD, {"momentum": 0.9}, 2.5),
+        ("Adam", Adam, torch.optim.Adam, {"betas": (0.9, 0.9)}, 3.5),
+        ("AdamW", AdamW, torch.optim.AdamW, {}, 3.5),
     ):
         at, update = flat.copy(), ours()
         rivals = torch_optimizers(kind, x, g, **settings)

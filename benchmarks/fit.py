@@ -139,7 +139,7 @@ def once(plan: Plan) -> list[Row]:
     """What a fit does beside its steps, in units of a step: before the first one, and the quadratic model's minimum."""
     setting = Setting(plan.model, *plan.inputs(), sites=plan.sites(), economize=False)
     problem, runner = setting.problem, setting.problem.runner
-    source, target = runner.collect(problem.sources), np.concatenate(problem.targets)
+    source, target = runner.collect(problem.passes.batches), np.concatenate(problem.targets)
     rows = plan.race(
         step=setting.step,
         targets=lambda: runner.collect(setting.targets),

@@ -29,6 +29,7 @@ import lineas  # noqa: E402
 from lineas import optim  # noqa: E402
 from lineas.core.errors import NonFiniteError  # noqa: E402
 from lineas.fitting.model_loss import ModelLoss  # noqa: E402
+from lineas.fitting.source_passes import SourcePasses  # noqa: E402
 from lineas.network.data import as_batches  # noqa: E402
 from lineas.penalties import SparseGroupLasso  # noqa: E402
 from lineas.responses.probe import probe  # noqa: E402
@@ -47,7 +48,7 @@ def problem(model, src, tgt, tokenizer=None, sites=None) -> ModelLoss:
     (src,), (tgt,) = (as_batches(side, "src", model, tokenizer) for side in (src, tgt))
     layout = probe(model, lineas.find_sites(model, sites), src)
     runner = Runner(model, layout, layout, "mean")
-    return ModelLoss(runner, [src], [runner.collect([tgt])])
+    return ModelLoss(SourcePasses(runner, [src]), [runner.collect([tgt])])
 
 
 def golden() -> ModelLoss:

@@ -125,9 +125,9 @@ def read_tensors(
             found = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 -- not a dict
             got = {key: (part.get_dtype(), part.get_shape()) for key, part in found.items()}
             if got != expected:
-                odd = [key for key in {**got, **expected} if got.get(key) != expected.get(key)][:2]
-                told = "; ".join(f"{key!a:.80}: {got.get(key)}, expected {expected.get(key)}" for key in odd)
-                raise ValueError(f"{path} disagrees with {config}, first at {told}")
+                different = [key for key in {**got, **expected} if got.get(key) != expected.get(key)][:2]
+                reasons = "; ".join(f"{key!a:.80}: {got.get(key)}, expected {expected.get(key)}" for key in different)
+                raise ValueError(f"{path} disagrees with {config}, first at {reasons}")
             if checksum is not None and checksum != _sha256(path):
                 raise ValueError(f"{path} is corrupted, or of another folder: its checksum is not that in {config}")
             return {key: file.get_tensor(key) for key in expected}

@@ -152,8 +152,8 @@ def _probe(x: NDArray[np.float64], labels: NDArray[np.float64]) -> NDArray[np.fl
             [(spread @ gram)[None], np.full((1, 1), spread.sum())],
         ])  # fmt: skip
         move = np.linalg.lstsq(jacobian, -slope, rcond=None)[0]
-        here, step = value(point), 1.0
-        while value(point + step * move) > here and step > 1e-6:
+        reached, step = value(point), 1.0
+        while value(point + step * move) > reached and step > 1e-6:
             step /= 2
         point = point + step * move
         if step <= 1e-6 or np.abs(step * move).max() <= 1e-10 * (1 + np.abs(point).max()):

@@ -49,7 +49,7 @@ def test_a_trial_that_overflowed_has_its_own_maps(monkeypatch):
     monkeypatch.setattr(ModelLoss, "evaluate", overflow)
     fit(
         "fast",
-        callbacks=[lambda entry: seen.append(np.concatenate([entry.steering()._weights, entry.steering()._biases]))],
+        callbacks=[lambda entry: seen.append(np.concatenate([entry.steering().weights, entry.steering().biases]))],
     )
     np.testing.assert_array_equal(seen, calls)
 

@@ -217,7 +217,7 @@ def test_every_option_of_fit_reaches_the_library_under_its_own_name(there, monke
 def test_the_methods_are_those_of_the_library(there):
     assert objects(f"{FIT} --method linear_act --schedule sequential")[0]["info"]["method"] == "linear_act"
     message = " ".join(run(f"{FIT} --method none", code=2).stderr.split())
-    assert all(f"'{name}'" in message for name in options.METHODS)
+    assert all(f"'{name}'" in message for name in options.METHOD_NAMES)
 
 
 def test_texts_come_out_of_columns_and_fields(there):

@@ -115,6 +115,7 @@ def test_the_loss_is_the_published_formula_in_the_reference(mlp):
 def test_loss_and_gradient_are_those_of_the_reference_through_the_model(kind, texts, tokenizer):
     """The whole path (hooks, pooling in C, host buffer, loss in C, backward) against plain hooks and autograd."""
     from lineas.fitting.model_loss import ModelLoss
+    from lineas.fitting.source_passes import SourcePasses
     from lineas.network.data import as_batches
     from lineas.network.state import frozen
     from lineas.responses.probe import probe
@@ -125,7 +126,7 @@ def test_loss_and_gradient_are_those_of_the_reference_through_the_model(kind, te
     with frozen(model):
         layout = probe(model, lineas.find_sites(model), src)
         runner = Runner(model, layout, layout, "mean")
-        problem = ModelLoss(runner, [src], [runner.collect([tgt])])
+        problem = ModelLoss(SourcePasses(runner, [src]), [runner.collect([tgt])])
         x = problem.identity() + 0.1 * np.random.default_rng(0).normal(size=2 * layout.units).astype(np.float32)
         got = problem.evaluate(x)
         gradient = got.gradient()
@@ -343,9 +344,7 @@ def test_last_token_pooling_compares_last_tokens(llama, texts, tokenizer):
             llama(torch.tensor([tokenizer(text)["input_ids"]]))
             last.append(found[0][0, -1])
         responses.append(torch.stack(last).detach())
-    np.testing.assert_allclose(
-        a.history["site_loss"][0][0], float(reference.wasserstein(*responses).mean()), rtol=1e-4
-    )
+    np.testing.assert_allclose(a.history["site_loss"][0][0], float(reference.wasserstein(*responses).mean()), rtol=1e-4)
 
 
 # -- determinism, and what is left alone --

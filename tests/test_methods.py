@@ -321,6 +321,7 @@ def test_the_fit_lowers_the_loss_for_every_pooling(pooling, llama, tokenizer):
 @pytest.mark.parametrize("pooling", ["max", "min"])
 def test_the_gradient_of_an_extreme_is_that_of_finite_differences(pooling):
     from lineas.fitting.model_loss import ModelLoss
+    from lineas.fitting.source_passes import SourcePasses
     from lineas.network.data import as_batches
     from lineas.responses.probe import probe
     from lineas.responses.runner import Runner
@@ -330,7 +331,7 @@ def test_the_gradient_of_an_extreme_is_that_of_finite_differences(pooling):
     inputs = [as_batches(normal(5, 6, 4, seed=s, shift=s).double(), "x", tokens) for s in (0, 1)]
     layout = probe(tokens, lineas.find_sites(tokens, "[02]"), inputs[0][0])
     runner = Runner(tokens, layout, layout, pooling)
-    problem = ModelLoss(runner, inputs[0], [runner.collect(inputs[1])])
+    problem = ModelLoss(SourcePasses(runner, inputs[0]), [runner.collect(inputs[1])])
     x, step = problem.identity(), 1e-2
     gradient = problem.evaluate(x).gradient()
     for k in (0, 3, 12, 20, 30):

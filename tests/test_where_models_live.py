@@ -9,6 +9,7 @@ from torch import nn
 import lineas
 from lineas.core import reference
 from lineas.fitting.model_loss import ModelLoss
+from lineas.fitting.source_passes import SourcePasses
 from lineas.network import data
 from lineas.network.state import frozen
 from lineas.responses.probe import probe
@@ -177,7 +178,7 @@ def problem(model, src, tgt, **options):
     (source,), (target,) = (data.as_batches(side, "src", model, WordTokenizer()) for side in (src, tgt))
     layout = probe(model, lineas.find_sites(model, **options), source)
     runner = Runner(model, layout, layout, "mean")
-    return ModelLoss(runner, [source], [runner.collect([target])])
+    return ModelLoss(SourcePasses(runner, [source]), [runner.collect([target])])
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0**-12, 2.0**-24])

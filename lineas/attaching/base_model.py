@@ -15,11 +15,11 @@ def check_base(info: Mapping[str, Any], model: nn.Module) -> None:
     Names are compared by their last part, since a folder on one disk is a repository elsewhere. A model that was made
     in memory has none, nor has a steering made by hand: then shapes alone tell.
     """
-    there, here = base_name(info), name_of(model)
-    if not here or not there or _last(there) == _last(here) or info.get("weights") == weights_digest(model):
+    base, given = base_name(info), name_of(model)
+    if not given or not base or _last(base) == _last(given) or info.get("weights") == weights_digest(model):
         return
     raise ValueError(
-        f"expected the model that the steering was fitted on, {there!r}, or one of that name; got {here!r}, with other "
+        f"expected the model that the steering was fitted on, {base!r}, or one of that name; got {given!r}, with other "
         "weights. If it shall be steered all the same, pass strict=False"
     )
 

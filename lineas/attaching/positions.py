@@ -104,9 +104,9 @@ class Tokens:
             else:
                 self._host(module, TokenHook(self, watches.get(module)))
 
-    def _host(self, module: nn.Module, look: "TokenHook") -> None:
-        look.names, look.outermost = list(inspect.signature(module.forward).parameters), not self.hosts
-        self._hooks.append(module.register_forward_pre_hook(look, with_kwargs=True))
+    def _host(self, module: nn.Module, hook: "TokenHook") -> None:
+        hook.names, hook.outermost = list(inspect.signature(module.forward).parameters), not self.hosts
+        self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         self._hooks.append(module.register_forward_hook(EndOfPass(self), always_call=True))
         self.hosts.append(module)
 
@@ -121,10 +121,10 @@ class Tokens:
 
     def begins(self, rows: int) -> None:
         """`generate` was called with so many rows."""
-        told = [self.batch] if self.batch is not None else []
+        said_by_row = [self.batch] if self.batch is not None else []
         if self.lengths is not None and len(self.lengths) > 1:
-            told.append(("prompt", len(self.lengths)))
-        for name, count in told:
+            said_by_row.append(("prompt", len(self.lengths)))
+        for name, count in said_by_row:
             if count != rows:
                 raise ValueError(f"{name}: expected one for each of {rows} rows, got {count}")
 

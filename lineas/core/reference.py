@@ -184,8 +184,8 @@ def prox(
     step = torch.as_tensor(step, dtype=v.dtype).expand_as(v)
     out = torch.empty_like(v)
     for k in labels.unique():
-        here = labels == k
-        out[here] = one(v[here] - center, step[here]) + center
+        group_k = labels == k
+        out[group_k] = one(v[group_k] - center, step[group_k]) + center
     return out
 
 

@@ -211,12 +211,12 @@ class Findings:
 
     def measure_distance(self, src: Any, tgt: Any, sites: Any, **options: Any) -> None:
         src, tgt = _by_length(src), _by_length(tgt)
-        there = responses(self.model, tgt, sites, tokenizer=self.tokenizer, **options)
+        target_responses = responses(self.model, tgt, sites, tokenizer=self.tokenizer, **options)
         unsteered = math.nan
         for at in self.conditions:
             with at.applied():
-                here = responses(self.model, src, sites, tokenizer=self.tokenizer, **options)
-            apart = distance(here, there)
+                source_responses = responses(self.model, src, sites, tokenizer=self.tokenizer, **options)
+            apart = distance(source_responses, target_responses)
             unsteered = apart if at.steering is None else unsteered
             if not unsteered:
                 raise ValueError("src, tgt: expected sets that the model responds to differently; the distance is 0")

@@ -186,8 +186,9 @@ class Report:
     def _row(self, steering: str | None, strength: float) -> dict[str, Any]:
         row: dict[str, Any] = {"steering": steering, "strength": strength}
         for name in self.measures:
-            here, apart = self.cell(name, steering, strength)
-            row |= {name: here.value, f"{name}_error": here.error, f"{name}_low": here.low, f"{name}_high": here.high}
+            figure, apart = self.cell(name, steering, strength)
+            row |= {name: figure.value, f"{name}_error": figure.error}
+            row |= {f"{name}_low": figure.low, f"{name}_high": figure.high}
             row |= {f"{name}_change": apart.value, f"{name}_change_low": apart.low, f"{name}_change_high": apart.high}
         return row
 
@@ -224,8 +225,8 @@ class Report:
         return steering
 
     def _known(self, name: str | None) -> str:
-        there = sorted({o.strength for o in self.outcomes if o.steering in (None, name)})
-        return f"there is {', '.join(f'{strength:g}' for strength in there)}"
+        strengths = sorted({o.strength for o in self.outcomes if o.steering in (None, name)})
+        return f"there is {', '.join(f'{strength:g}' for strength in strengths)}"
 
     def _together(self, outcomes: Sequence[Outcome], each: Sequence[Estimate]) -> Estimate:
         """One estimate of several runs and seeds."""

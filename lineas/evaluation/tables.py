@@ -75,13 +75,13 @@ def cells(report: Figures, measures: Sequence[str] | None) -> tuple[list[str], l
     for steering, strength in report.cells():
         row = ["base model" if steering is None else _plain(steering), f"{strength:g}"]
         for name in chosen:
-            here, apart = report.cell(name, steering, strength)
+            figure, apart = report.cell(name, steering, strength)
             form = FORMATS.get(name, ".3f")
-            row.append(_cell(here, form))
+            row.append(_cell(figure, form))
             if name in changes:
                 row.append("" if steering is None else _cell(apart, ".1%" if name == "perplexity" else form, "+"))
-            if here.over:
-                over.setdefault(name, here)
+            if figure.over:
+                over.setdefault(name, figure)
         rows.append(row)
     return heads, rows, [*_interval_notes(report, over), *_direction_notes(report, chosen)]
 

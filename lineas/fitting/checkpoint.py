@@ -228,11 +228,11 @@ def fingerprint(
     return json.loads(json.dumps({**facts, **data}, default=lambda number: number.item()))
 
 
-def refuse_another(here: Mapping[str, Any], there: Mapping[str, Any], where: Any) -> None:
+def refuse_another(now: Mapping[str, Any], then: Mapping[str, Any], where: Any) -> None:
     """ValueError, with both values, where a checkpoint is of another fit."""
-    differ = [key for key in {**there, **here} if here.get(key) != there.get(key)]
+    differ = [key for key in {**then, **now} if now.get(key) != then.get(key)]
     if differ:
-        lines = [f"  {key}: {_brief(there.get(key))} there, {_brief(here.get(key))} here" for key in differ]
+        lines = [f"  {key}: {_brief(then.get(key))} there, {_brief(now.get(key))} here" for key in differ]
         raise ValueError(
             f"resume_from: expected the fit that {where} was written by; different are\n" + "\n".join(lines)
         )

@@ -15,12 +15,12 @@ def check_differentiable(runner: Runner, batch: Batch) -> None:
     Beside a residual stream they go unnoticed: the gradient that remains is not zero, and wrong. Ordinary models are
     not run for this; else one sample is, as far as the last loss site.
     """
-    odd = [(name, module) for name, module in runner.model.named_modules() if _is_odd_linear(module)]
-    if not odd:
+    unusual = [(name, module) for name, module in runner.model.named_modules() if _is_odd_linear(module)]
+    if not unusual:
         return
     cut: list[str] = []
 
-    def look(name: str):
+    def checking(name: str):
         def see(module: nn.Module, args: tuple, output: object) -> None:
             given = args[0] if args else None
             if isinstance(given, Tensor) and given.requires_grad and not _passes(given, output):
@@ -29,8 +29,8 @@ def check_differentiable(runner: Runner, batch: Batch) -> None:
         return see
 
     with ExitStack() as stack:
-        for name, module in odd:
-            stack.callback(module.register_forward_hook(look(name)).remove)
+        for name, module in unusual:
+            stack.callback(module.register_forward_hook(checking(name)).remove)
         runner.run(batch.rows(0, 1), torch.from_numpy(runner.mapped.identity()).requires_grad_())
     if cut:
         raise ValueError(

@@ -70,8 +70,8 @@ class Together(Alone):
             rows = collect()
         except NonFiniteError as error:
             trouble = f"process {self.rank}: {error}"
-        here = 0 if maps is None else zlib.crc32(maps.tobytes())
-        troubles, shapes, places = zip(*self._meet("responses", (trouble, rows.shape, here)), strict=True)
+        place = 0 if maps is None else zlib.crc32(maps.tobytes())
+        troubles, shapes, places = zip(*self._meet("responses", (trouble, rows.shape, place)), strict=True)
         if any(troubles):
             raise NonFiniteError(next(filter(None, troubles)))
         if len(set(places)) > 1:
@@ -88,9 +88,9 @@ class Together(Alone):
         parts = self._exchange(gradient, shapes)
         return np.sum(parts, axis=0, dtype=gradient.dtype)
 
-    def _exchange(self, own: NDArray, shapes) -> list[NDArray]:
+    def _exchange(self, mine: NDArray, shapes) -> list[NDArray]:
         """Every process's array, which need not have as many rows as the others'."""
-        arrays = [own if rank == self.rank else np.empty(shape, own.dtype) for rank, shape in enumerate(shapes)]
+        arrays = [mine if rank == self.rank else np.empty(shape, mine.dtype) for rank, shape in enumerate(shapes)]
         for rank, array in enumerate(arrays):
             self._call(dist.broadcast, torch.from_numpy(array), dist.get_global_rank(self.group, rank))
         return arrays
@@ -102,8 +102,8 @@ class Together(Alone):
         others = {rank: entry for rank, entry in enumerate(entries) if entry[0] != task}
         if others:
             self.open = False
-            told = "; ".join(f"process {k} {at}{f': {why}' * (at == 'failed')}" for k, (at, why) in others.items())
-            raise RuntimeError(f"process {self.rank} ({task}) expected the others at the same point; {told:.500}")
+            reasons = "; ".join(f"process {k} {at}{f': {why}' * (at == 'failed')}" for k, (at, why) in others.items())
+            raise RuntimeError(f"process {self.rank} ({task}) expected the others at the same point; {reasons:.500}")
         return [note for _, note in entries]
 
     def _call(self, collective: Callable, *args) -> None:

@@ -98,8 +98,8 @@ class Log:
         """Keep what the fit needs to go on from here; the optimiser may overwrite its arrays afterwards."""
         if self.keeper is None or self.enough:  # no going on: only the result will be kept
             return
-        own = {key: value.copy() if isinstance(value, np.ndarray) else value for key, value in state.items()}
-        self.keeper.offer(self._checkpoint(own["x"], own, ""))
+        copied = {key: value.copy() if isinstance(value, np.ndarray) else value for key, value in state.items()}
+        self.keeper.offer(self._checkpoint(copied["x"], copied, ""))
 
     def finish(self, x: Vector, why: str, ridge: float | None = None) -> Checkpoint:
         """The result, which is kept as well."""

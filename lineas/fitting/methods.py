@@ -109,8 +109,8 @@ class _Fitting:
         """From all processes' responses (n, d) at site k, its maps."""
         where = self.layout.slice(k)
         weight, bias = self.method.maps(np.ascontiguousarray(responses), np.ascontiguousarray(self.targets[:, where]))
-        own = [half[where] for half in np.split(self.x, 2)]
-        for name, part, value in zip(("weight", "bias"), own, (weight, bias), strict=True):
+        part_of_site = [half[where] for half in np.split(self.x, 2)]
+        for name, part, value in zip(("weight", "bias"), part_of_site, (weight, bias), strict=True):
             if np.shape(value) != part.shape or not np.isfinite(value).all():
                 raise ValueError(
                     f"site {self.layout.sites[k].name!r}: expected a finite {name} {part.shape} from the method, got "
@@ -160,9 +160,11 @@ def _site_by_site(runner: Runner, sources: Sequence[Batch], fitting: _Fitting) -
     layout = fitting.layout
     earlier: dict[Site, Callable[[nn.Module, Tensor], Tensor]] = {}
     for k, site in enumerate(layout.sites):
-        here = Runner(runner.model, layout.part([]), layout.part([site]), runner.pooling, runner.seed)
-        here.compute_dtype, here.cuts_padding = runner.compute_dtype, runner.cuts_padding
+        of_site = Runner(
+            runner.model, layout.part([]), layout.part([site]), runner.pooling, runner.seed, savings=runner.savings,
+            compute_dtype=runner.compute_dtype,
+        )  # fmt: skip
         with hooked(runner.model, earlier):
-            responses, _ = fitting.world.gather(lambda here=here: here.collect(sources))  # type: ignore[misc]
+            responses, _ = fitting.world.gather(lambda of_site=of_site: of_site.collect(sources))  # type: ignore[misc]
         fitting.fit(k, responses)
         earlier[site] = lambda module, h, k=k: fitting.mapped(k, h)  # type: ignore[misc]

@@ -1,19 +1,18 @@
 """The loss as a function of the maps, evaluated through a model: what the optimisers minimise."""
 
+from collections.abc import Sequence
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from .. import optim
 from ..core import ops
-from ..core.arrays import Vector
-from ..core.errors import NonFiniteError
-from ..network.data import Batch
+from ..core.arrays import Floats, Vector
 from ..ot import PermutationNull
 from ..responses.runner import Runner
-from . import losses
-from .distributed import Alone
+from .losses import LOSSES, Loss
 from .ridge import Ridge
+from .source_passes import SourcePasses
 
 
 class ModelLoss:
@@ -21,136 +20,83 @@ class ModelLoss:
 
     Parameters
     ----------
-    runner : Runner
-    sources : list of Batch
-        One: a single pass serves loss and gradient. Several: one pass for the loss and, since it couples all samples,
-        a second one for the gradient, a batch at a time, so that memory does not grow with the samples.
+    passes : SourcePasses
     targets : list of (m, N) arrays
         Responses of the unsteered network, a batch each.
-    loss : one of `losses.LOSSES`
+    loss : Loss
+    noise : PermutationNull, optional
+        What sampling alone does to the units' distances, where the loss needs it.
     ridge : Ridge, optional
-    strength : float, optional
+    strength : float
         Of the ridge, in mean coefficients of a unit: one of average sensitivity goes about 1 / (1 + strength) of its
-        way. If not given, it is the loss's ratio of sampling noise to signal before anything is steered.
-    world : Alone
-        The processes whose samples, sources and targets, count together.
+        way.
     free : (N,) bool, optional
         Which mapped units may move. The gradient is zero for the others, and so they stay where they are.
     """
 
     def __init__(
-        self, runner: Runner, sources: list[Batch], targets: list[NDArray[np.float32]], loss: str = "wasserstein",
-        ridge: Ridge | None = None, strength: float | None = None, world: Alone | None = None,
+        self, passes: SourcePasses, targets: Sequence[Vector], loss: Loss = LOSSES["wasserstein"], *,
+        noise: PermutationNull | None = None, ridge: Ridge | None = None, strength: float = 0.0,
         free: NDArray[np.bool_] | None = None,
     ):  # fmt: skip
-        self.runner, self.sources, self.targets, self.loss = runner, sources, targets, loss
-        self.ridge, self.strength, self.world = ridge, strength, world or Alone()
-        self.sizes, self.free = runner.mapped.sizes, free
-        self.samples = sum(self.world.share(sum(batch.size for batch in sources)))
-        all_targets, _ = self.world.gather(lambda: np.concatenate(targets))
+        self.passes, self.runner, self.targets, self.loss, self.noise = passes, passes.runner, targets, loss, noise
+        self.ridge, self.strength, self.free = ridge, strength, free
+        self.sizes, self.samples = self.runner.mapped.sizes, passes.samples
+        all_targets, _ = passes.world.gather(lambda: np.concatenate(targets))
         self.target = ops.prepare_target(all_targets, self.samples)
-        needs_noise = loss != "wasserstein" or (ridge is not None and strength is None)
-        self._unlooked = all_targets if needs_noise else None
-        self._noise: PermutationNull | None = None
-        compared = runner.compared.sizes
-        self.coefficient = np.repeat(1.0 / (len(compared) * np.array(compared)), compared)
-        self._own = _places(runner)
-        weights = (weight.dtype for weight in runner.model.parameters())
-        self._may_overflow = torch.float16 in (runner.compute_dtype, *weights)
+        self.coefficient = self.runner.compared.coefficients()
+        self._place = _places(self.runner)
         self._minibatches: dict[tuple[int, int], ModelLoss] = {}
-        self._graph: list[torch.Tensor] = []
 
     def identity(self) -> Vector:
         return self.runner.mapped.identity()
 
     def minibatch(self, k: int) -> "ModelLoss":
-        if len(self.sources) == len(self.targets) == 1:
+        sources, targets = len(self.passes.batches), len(self.targets)
+        if sources == targets == 1:
             return self
-        pair = k % len(self.sources), k % len(self.targets)
+        pair = k % sources, k % targets
         if pair not in self._minibatches:
-            part = [self.sources[pair[0]]], [self.targets[pair[1]]]
-            self._minibatches[pair] = ModelLoss(self.runner, *part, world=self.world, free=self.free)
+            part = self.passes.minibatch(pair[0]), [self.targets[pair[1]]]
+            self._minibatches[pair] = ModelLoss(*part, free=self.free)
         return self._minibatches[pair]
 
     def evaluate(self, x: Vector, scale: float = 1.0) -> optim.Evaluation:
-        self._graph.clear()  # of a trial that was rejected: never two at once
-        graph = self._graph = []
-        leaf = torch.from_numpy(x).requires_grad_()
-
-        def collect() -> NDArray[np.float32]:
-            if len(self.sources) > 1:
-                return self.runner.collect(self.sources, leaf)
-            graph.append(self.runner.run(self.sources[0], leaf))
-            return self.runner.gather(graph[0])
-
-        responses, own = self.world.gather(collect, x)
-        unit_loss, slopes = ops.loss(responses, self.target, self.coefficient * scale)
-        if self._unlooked is not None:
-            self._look_at_noise(responses, x, self._unlooked)
-            self._unlooked = None
-        if self._noise is not None and self.loss != "wasserstein":
-            unit_loss, slopes = losses.discount(self.loss, unit_loss, slopes, self._noise, self.coefficient * scale)
+        at = self.passes.at(x)
+        coefficient = self.coefficient * scale
+        unit_loss, slopes = ops.loss(at.responses, self.target, coefficient)
+        value, derivative = self.loss.of_distance(unit_loss / coefficient, self.noise)
+        if derivative is not None:
+            unit_loss, slopes = coefficient * value, slopes * derivative.astype(slopes.dtype)
         held, pull = 0.0, np.zeros_like(x)
         if self.ridge:
             held, pull = self.ridge.value_and_gradient(x, scale * self._ridge_strength())
-        site_loss = np.add.reduceat(unit_loss, self.runner.compared.offsets[:-1]) * len(self.runner.compared.sites)
-        unit = _power_of_two(np.abs(slopes).max())  # slopes of 1e-7 would be lost in half precision
-        slopes = slopes[own]
+        compared = self.runner.compared
+        site_loss = np.add.reduceat(unit_loss, compared.offsets[:-1]) * len(compared.sites)
+        unit = _power_of_two(np.abs(slopes).max())
 
         def gradient() -> Vector:
-            total, start = np.zeros_like(x), 0
-            for batch in self.sources:
-                responses = graph.pop() if graph else self.runner.run(batch, leaf)
-                total += self._pull_back(responses, leaf, slopes[start : start + batch.size], unit)
-                start += batch.size
-            total = self.world.total(total) + pull
+            total = self.passes.world.total(at.pull_back(slopes, unit)) + pull
             return total if self.free is None else np.where(np.tile(self.free, 2), total, np.float32(0))
 
         return optim.Evaluation(
-            float(unit_loss.sum()) + held, site_loss, gradient, x, lambda: self._curvature(x, responses, scale), held
+            float(unit_loss.sum()) + held, site_loss, gradient, x, lambda: self._curvature(x, at.responses, scale), held
         )
 
-    def _curvature(self, x: Vector, responses: NDArray[np.float32], scale: float) -> NDArray[np.float64]:
+    def _curvature(self, x: Vector, responses: Vector, scale: float) -> Floats:
         """Of each mapped unit's own share of the loss, 2 * coefficient * mean of [z z, z; z, 1], z before its map."""
         weight, bias = np.split(x.astype(float), 2)
-        here, known = self._own, np.abs(weight) > 0.1  # else the map has all but wiped out z
-        known &= here >= 0
-        mean = np.add.reduce(responses, 0, np.float64)[here] / len(responses)
-        square = np.einsum("ij,ij->j", responses, responses, dtype=float)[here] / len(responses)
+        place, known = self._place, np.abs(weight) > 0.1  # else the map has all but wiped out z
+        known &= place >= 0
+        mean = np.add.reduce(responses, 0, np.float64)[place] / len(responses)
+        square = np.einsum("ij,ij->j", responses, responses, dtype=float)[place] / len(responses)
         weight[~known] = np.nan
         moments = (square - 2 * bias * mean + bias**2) / weight**2, (mean - bias) / weight, np.ones_like(bias)
-        own = np.where(known, 2 * scale * self.coefficient[here] * np.stack(moments), np.nan)
-        return own + scale * self._ridge_strength() * self.ridge.curvature() if self.ridge else own
-
-    def _look_at_noise(
-        self, responses: NDArray[np.float32], x: Vector, targets: NDArray[np.float32]
-    ) -> None:  # fmt: skip
-        """Of the unsteered sources, whose responses are those at the identity, where a fit usually starts."""
-        if not np.array_equal(x, self.identity()):
-            start = torch.from_numpy(self.identity())
-            responses, _ = self.world.gather(lambda: self.runner.collect(self.sources, start))
-        self._noise = losses.sampling_noise(responses, targets)
-        if self.strength is None:
-            distance = float(ops.loss(responses, self.target, self.coefficient)[0].sum())
-            self.strength = losses.noise_to_signal(distance, float(self.coefficient @ self._noise.mean))
+        share = np.where(known, 2 * scale * self.coefficient[place] * np.stack(moments), np.nan)
+        return share + scale * self._ridge_strength() * self.ridge.curvature() if self.ridge else share
 
     def _ridge_strength(self) -> float:
-        return (self.strength or 0.0) * float(self.coefficient.mean())
-
-    def _pull_back(
-        self, responses: torch.Tensor, leaf: torch.Tensor, slopes: NDArray[np.float32], unit: np.float32
-    ) -> Vector:
-        """From the loss's slope for every response to its gradient for the maps, by torch's backward.
-
-        float16, which would lose slopes that are not scaled, may overflow where they are: there it takes a larger unit.
-        """
-        for power in (0, 8, 16, 24) if self._may_overflow else (0,):
-            step = np.ldexp(unit, power)
-            part = torch.from_numpy(slopes / step).to(responses.device, responses.dtype)
-            total = torch.autograd.grad(responses, leaf, part, retain_graph=self._may_overflow)[0].numpy() * step
-            if not self._may_overflow or np.isfinite(total).all():
-                return total
-        raise NonFiniteError("expected a finite gradient, got an overflow of float16; take bfloat16")
+        return self.strength * float(self.coefficient.mean())
 
 
 def _places(runner: Runner) -> NDArray[np.int64]:

@@ -1,35 +1,40 @@
-"""The options of a fit that are plain values: checked, and filled in where none were given."""
+"""The options of a fit: checked as `option_table` says, and filled in where none were given."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral
 from typing import Any
 
 import torch
 
 from ..optim import OPTIMIZERS, PUBLISHED_STEPS
-from ..penalties import SparseGroupLasso
+from ..penalties import Penalty
 from ..responses.pooling import POOLINGS
-from .losses import AUTO, LOSSES
-from .methods import METHODS as IN_CLOSED_FORM
-from .methods import SCHEDULES, Formula, Method, find
+from .losses import AUTO, LOSSES, Loss
+from .methods import METHODS, SCHEDULES, Formula, Method, find
+from .option_table import OPTIONS, Option
 
-METHODS, RECIPES, POSITIONS = ("lineas", *IN_CLOSED_FORM), ("fast", "published"), ("all",)
+METHOD_NAMES, RECIPES, POSITIONS = ("lineas", *METHODS), ("fast", "published"), ("all",)
 FAST_EVALUATIONS = 50  # the most the fast recipe may use unless told; it usually stops by itself after ten
-OF_A_FIT = ("loss", "ridge", "penalty", "optimizer", "learning_rate", "steps", "max_evaluations")  # through the model
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+NAMES: dict[str, tuple[str | None, ...]] = {
+    "method": METHOD_NAMES, "recipe": RECIPES, "loss": ("auto", *LOSSES), "pooling": (None, *POOLINGS),
+    "position": POSITIONS, "schedule": (None, *SCHEDULES), "optimizer": (None, *OPTIMIZERS),
+}  # fmt: skip
+OWN: dict[str, Any] = {"method": Callable, "loss": Loss}  # what a user may give instead of a name
 
 
 @dataclass(frozen=True)
 class Options:
-    """As `lineas.fit` documents them."""
+    """Those that are plain values, as `option_table.OPTIONS` has them: all that have a part in the result."""
 
     method: str | Formula
     schedule: str | None
     within_range: bool
     recipe: str
-    loss: str
+    loss: str | Loss
     ridge: float | None
-    penalty: SparseGroupLasso | None
+    penalty: Penalty | None
     optimizer: str | None
     learning_rate: float | None
     steps: int | None
@@ -42,22 +47,26 @@ class Options:
     seed: int
 
     @classmethod
-    def checked(cls, *, compute_dtype: str | torch.dtype | None, **given: Any) -> "Options":
-        """TypeError or ValueError, with what was expected and what came, where they cannot be."""
-        options = cls(compute_dtype=_half(compute_dtype), **given)
-        options._check_names()
-        options._check_numbers()
-        if options.penalty is not None and not isinstance(options.penalty, SparseGroupLasso):
-            raise TypeError(f"penalty: expected one of lineas.penalties, got {type(options.penalty).__name__}")
-        if options.method != "lineas":
-            return options._in_closed_form()
-        if options.schedule is not None:
-            raise ValueError(
-                'schedule goes with methods in closed form; method="lineas" fits all sites jointly; '
-                f"got {options.schedule!r}"
+    def checked(cls, given: Mapping[str, Any]) -> "Options":
+        """From a fit's arguments by name; those that were not given have their defaults.
+
+        TypeError or ValueError, with what was expected and what came, where they cannot be.
+        """
+        values = {option.name: given.get(option.name, option.default) for option in OPTIONS}
+        for option in OPTIONS:
+            _check(option, values[option.name])
+        values["compute_dtype"], values["within_range"] = _half(values["compute_dtype"]), bool(values["within_range"])
+        if values["penalty"] is not None and not isinstance(values["penalty"], Penalty):
+            name = type(values["penalty"]).__name__
+            raise TypeError(
+                f"penalty: expected one of lineas.penalties, got {name}, which has no value and proximal_step"
             )
-        if options.within_range:
-            raise ValueError('within_range goes with methods in closed form; maps of method="lineas" hold everywhere')
+        _refuse_what_does_not_go_with(values)
+        options = cls(**{field.name: values[field.name] for field in fields(cls)})
+        if not options.fits:
+            method = find(options.method)
+            schedule, pooling = options.schedule or method.schedule, options.pooling or method.pooling
+            return replace(options, schedule=schedule, pooling=pooling)
         options = replace(options, pooling=options.pooling or "mean")
         return options._published() if options.recipe == "published" else options._fast()
 
@@ -87,7 +96,7 @@ class Options:
         """Where the fast recipe stops: what is left to gain, as a share of all that was gained.
 
         Where noise counts for nothing, more of a gain than this is still one; held-out distances are the same from 1e-3
-        to 1e-2 then (docs/performance.md). Whoever asks for the plain loss wants its minimum.
+        to 1e-2 then. Whoever asks for the plain loss wants its minimum.
         """
         return 1e-3 if self.loss == "wasserstein" and self.ridge == 0 else 5e-3
 
@@ -97,40 +106,16 @@ class Options:
 
     def facts(self) -> dict[str, Any]:
         """All of them that have a part in the result, as JSON can hold them."""
-        known = asdict(replace(self, penalty=None)) | {
+        known = asdict(replace(self, penalty=None, loss="")) | {
             "method": getattr(self.method, "__name__", str(self.method)),
             "penalty": repr(self.penalty),
+            "loss": self.loss if isinstance(self.loss, str) else repr(self.loss),
             "compute_dtype": self.compute_dtype and str(self.compute_dtype).removeprefix("torch."),
         }
-        without = {"schedule"} if self.fits else {*OF_A_FIT, "recipe"}
+        other = "formula" if self.fits else "fit"
+        without = {option.name for option in OPTIONS if option.only == other}
         without |= set() if self.within_range else {"within_range"}
         return {name: value for name, value in known.items() if name not in without}
-
-    def _check_names(self) -> None:
-        valid = {
-            "method": METHODS, "recipe": RECIPES, "loss": ("auto", *LOSSES), "pooling": (None, *POOLINGS),
-            "position": POSITIONS, "schedule": (None, *SCHEDULES), "optimizer": (None, *OPTIMIZERS),
-        }  # fmt: skip
-        for name, values in valid.items():
-            if (value := getattr(self, name)) not in values and not (name == "method" and callable(value)):
-                known = ", ".join(repr(value) for value in values if value is not None)
-                raise ValueError(f"{name}: expected one of {known}; got {value!r}")
-
-    def _check_numbers(self) -> None:
-        for name in ("steps", "max_evaluations", "batch_size", "max_length"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
-                raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
-        if self.ridge is not None and not (isinstance(self.ridge, (int, float)) and 0 <= self.ridge < float("inf")):
-            raise ValueError(f"ridge: expected a number of at least 0, got {self.ridge!r}")
-
-    def _in_closed_form(self) -> "Options":
-        given = [name for name in OF_A_FIT if getattr(self, name) not in (None, "auto")]
-        given += ["recipe"] * (self.recipe != "fast")
-        if given:
-            raise ValueError(f'{", ".join(given)}: for method="lineas" only; {self.method!r} fits nothing step by step')
-        method = find(self.method)
-        return replace(self, schedule=self.schedule or method.schedule, pooling=self.pooling or method.pooling)
 
     def _published(self) -> "Options":
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
@@ -152,6 +137,43 @@ class Options:
             )
         loss = AUTO if self.loss == "auto" else self.loss
         return replace(self, loss=loss, max_evaluations=self.max_evaluations or FAST_EVALUATIONS)
+
+
+def _check(option: Option, value: Any) -> None:
+    """What the table says that the option must be."""
+    name, is_own = option.name, isinstance(value, OWN.get(option.name, ())) and not isinstance(value, str)
+    if option.check == "a name" and not is_own and value not in NAMES[name]:
+        known = ", ".join(repr(value) for value in NAMES[name] if value is not None)
+        raise ValueError(f"{name}: expected one of {known}; got {value!r}")
+    if value is None:
+        return
+    if option.check == "whole" and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+    if option.check == "share" and not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
+        raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
+
+
+def _refuse_what_does_not_go_with(values: Mapping[str, Any]) -> None:
+    """What only a fit through the model can take, and what only methods that compute maps can."""
+    method = values["method"]
+    changed = [o.name for o in OPTIONS if o.only and not _is_default(o, values[o.name])]
+    for_formulas = [option.name for option in OPTIONS if option.only == "formula"]
+    if method != "lineas":
+        if given := [name for name in changed if name not in for_formulas]:
+            raise ValueError(f'{", ".join(given)}: for method="lineas" only; {method!r} fits nothing step by step')
+        return
+    if "schedule" in changed:
+        raise ValueError(
+            'schedule goes with methods in closed form; method="lineas" fits all sites jointly; '
+            f"got {values['schedule']!r}"
+        )
+    if "within_range" in changed:
+        raise ValueError('within_range goes with methods in closed form; maps of method="lineas" hold everywhere')
+
+
+def _is_default(option: Option, value: Any) -> bool:
+    plain = isinstance(value, (str, int, float, tuple))
+    return value is option.default or (plain and value == option.default)
 
 
 def _half(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -285,9 +285,10 @@ def merged_order(a: Iterable[str], b: Iterable[str]) -> list[str]:
 
 def _pair(a: Maps, b: Maps) -> tuple[Pairs, Pairs]:
     """Both their maps, if one steering can stand for the two."""
-    there, here = a.info.get("position"), b.info.get("position")
-    if there is not None and here is not None and there != here:
-        raise ValueError(f"expected steerings of one position, got {there!r} and {here!r}: no single map is both")
+    position_a, position_b = a.info.get("position"), b.info.get("position")
+    if position_a is not None and position_b is not None and position_a != position_b:
+        got = f"{position_a!r} and {position_b!r}"
+        raise ValueError(f"expected steerings of one position, got {got}: no single map is both")
     first, second = pairs_of(a), pairs_of(b)
     _check_sizes(first, second)
     both = {name: kind for name, kind in special_kinds(a, b).items() if name in first and name in second}

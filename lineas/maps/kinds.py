@@ -48,9 +48,8 @@ class Affine:
 
     def __init__(self, *parts: ArrayLike):
         if len(parts) != len(self.neutral):
-            raise TypeError(
-                f"{type(self).__name__}: expected {', '.join(self.neutral) or 'no parts'}; got {len(parts)}"
-            )
+            wanted = ", ".join(self.neutral) or "no parts"
+            raise TypeError(f"{type(self).__name__}: expected {wanted}; got {len(parts)} arrays")
         self.parts: tuple[Vector, ...] = tuple(np.asarray(part, np.float32) for part in parts)
 
     def check(self, site: str, units: int) -> None:

@@ -23,14 +23,14 @@ class Fold:
     site: str
     scale: Tensor | None  # None: one, everywhere
     shift: Tensor | None  # None: zero, everywhere
-    own: Layer | None
+    maker: Layer | None
     consumers: tuple[Layer, ...] = ()
     storages: frozenset[int] = frozenset()  # of the site's outputs in the trace
 
     @property
     def grown(self) -> list[Layer]:
         """Layers that must get a bias they do not have."""
-        takers = self.consumers or ((self.own,) if self.own else ())
+        takers = self.consumers or ((self.maker,) if self.maker else ())
         return [taker for taker in takers if self.shift is not None and not taker.has_room]
 
     @property
@@ -40,59 +40,59 @@ class Fold:
 
     def rewritten(self) -> Iterator[tuple[Layer, str]]:
         """Parameters that get other values."""
-        if self.own and (self.scale is not None or self.own.form == "table"):
-            yield self.own, "weight"
-        if self.own and not self.consumers and self.own.bias is not None:
-            yield self.own, "bias"
+        if self.maker and (self.scale is not None or self.maker.form == "table"):
+            yield self.maker, "weight"
+        if self.maker and not self.consumers and self.maker.bias is not None:
+            yield self.maker, "bias"
         for taker in self.consumers:
             if self.shift is not None and taker.bias is not None:
                 yield taker, "bias"
-            if self.own is None and self.scale is not None:
+            if self.maker is None and self.scale is not None:
                 yield taker, "weight"
 
     def apply(self, model: nn.Module, journal: Journal) -> None:
         """Into the layers of this name in a model."""
-        own, consumers = self._layers(model)
-        if own and not consumers:
-            own.map_output(journal, self.scale, self.shift)
+        maker, consumers = self._layers(model)
+        if maker and not consumers:
+            maker.map_output(journal, self.scale, self.shift)
             return
         for taker in consumers:
             if self.shift is not None:
                 taker.shift_input(journal, self.shift)
-            if own is None and self.scale is not None:
+            if maker is None and self.scale is not None:
                 taker.scale_input(journal, self.scale)
-        if own and self.scale is not None:
-            own.map_output(journal, self.scale, None)
+        if maker and self.scale is not None:
+            maker.map_output(journal, self.scale, None)
 
     def undo(self, model: nn.Module, journal: Journal) -> None:
         """The opposite of `apply`, to rounding."""
-        own, consumers = self._layers(model)
-        if own and not consumers:
-            own.unmap_output(journal, self.scale, self.shift)
+        maker, consumers = self._layers(model)
+        if maker and not consumers:
+            maker.unmap_output(journal, self.scale, self.shift)
             return
         for taker in consumers:
-            if own is None and self.scale is not None:
+            if maker is None and self.scale is not None:
                 taker.scale_input(journal, 1 / self.scale)
             if self.shift is not None:
                 taker.shift_input(journal, self.shift, -1)
-        if own and self.scale is not None:
-            own.unmap_output(journal, self.scale, None)
+        if maker and self.scale is not None:
+            maker.unmap_output(journal, self.scale, None)
 
     def _layers(self, model: nn.Module) -> tuple[Layer | None, list[Layer]]:
         def again(old: Layer) -> Layer:
             return Layer(old.path, model.get_submodule(old.path), old.form)
 
-        return again(self.own) if self.own else None, [again(taker) for taker in self.consumers]
+        return again(self.maker) if self.maker else None, [again(taker) for taker in self.consumers]
 
     def __str__(self) -> str:
         takers = listed([taker.path.rpartition(".")[2] for taker in self.consumers])
-        where = "" if self.own is None or self.own.path == self.site else f" ({self.own.path})"
+        where = "" if self.maker is None or self.maker.path == self.site else f" ({self.maker.path})"
         parts = []
-        if self.own and not self.consumers:
-            both = "weight and bias" if self.shift is not None and self.own.form != "table" else "weight"
-            return f"into the {self.own.kind}'s {both}{where}"
+        if self.maker and not self.consumers:
+            both = "weight and bias" if self.shift is not None and self.maker.form != "table" else "weight"
+            return f"into the {self.maker.kind}'s {both}{where}"
         if self.scale is not None:
-            parts.append(f"scale into {f'the {self.own.kind}{where}' if self.own else takers}")
+            parts.append(f"scale into {f'the {self.maker.kind}{where}' if self.maker else takers}")
         if self.shift is not None:
             parts.append(f"bias into the bias of {takers}")
         return ", ".join(parts)
@@ -126,23 +126,23 @@ class FoldFinder:
         if self.trace and not outputs:
             return [], "its module did not run on the probe"
         self._require_units(site, units, outputs)
-        own: Layer | None = None
+        maker: Layer | None = None
         storages = frozenset(self.trace.storage(tensor) for _, tensor in outputs) if self.trace else frozenset()
         folds, reasons = [], []
         try:
-            own = self._own(site, units, outputs)
-            fold = Fold(site.name, scale, shift, own, (), storages)
-            if not fold.grown or own.may_grow:
+            maker = self._own(site, units, outputs)
+            fold = Fold(site.name, scale, shift, maker, (), storages)
+            if not fold.grown or maker.may_grow:
                 folds.append(fold)
             else:
-                reasons.append(f"{own.kind} has no bias")
+                reasons.append(f"{maker.kind} has no bias")
         except CannotFoldError as error:
             reasons.append(str(error))
         if not folds or folds[0].grown:
             try:
                 consumers = self._consumers(site, units, outputs, storages)
-                folds.append(Fold(site.name, scale, shift, own, consumers, storages))
-                if own and own.is_norm:  # a bias in what follows is more usual than one in a norm
+                folds.append(Fold(site.name, scale, shift, maker, consumers, storages))
+                if maker and maker.is_norm:  # a bias in what follows is more usual than one in a norm
                     folds.reverse()
             except CannotFoldError as error:
                 reasons.append(str(error))

@@ -86,10 +86,10 @@ def unmerge(
     with eager():
         batch = Probe(model, probe)
         plan = make_plan(maps, model, strength, batch)
-        if odd := [entry for entry in plan.sites if entry.status in ("refused", "class")]:
+        if unfit := [entry for entry in plan.sites if entry.status in ("refused", "class")]:
             raise ValueError(
                 "expected a model into which this whole steering was merged, got one that cannot hold it: "
-                + "; ".join(f"{entry.site}: {entry.text}" for entry in odd)
+                + "; ".join(f"{entry.site}: {entry.text}" for entry in unfit)
             )
         wanted = batch(model)
 

@@ -166,7 +166,7 @@ def _entry(
     if fold := chosen[name]:
         if host and (fold.needs or not host.is_own):
             return SitePlan(name, "class", f"exact as {host.label}: {fold}")
-        return SitePlan(name, "exact", f"exact, {fold}" if fold.own and not fold.consumers else f"exact: {fold}")
+        return SitePlan(name, "exact", f"exact, {fold}" if fold.maker and not fold.consumers else f"exact: {fold}")
     if not options[name]:
         return SitePlan(name, "refused", f"refused: {whys[name]}")
     lacking = listed([x.path for x in options[name][0].grown])

@@ -22,11 +22,11 @@ def replaced(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
             module.forward = forward
         yield
     finally:
-        for module, own in before.items():
-            if own is None:
+        for module, before_it in before.items():
+            if before_it is None:
                 vars(module).pop("forward", None)
             else:  # somebody else's wrapper
-                module.forward = own
+                module.forward = before_it
 
 
 def checkpointing(model: nn.Module, last: Site) -> list[nn.Module]:

@@ -49,12 +49,12 @@ def make_new_to_compilers(module: nn.Module, hooked: bool) -> None:
     Compiled code does not look again whether a module without hooks has got some, but it does look at its class. The
     module gets its own class back where it is no longer hooked.
     """
-    own = vars(type(module)).get("_lineas_twin_of", type(module))
+    plain = vars(type(module)).get("_lineas_twin_of", type(module))
     if hooked and "torch._dynamo" in sys.modules and not isinstance(module, torch.jit.ScriptModule):
-        names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "_lineas_twin_of": own}
-        module.__class__ = type(own.__name__, (own,), names)
-    elif not hooked and own is not type(module):
-        module.__class__ = own
+        names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "_lineas_twin_of": plain}
+        module.__class__ = type(plain.__name__, (plain,), names)
+    elif not hooked and plain is not type(module):
+        module.__class__ = plain
 
 
 @contextmanager

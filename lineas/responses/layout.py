@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.arrays import Vector
+from ..core.arrays import Floats, Vector
 from ..network.sites import Site
 
 
@@ -36,6 +36,10 @@ class Layout:
     def identity(self) -> Vector:
         """The maps that change nothing, (2 N,): weights 1, biases 0."""
         return np.repeat(np.array([1, 0], np.float32), self.units)
+
+    def coefficients(self) -> Floats:
+        """(N,): what each unit's distance counts in the loss, a mean over sites of the mean over units."""
+        return np.repeat(1.0 / (len(self.sizes) * np.array(self.sizes)), self.sizes)
 
     def part(self, sites: Sequence[Site]) -> "Layout":
         """The layout of some of these sites, in this order."""

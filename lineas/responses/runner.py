@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -50,13 +51,42 @@ class MapTensors:
         return parts[k], parts[k + len(self.sizes)]
 
 
+class Savings(NamedTuple):
+    """What a runner may leave out, since the result is known.
+
+    Attributes
+    ----------
+    cuts_padding : bool
+        Samples pass in groups of similar length, without the columns that are padding in all of them.
+    skips_prefix : bool
+        What runs before the first mapped site runs once for each batch, and is recorded.
+    room : int
+        Bytes that such records may take together.
+    """
+
+    cuts_padding: bool = False
+    skips_prefix: bool = False
+    room: int = 0
+
+
+NOTHING = Savings()
+
+
 class Runner:
     """Runs a frozen model with maps at some sites and gathers responses at others, no further than it must.
 
-    `economize` lets it leave out work whose result is known; with `compute_dtype`, matrix products are autocast to it.
+    Parameters
+    ----------
+    savings : Savings
+        What it may leave out: nothing, or what another runner of the same sites found (`possible_savings`).
+    compute_dtype : torch.dtype, optional
+        To which matrix products are autocast, where it is not the weights'.
     """
 
-    def __init__(self, model: nn.Module, mapped: Layout, compared: Layout, pooling: str, seed: int = 0):
+    def __init__(
+        self, model: nn.Module, mapped: Layout, compared: Layout, pooling: str, seed: int = 0, *,
+        savings: Savings = NOTHING, compute_dtype: torch.dtype | None = None,
+    ):  # fmt: skip
         self.model, self.mapped, self.compared, self.pooling = model, mapped, compared, pooling
         self.seed, self.device = seed, device_of(model)
         self.dims: dict[Site, int] = {}
@@ -67,29 +97,23 @@ class Runner:
         around = {site.path[:k] for site in compared.sites for k, c in enumerate(site.path) if c == "."} | {""}
         self.may_stop = not any(must_finish(model.get_submodule(path)) for path in around)
         self.checkpointing = checkpointing(model, compared.sites[-1])
-        self.compute_dtype: torch.dtype | None = None  # of matrix products, where it is not the weights'
-        self.cuts_padding = self.skips_prefix = False
-        self.room = 0  # bytes that records of the prefix may still take
+        self.savings, self.compute_dtype = savings, compute_dtype
+        self._skips_prefix, self._room = savings.skips_prefix, savings.room
         self._plans: WeakKeyDictionary[Batch, tuple[list[Part], Tensor | None]] = WeakKeyDictionary()
 
-    def economize(self, batches: Sequence[Batch]) -> None:
-        """Look with single samples at what this model allows, and from then on do no more than that needs.
+    def possible_savings(self, batches: Sequence[Batch], prefix: bool = True) -> Savings:
+        """What this model allows to leave out, by a look with single samples; the runner itself leaves nothing out.
 
-        Padding is cut off (`cut_padding`). What runs before the first mapped site runs once for each batch where no
-        response changes a bit by that; what must be kept for it takes at most a sixteenth of the memory of the weights,
-        or 16 MB.
+        Padding, if a sample responds without it as it does with it, up to rounding. With `prefix`, what runs before the
+        first mapped site, where no response changes a bit by that; what must be kept for it takes at most a sixteenth
+        of the memory of the weights, or 16 MB.
         """
-        self.cut_padding(batches)
-        with torch.no_grad():
-            self.skips_prefix = self._is_prefix_constant(batches[0].rows(0, 1))
-        weights = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
-        self.room = max(weights // 16, 1 << 24)
-
-    def cut_padding(self, batches: Sequence[Batch]) -> None:
-        """Cut it off from now on, if a sample responds without it as it does with it, up to rounding."""
         with torch.no_grad():
             padded = next((batch for batch in batches if batch.groups()), None)
-            self.cuts_padding = padded is not None and self._is_padding_idle(padded)
+            cuts_padding = padded is not None and self._is_padding_idle(padded)
+            skips_prefix = prefix and self._is_prefix_constant(batches[0].rows(0, 1))
+        weights = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+        return Savings(cuts_padding, skips_prefix, max(weights // 16, 1 << 24))
 
     def _is_padding_idle(self, batch: Batch) -> bool:
         groups = batch.groups()
@@ -137,7 +161,7 @@ class Runner:
 
     def _plan(self, batch: Batch) -> tuple[list[Part], Tensor | None]:
         """The batch in parts of samples of similar length, and where each sample is in them."""
-        groups = batch.groups() if self.cuts_padding else []
+        groups = batch.groups() if self.savings.cuts_padding else []
         if not groups:
             return [Part(batch, self.pooling)], None
         parts = [Part(batch.take(rows).trimmed(), self.pooling) for rows in groups]
@@ -146,13 +170,13 @@ class Runner:
     def _short_pass(self, part: Part, maps: MapTensors) -> Tensor:
         """A pass that begins at the first mapped site, if it may; the first one records what comes before it."""
         if part.record is not None and not part.record.usable:  # this model writes into what blocks return
-            self.skips_prefix, part.record = False, None
-        if not self.skips_prefix or part.record is not None:
+            self._skips_prefix, part.record = False, None
+        if not self._skips_prefix or part.record is not None:
             return self._pass(part, maps, part.record)
         record = PrefixRecord(neighbours(self.model, self.mapped.sites[0]))
         responses = self._pass(part, maps, record)
-        if record.usable and record.nbytes <= self.room:
-            self.room, part.record = self.room - record.nbytes, record
+        if record.usable and record.nbytes <= self._room:
+            self._room, part.record = self._room - record.nbytes, record
         return responses
 
     def _pass(self, part: Part, maps: MapTensors | None, record: PrefixRecord | None = None) -> Tensor:

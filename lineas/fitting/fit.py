@@ -75,39 +75,39 @@ def fit(
 ) -> Steering:
     """Learn the maps that make what `src` produces in a model look like what `tgt` produces.
 
-        Parameters
-        ----------
-        model : nn.Module
-            Any network whose modules return tensors, or tuples of them, with the samples in dimension 0; left as it was.
-        src, tgt : list of str or of chats, tensor, dict of tensors, BatchEncoding, Dataset or DataLoader
-            Two unpaired sets of at least 2 samples each. Padding, where `attention_mask` is zero, never counts.
+    Parameters
+    ----------
+    model : nn.Module
+        Any network whose modules return tensors, or tuples of them, with the samples in dimension 0; left as it was.
+    src, tgt : list of str or of chats, tensor, dict of tensors, BatchEncoding, Dataset or DataLoader
+        Two unpaired sets of at least 2 samples each. Padding, where `attention_mask` is zero, never counts.
     {options}
 
-        Returns
-        -------
-        Steering
-            With a `history` of evaluations, empty for methods other than "lineas", and what made it in `info`.
+    Returns
+    -------
+    Steering
+        With a `history` of evaluations, empty for methods other than "lineas", and what made it in `info`.
 
-        Raises
-        ------
-        TypeError, ValueError, LookupError
-            On input that cannot work, before any step, with what was expected and what came; the model is as it was.
-        OSError
-            No checkpoint can be written or found, before any step.
-        FloatingPointError
-            The published recipe diverged.
+    Raises
+    ------
+    TypeError, ValueError, LookupError
+        On input that cannot work, before any step, with what was expected and what came; the model is as it was.
+    OSError
+        No checkpoint can be written or found, before any step.
+    FloatingPointError
+        The published recipe diverged.
 
-        Notes
-        -----
-        `docs/guide.md` says more of each option. An evaluation costs a forward pass to the last loss site, and a backward
-        pass where it is accepted. Source: LinEAS, Rodriguez et al., NeurIPS 2025, arXiv 2503.10679.
+    Notes
+    -----
+    `docs/guide.md` says more of each option. An evaluation costs a forward pass to the last loss site, and a backward
+    pass where it is accepted. Source: LinEAS, Rodriguez et al., NeurIPS 2025, arXiv 2503.10679.
 
-        Examples
-        --------
-        >>> import torch, lineas
-        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> steering = lineas.fit(net, torch.randn(32, 4), torch.randn(40, 4) + 1, sites="0", progress=False)
-        >>> assert steering.history["loss"][-1] < steering.history["loss"][0]
+    Examples
+    --------
+    >>> import torch, lineas
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> steering = lineas.fit(net, torch.randn(32, 4), torch.randn(40, 4) + 1, sites="0", progress=False)
+    >>> assert steering.history["loss"][-1] < steering.history["loss"][0]
     """
     callbacks = tuple(callbacks)
     options = Options.checked(locals())
@@ -150,16 +150,9 @@ def fit(
         past = past or Checkpoint(problem_facts, _start(runner.mapped, maps, resume_from))
         kinds: dict[str, Affine] = {}
         if formula:
-            x, kinds, passes = methods.maps_of(
-                formula,
-                str(options.schedule),
-                runner,
-                sources,
-                targets,
-                free,
-                world,
-                WithinRange if options.within_range else Affine,
-            )
+            kind = WithinRange if options.within_range else Affine
+            schedule_of_method = str(options.schedule)
+            x, kinds, passes = methods.maps_of(formula, schedule_of_method, runner, sources, targets, free, world, kind)
             past = replace(past, maps=x, seconds=time.perf_counter() - started, stopped="computed")
         log = Log(
             past, maps, limit=options.max_evaluations, total=options.total, started=started,
@@ -174,7 +167,7 @@ def fit(
     return Steering.from_flat(maps, maps.values(), end.maps, kinds=kinds, history=end.history, info=info)
 
 
-fit.__doc__ = (fit.__doc__ or "").replace("{options}", described())
+fit.__doc__ = (fit.__doc__ or "").replace("    {options}", described())
 
 
 def _checked(model: Any) -> nn.Module:

@@ -63,7 +63,7 @@ class BuildExt(build_ext):
 setup(
     ext_modules=[
         Extension(
-            "lineas._core",
+            "lineas.core._core",
             sources=sorted(glob.glob("csrc/*.c")),
             depends=sorted(glob.glob("csrc/*.h")),
             include_dirs=[numpy.get_include()],

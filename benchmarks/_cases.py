@@ -13,7 +13,8 @@ import torch
 from _timing import Case
 
 import lineas
-from lineas import _core
+from lineas.core import _core
+from lineas.optim.published import SGD, Adam, AdamW, Momentum
 
 UNITS = 17280  # of SmolLM2-135M's 30 norms
 SIZES = ((32, UNITS), (64, UNITS), (256, UNITS), (1024, 4096))
@@ -78,11 +79,11 @@ def loss(plan: Plan) -> Iterator[Case]:
     """A training step, whose target is sorted beforehand on both sides, and a single call that sorts both."""
     for n, m, units in [(n, n, plan.units(d)) for n, d in SIZES] + [(32, 100, plan.units(UNITS))]:
         x, y = samples((n, units), (m, units))
-        target, ones = lineas.ops.prepare_target(y), np.ones(units)
+        target, ones = lineas.core.ops.prepare_target(y), np.ones(units)
         once = {"lineas": lambda x=x, y=y: lineas.ot.wasserstein_1d_grad(x, y)}
-        every = {"lineas": lambda x=x, t=target, c=ones: lineas.ops.loss(x, t, c)}
+        every = {"lineas": lambda x=x, t=target, c=ones: lineas.core.ops.loss(x, t, c)}
         if plan.threads > 1:
-            every["lineas, 1 thread"] = lambda x=x, t=target, c=ones: lineas.ops.loss(x, t, c, threads=1)
+            every["lineas, 1 thread"] = lambda x=x, t=target, c=ones: lineas.core.ops.loss(x, t, c, threads=1)
         goals = {"lineas, 1 thread": 1.8} if plan.threads == 2 else {}
         copies = {"copy": (1 + (m / n + 1)) / 2}  # read both, write the gradient
         against_pot = {"POT, no gradient": lambda x=x, y=y: pot.wasserstein_1d(x, y, p=2)}
@@ -300,7 +301,7 @@ def affine(plan: Plan) -> Iterator[Case]:
             return lambda: [g.detach().float() for g in torch.autograd.grad(function(*inputs, pool), inputs, gradients)]
 
         arrays = [x.detach().view(torch.uint8).numpy() for x in (h, grad_out)]
-        rivals = {"lineas": lineas.ops.affine_pool, "torch": torch_affine} | plan.compiled(torch_affine)
+        rivals = {"lineas": lineas.core.ops.affine_pool, "torch": torch_affine} | plan.compiled(torch_affine)
         yield Case(
             f"map and pooling, forward and backward: ({batch}, {tokens}, {dim}) {dtype}",
             {name: both(f) for name, f in rivals.items()} | {"copy": lambda a=arrays: [x.copy() for x in a]},
@@ -361,7 +362,7 @@ def updates(plan: Plan) -> Iterator[Case]:
         },
         {"torch foreach": 10.0}, {"copy": 1.5}, ("torch foreach",),
     )  # fmt: skip
-    whole, own, at = torch_optimizers(torch.optim.SGD, x, g)["torch foreach"], lineas.optim.SGD(), flat.copy()
+    whole, own, at = torch_optimizers(torch.optim.SGD, x, g)["torch foreach"], SGD(), flat.copy()
     yield Case(
         f"SGD and its prox, a step of the published recipe: {shape}",
         {
@@ -371,10 +372,10 @@ def updates(plan: Plan) -> Iterator[Case]:
         {"torch foreach": 10.0},
     )
     for name, ours, kind, settings, copies in (
-        ("SGD", lineas.optim.SGD, torch.optim.SGD, {}, 1.5),
-        ("momentum", lineas.optim.Momentum, torch.optim.SGD, {"momentum": 0.9}, 2.5),
-        ("Adam", lineas.optim.Adam, torch.optim.Adam, {"betas": (0.9, 0.9)}, 3.5),
-        ("AdamW", lineas.optim.AdamW, torch.optim.AdamW, {}, 3.5),
+        ("SGD", SGD, torch.optim.SGD, {}, 1.5),
+        ("momentum", Momentum, torch.optim.SGD, {"momentum": 0.9}, 2.5),
+        ("Adam", Adam, torch.optim.Adam, {"betas": (0.9, 0.9)}, 3.5),
+        ("AdamW", AdamW, torch.optim.AdamW, {}, 3.5),
     ):
         at, update = flat.copy(), ours()
         rivals = torch_optimizers(kind, x, g, **settings)

@@ -11,10 +11,12 @@ import transformers
 from _tables import Row
 
 import lineas
-from lineas.data import as_batches
-from lineas.model_loss import ModelLoss
-from lineas.responses import Runner, probe
-from lineas.state import device_of, dtype_of
+from lineas.fitting.model_loss import ModelLoss
+from lineas.fitting.source_passes import SourcePasses
+from lineas.network.data import as_batches
+from lineas.network.state import device_of, dtype_of
+from lineas.responses.probe import probe
+from lineas.responses.runner import Runner, Savings
 
 
 def race(rivals: dict[str, Callable[[], Any]], rounds: int, threads: int) -> list[Row]:
@@ -73,10 +75,10 @@ class Setting:
         self.targets = [batch.to(device) for batch in as_batches(tgt, "tgt", model)]
         layout = probe(model, lineas.find_sites(model, sites), self.sources[0])
         runner = Runner(model, layout, layout, "mean")
-        if economize:
-            runner.economize([*self.sources, *self.targets])
-        runner.compute_dtype = compute_dtype
-        self.problem = ModelLoss(runner, self.sources, [runner.collect([batch]) for batch in self.targets])
+        savings = runner.possible_savings([*self.sources, *self.targets]) if economize else Savings()
+        runner = Runner(model, layout, layout, "mean", savings=savings, compute_dtype=compute_dtype)
+        responses = [runner.collect([batch]) for batch in self.targets]
+        self.problem = ModelLoss(SourcePasses(runner, self.sources), responses)
         self.x = self.problem.identity()
 
     def step(self) -> None:

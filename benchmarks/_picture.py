@@ -19,9 +19,9 @@ def draw(file: str, facts: dict[str, Any], quick: bool) -> None:
     for n in sizes:
         units = min(1 << 14, (1 << 20) // n)
         x, y = samples((n, units), (n, units))
-        target, ones = lineas.ops.prepare_target(y), np.ones(units)
+        target, ones = lineas.core.ops.prepare_target(y), np.ones(units)
         rivals = {
-            "lineas": lambda x=x, t=target, c=ones: lineas.ops.loss(x, t, c),
+            "lineas": lambda x=x, t=target, c=ones: lineas.core.ops.loss(x, t, c),
             "torch.sort": with_gradient(cost_to_sorted, x, target.values),
         }
         figures = race(Case("", rivals), *(1, 0.0) if quick else (10, 0.03))["figures"]

@@ -32,8 +32,10 @@ from _fit_setting import Setting, race, random_inputs, seconds, small_llama  # n
 from _tables import Row  # noqa: E402
 
 import lineas  # noqa: E402
-from lineas import evaluation, losses, ops, optim  # noqa: E402
-from lineas.ridge import sensitivity  # noqa: E402
+from lineas import evaluation, optim  # noqa: E402
+from lineas.core import ops  # noqa: E402
+from lineas.fitting import losses  # noqa: E402
+from lineas.fitting.ridge import sensitivity  # noqa: E402
 from lineas.samples import neutral_sentences  # noqa: E402
 
 
@@ -137,7 +139,7 @@ def once(plan: Plan) -> list[Row]:
     """What a fit does beside its steps, in units of a step: before the first one, and the quadratic model's minimum."""
     setting = Setting(plan.model, *plan.inputs(), sites=plan.sites(), economize=False)
     problem, runner = setting.problem, setting.problem.runner
-    source, target = runner.collect(problem.sources), np.concatenate(problem.targets)
+    source, target = runner.collect(problem.passes.batches), np.concatenate(problem.targets)
     rows = plan.race(
         step=setting.step,
         targets=lambda: runner.collect(setting.targets),

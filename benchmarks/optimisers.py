@@ -27,11 +27,13 @@ from conftest import DATA, NEGATIVE, POSITIVE, WordTokenizer, tiny  # noqa: E402
 
 import lineas  # noqa: E402
 from lineas import optim  # noqa: E402
-from lineas.data import as_batches  # noqa: E402
-from lineas.model_loss import ModelLoss  # noqa: E402
-from lineas.ops import NonFiniteError  # noqa: E402
+from lineas.core.errors import NonFiniteError  # noqa: E402
+from lineas.fitting.model_loss import ModelLoss  # noqa: E402
+from lineas.fitting.source_passes import SourcePasses  # noqa: E402
+from lineas.network.data import as_batches  # noqa: E402
 from lineas.penalties import SparseGroupLasso  # noqa: E402
-from lineas.responses import Runner, probe  # noqa: E402
+from lineas.responses.probe import probe  # noqa: E402
+from lineas.responses.runner import Runner  # noqa: E402
 
 KINDS = ("llama", "gpt2", "gemma2", "qwen2")
 STRENGTHS = (0.0, 0.002)  # of all four penalties, in the published normalisation
@@ -46,7 +48,7 @@ def problem(model, src, tgt, tokenizer=None, sites=None) -> ModelLoss:
     (src,), (tgt,) = (as_batches(side, "src", model, tokenizer) for side in (src, tgt))
     layout = probe(model, lineas.find_sites(model, sites), src)
     runner = Runner(model, layout, layout, "mean")
-    return ModelLoss(runner, [src], [runner.collect([tgt])])
+    return ModelLoss(SourcePasses(runner, [src]), [runner.collect([tgt])])
 
 
 def golden() -> ModelLoss:

@@ -23,7 +23,7 @@ import compare_methods  # noqa: E402
 import embedded_model  # noqa: E402
 
 import lineas  # noqa: E402
-from lineas.ridge import sensitivity  # noqa: E402
+from lineas.fitting.ridge import sensitivity  # noqa: E402
 
 
 def moved(draw: compare_methods.Draw) -> tuple[lineas.Steering, NDArray[np.float64]]:
@@ -34,7 +34,7 @@ def moved(draw: compare_methods.Draw) -> tuple[lineas.Steering, NDArray[np.float
         ridges.append(sensitivity(*given))
         return ridges[-1]
 
-    with mock.patch.object(sys.modules["lineas.fit"], "sensitivity", watch):
+    with mock.patch.object(sys.modules["lineas.fitting.fit"], "sensitivity", watch):
         steering = draw.fit()
     u, b = (
         np.concatenate([np.asarray(part(site), float) for site in steering.sites])

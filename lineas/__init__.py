@@ -4,11 +4,13 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch as _torch  # noqa: F401 -- first: it loads the OpenMP runtime of its wheel, and _core then shares that one
 
-from . import algebra, callbacks, checkpoint, directions, evaluation, experts, ot, penalties, samples, transport
-from .attach import Handle, attach
+from . import directions, evaluation, experts, ot, penalties, samples, transport
+from .attaching.attach import Handle, attach
 from .evaluation import evaluate
-from .fit import fit
-from .sites import Site, find_sites
+from .fitting import callbacks, checkpoint
+from .fitting.fit import fit
+from .maps import algebra
+from .network.sites import Site, find_sites
 from .steering import Steering
 
 try:

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _checks
-from .transport import Map, mean_act
+from .core import checks
+from .transport import WeightBias, mean_act
 
 __all__ = ["actadd", "caa", "iti_c", "repe"]
 
@@ -13,7 +13,7 @@ ROUNDS = 100  # Newton's method needs five to ten
 NOTHING = 1e-8  # logits
 
 
-def caa(source: ArrayLike, target: ArrayLike) -> Map:
+def caa(source: ArrayLike, target: ArrayLike) -> WeightBias:
     """Contrastive activation addition: add the difference of the means.
 
     Parameters
@@ -44,7 +44,7 @@ def caa(source: ArrayLike, target: ArrayLike) -> Map:
     return mean_act(source, target)
 
 
-def actadd(source: ArrayLike, target: ArrayLike) -> Map:
+def actadd(source: ArrayLike, target: ArrayLike) -> WeightBias:
     """Activation addition: add the difference of one pair, the first of each set.
 
     Parameters and errors are those of `caa`.
@@ -65,11 +65,11 @@ def actadd(source: ArrayLike, target: ArrayLike) -> Map:
     >>> lineas.directions.actadd([[0.0, 1.0], [2.0, 1.0]], [[3.0, 1.0], [5.0, 1.0]])[1]
     array([3., 0.])
     """
-    x, y = _checks.samples(source, target)
+    x, y = checks.samples(source, target)
     return mean_act(x[:1], y[:1])
 
 
-def iti_c(source: ArrayLike, target: ArrayLike) -> Map:
+def iti_c(source: ArrayLike, target: ArrayLike) -> WeightBias:
     """Inference-time intervention along a classifier's direction: one deviation towards the target.
 
     Parameters and errors are those of `caa`.
@@ -93,7 +93,7 @@ def iti_c(source: ArrayLike, target: ArrayLike) -> Map:
     >>> lineas.directions.iti_c([[-1.0, 0.0], [-3.0, 0.0]], [[1.0, 0.0], [3.0, 0.0]])[1].round(3)
     array([2.236, 0.   ])
     """
-    x, y = _checks.samples(source, target)
+    x, y = checks.samples(source, target)
     pooled = np.concatenate([x, y]).astype(np.float64)
     normal = _probe(pooled, np.repeat([-1.0, 1.0], [len(x), len(y)]))
     spread, size = (pooled @ normal).std(), np.sqrt(normal @ normal)
@@ -102,7 +102,7 @@ def iti_c(source: ArrayLike, target: ArrayLike) -> Map:
     return np.ones(len(bias)), bias
 
 
-def repe(source: ArrayLike, target: ArrayLike) -> Map:
+def repe(source: ArrayLike, target: ArrayLike) -> WeightBias:
     """Representation engineering: along the direction in which pairs differ most, as far as they do on average.
 
     Parameters and errors are those of `caa`.
@@ -124,7 +124,7 @@ def repe(source: ArrayLike, target: ArrayLike) -> Map:
     >>> lineas.directions.repe([[0.0, 0.0], [0.0, 1.0]], [[3.0, 0.0], [5.0, 1.0]])[1]
     array([4., 0.])
     """
-    x, y = _checks.samples(source, target)
+    x, y = checks.samples(source, target)
     pairs = max(len(x), len(y))
     difference = np.resize(y, (pairs, y.shape[1])).astype(np.float64) - np.resize(x, (pairs, x.shape[1]))
     theta = np.linalg.svd(difference, full_matrices=False)[2][0]
@@ -152,8 +152,8 @@ def _probe(x: NDArray[np.float64], labels: NDArray[np.float64]) -> NDArray[np.fl
             [(spread @ gram)[None], np.full((1, 1), spread.sum())],
         ])  # fmt: skip
         move = np.linalg.lstsq(jacobian, -slope, rcond=None)[0]
-        here, step = value(point), 1.0
-        while value(point + step * move) > here and step > 1e-6:
+        reached, step = value(point), 1.0
+        while value(point + step * move) > reached and step > 1e-6:
             step /= 2
         point = point + step * move
         if step <= 1e-6 or np.abs(step * move).max() <= 1e-10 * (1 + np.abs(point).max()):

@@ -3,17 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _core
-from .ops import thread_count
+from .core import _core
+from .core.arrays import Vector
+from .core.threads import thread_count
 
-__all__ = ["L1", "ProximalStep", "SparseGroupLasso"]
-
-Vector = NDArray[np.float32]
+__all__ = ["L1", "Penalty", "ProximalStep", "SparseGroupLasso"]
 
 
 class ProximalStep(NamedTuple):
@@ -23,6 +22,28 @@ class ProximalStep(NamedTuple):
     penalty: float  # there
     slope: float  # <gradient, move>; 0 without a gradient
     square: float  # |move|^2; 0 without a gradient
+
+
+@runtime_checkable
+class Penalty(Protocol):
+    """What `lineas.fit` asks of a penalty; any object with these two methods is one.
+
+    Its `repr` goes into `info`, and into checkpoints as what tells two penalties apart.
+    """
+
+    def value(self, weight: ArrayLike, bias: ArrayLike, sizes: Sequence[int]) -> float:
+        """Penalty of weight (N,) and bias (N,), where sizes are the units of each site, summing to N."""
+
+    def proximal_step(self, x: Vector, gradient: Vector | None, sizes: Sequence[int], step: ArrayLike) -> ProximalStep:
+        """The w that minimises penalty(w) + sum of (w - v)^2 / (2 step), for v = x - step * gradient.
+
+        Parameters
+        ----------
+        x : (2 N,) float32, [weights, biases]; not to be changed
+        gradient : like x, or None for v = x
+        sizes : units of each site, summing to N
+        step : a number, or (2 N,) for a step size of each entry; an entry whose step is 0 stays
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +67,7 @@ class SparseGroupLasso:
     Notes
     -----
     Strengths are in units of the loss that the recipe minimises (docs/published-recipe.md). Value, prox and proximal
-    step cost O(N), in C; `_reference.penalty` and `.prox` write them out. Labels are sorted once, at the first use.
+    step cost O(N), in C; `reference.penalty` and `.prox` write them out. Labels are sorted once, at the first use.
     Source: LinEAS, arXiv 2503.10679, sec. 3; Simon et al., A Sparse-Group Lasso, JCGS 2013.
 
     Raises

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .algebra import move
+from .maps.algebra import move
+from .maps.maps import Maps
 from .ot import wasserstein_1d
-from .steering import Steering
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ __all__ = ["plot_history", "plot_strength", "plot_support", "plot_units"]
 POINTS = 200  # samples beyond this are not drawn one by one
 
 
-def plot_history(steering: Steering, ax: "Axes | None" = None) -> "Axes":
+def plot_history(steering: Maps, ax: "Axes | None" = None) -> "Axes":
     """The objective at every evaluation; rejected trials of the line search are crosses off the path.
 
     Trials that overflowed have no height: they are triangles at the upper edge.
@@ -48,7 +48,7 @@ def plot_history(steering: Steering, ax: "Axes | None" = None) -> "Axes":
     return ax
 
 
-def plot_support(steering: Steering, ax: "Axes | None" = None, *, units: bool = False) -> "Axes":
+def plot_support(steering: Maps, ax: "Axes | None" = None, *, units: bool = False) -> "Axes":
     """Which part of each site the maps change, in the order of the forward pass.
 
     Parameters
@@ -74,7 +74,7 @@ def plot_support(steering: Steering, ax: "Axes | None" = None, *, units: bool = 
     return ax
 
 
-def _draw_units_of_sites(steering: Steering, support: Mapping[str, NDArray], ax: "Axes") -> None:
+def _draw_units_of_sites(steering: Maps, support: Mapping[str, NDArray], ax: "Axes") -> None:
     sizes = [len(steering.weight(name)) for name in steering.sites]
     shades = np.full((len(sizes), max(sizes)), np.nan)
     for row, (name, found) in enumerate(support.items()):

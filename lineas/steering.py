@@ -1,4 +1,4 @@
-"""Steering: the fitted maps; apply them, look at them, save and load them."""
+"""Steering: maps, and what a user does with them."""
 
 import os
 import tempfile
@@ -7,126 +7,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from . import algebra, card, files, hub, sites, statedicts, summary
-from .attach import Handle, attach
+from .attaching.attach import Handle, attach
+from .attaching.positions import Position
+from .maps import algebra, files, hub, statedicts, summary
+from .maps.maps import Maps
 from .merge import merging
-from .positions import Position
 
 __all__ = ["Handle", "Steering"]
 
-SUPPORT = 1e-5  # a unit moved by less is left out of the support
 
+class Steering(Maps):
+    """Maps of a network's units, to apply, look at, combine, merge, save and load.
 
-def is_moved(weight: NDArray, bias: NDArray) -> NDArray[np.bool_]:
-    """Which units are in the support."""
-    return (np.abs(weight - 1) > SUPPORT) | (np.abs(bias) > SUPPORT)
-
-
-class Steering:
-    """One affine map per unit at several sites of a network.
+    `Maps`, which it extends, says what it is made of and how to look at it.
 
     Parameters
     ----------
     maps : dict of site name -> (weight (d,), bias (d,))
-        Kept in float32; identity is weight 1, bias 0.
-    ranges : dict of site name -> (low (d,), high (d,)), optional
-        Where a unit's map holds: activations below low or above high stay as they are. Kept in float32, infinities
-        allowed. At sites that are not in it, maps hold everywhere.
-    history : dict of lists, optional
-        What `lineas.fit` recorded, one entry an evaluation.
-    info : dict, optional
-        Where the maps come from: model, data sizes, recipe, penalty, seed.
-
-    Notes
-    -----
-    At strength s a unit's activation z becomes s * (weight z + bias) + (1 - s) * z: 0 is exactly the base model.
-    All weights lie side by side in one array, all biases in another; `weight` and `bias` are views of them.
+    ranges, kinds, history, info : optional
+        As `Maps` takes them.
     """
-
-    def __init__(
-        self, maps: Mapping[str, tuple[ArrayLike, ArrayLike]], *,
-        ranges: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None, history: dict[str, list] | None = None,
-        info: dict[str, Any] | None = None,
-    ):  # fmt: skip
-        names = list(maps)
-        weights, biases = zip(*maps.values(), strict=True) if names else ((), ())
-        parts = [np.asarray(part, np.float32) for part in (*weights, *biases)]
-        for name, weight, bias in zip(names, parts, parts[len(names) :], strict=False):
-            if weight.ndim != 1 or weight.shape != bias.shape or not len(weight):
-                raise ValueError(f"{name}: expected weight (d,) and bias (d,), got {weight.shape} and {bias.shape}")
-        if not names:
-            raise ValueError("expected maps for at least one site, got none")
-        self._setup(names, [len(part) for part in parts[: len(names)]], np.concatenate(parts), ranges, history, info)
-
-    @classmethod
-    def _from_flat(cls, names, sizes, x, *, ranges=None, history=None, info=None) -> "Steering":
-        """From the optimiser's vector [weights, biases], shared, not copied."""
-        self = object.__new__(cls)
-        self._setup(list(names), list(sizes), x, ranges, history, info)
-        return self
-
-    def _setup(self, names, sizes, x, ranges, history, info) -> None:
-        if not np.isfinite(x).all():
-            raise ValueError("expected finite maps, got a NaN or infinity")
-        self._sizes = dict(zip(names, sizes, strict=True))
-        ends = np.cumsum(sizes)
-        self._slices = {
-            name: slice(int(end - size), int(end)) for name, size, end in zip(names, sizes, ends, strict=True)
-        }
-        self._weights, self._biases = np.split(x, 2)
-        self._ranges = {name: self._checked_range(name, *pair) for name, pair in (ranges or {}).items()}
-        self.history: dict[str, list] = history or {}
-        self.info: dict[str, Any] = info or {}
-
-    # -- looking --
-
-    @property
-    def sites(self) -> list[str]:
-        """Names of the sites, in the order in which the forward pass reaches them."""
-        return list(self._sizes)
-
-    def weight(self, site: str) -> NDArray[np.float32]:
-        """(d,), a view; 1 is no change. LookupError for a site without a map."""
-        return self._weights[self._slice(site)]
-
-    def bias(self, site: str) -> NDArray[np.float32]:
-        """(d,), a view; 0 is no change. LookupError for a site without a map."""
-        return self._biases[self._slice(site)]
-
-    def range(self, site: str) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """Low (d,) and high (d,), between which the site's maps hold; None: everywhere. LookupError as in `weight`."""
-        self._slice(site)
-        return self._ranges.get(site)
-
-    def _checked_range(self, site: str, *ends: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        low, high = (np.asarray(end, np.float32) for end in ends)
-        units = self.weight(site).shape
-        if low.shape != units or high.shape != units:
-            raise ValueError(f"{site}: expected a range of low {units} and high {units}, got {low.shape}, {high.shape}")
-        wrong = ~(low <= high)  # NaN, too
-        if wrong.any():
-            raise ValueError(f"{site}: expected a range with low <= high, got others in units {algebra.some(wrong)}")
-        return low, high
-
-    def _slice(self, site: str) -> slice:
-        if site not in self._slices:
-            raise LookupError(f"no map for site {site!r}; {sites.nearest(site, self.sites)}")
-        return self._slices[site]
-
-    def support(self) -> dict[str, NDArray[np.int64]]:
-        """The units that the maps change, by site: abs(weight - 1) or abs(bias) above 1e-5."""
-        moved = is_moved(self._weights, self._biases)
-        return {name: np.flatnonzero(moved[where]) for name, where in self._slices.items()}
-
-    def __repr__(self) -> str:
-        units, moved = len(self._weights), sum(map(len, self.support().values()))
-        count, within = len(self._sizes), ", within ranges" * bool(self._ranges)
-        support = f"support {moved} ({moved / units:.1%})"
-        return f"Steering({count} site{'s' * (count > 1)}, {units} units, {support}{within})"
 
     def summary(self) -> str:
         """A table, a line a site: units, support, mean stretch and shift, and the site's loss before and after."""
@@ -212,7 +115,7 @@ class Steering:
             Count tokens for `handle.coverage()`. Unless told, all positions but "all" do.
         strict : bool
             Refuse a model of another name than the one that the maps were fitted on, unless its weights are the same.
-            Names are compared by their last part; a model that was made in memory has none. See `lineas.origin`.
+            Names are compared by their last part; a model that was made in memory has none.
 
         Raises
         ------
@@ -315,16 +218,7 @@ class Steering:
         TypeError
             `info`, `history` or `metrics` hold what JSON cannot.
         """
-        tensors = {}
-        for name in self.sites:
-            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = self.weight(name).copy(), self.bias(name).copy()
-        for name, (low, high) in self._ranges.items():
-            tensors[f"{name}.low"], tensors[f"{name}.high"] = low.copy(), high.copy()
-        measured = {**self.info.get("metrics", {}), **(metrics or {})}
-        info = {**self.info, "metrics": measured} if measured else self.info
-        config = {"sites": self._sizes, **({"ranges": list(self._ranges)} if self._ranges else {})}
-        config |= {"info": info, "history": self.history}
-        files.write(Path(folder), config, tensors, card.write(self, measured))
+        files.save(self, Path(folder), metrics)
 
     @classmethod
     def from_pretrained(
@@ -342,10 +236,7 @@ class Steering:
         folder = Path(folder_or_repo)
         if not folder.is_dir():
             folder = hub.download(str(folder_or_repo), revision, token)
-        config, tensors = files.read(folder)
-        maps = {name: (tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for name in config["sites"]}
-        ranges = {name: (tensors[f"{name}.low"], tensors[f"{name}.high"]) for name in config["ranges"]}
-        return cls(maps, ranges=ranges, history=config["history"], info=config["info"])
+        return cls(**files.read(folder))
 
     def push_to_hub(
         self, repo: str, *, private: bool | None = None, token: str | None = None,

@@ -7,26 +7,26 @@ the map z -> weight * z + bias.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _checks, _core
-from .ops import thread_count
+from .core import _core, checks
+from .core.threads import thread_count
 
 __all__ = ["aura", "det0", "gaussian_act", "linear_act", "mean_act"]
 
-Map = tuple[NDArray[np.float64], NDArray[np.float64]]
+WeightBias = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 _LARGEST = 1e150  # with a square, and sums of squares, that float64 can hold
 
 
 def _prepare(source: ArrayLike, target: ArrayLike) -> tuple[NDArray, NDArray, int]:
-    x, y = _checks.samples(source, target)
+    x, y = checks.samples(source, target)
     for name, values in (("source", x), ("target", y)):
         if values.dtype == np.float64 and (largest := max(values.max(), -values.min())) > _LARGEST:
             raise ValueError(f"{name}: expected values up to 1e150, got {largest:.3g}")
     return x, y, thread_count(work=x.size + y.size)
 
 
-def mean_act(source: ArrayLike, target: ArrayLike) -> Map:
+def mean_act(source: ArrayLike, target: ArrayLike) -> WeightBias:
     """Mean-AcT: shift every unit by the difference of the means.
 
     weight = 1, bias = mean(target) - mean(source).
@@ -50,7 +50,7 @@ def mean_act(source: ArrayLike, target: ArrayLike) -> Map:
 
     Notes
     -----
-    O(d (n + m)). `_reference.mean_act` spells it out.
+    O(d (n + m)). `reference.mean_act` spells it out.
     Source: Rodriguez et al., arXiv 2410.23054 (Mean-AcT).
 
     Examples
@@ -63,7 +63,7 @@ def mean_act(source: ArrayLike, target: ArrayLike) -> Map:
     return np.ones(x.shape[1]), _core.mean_shift(x, y, threads)
 
 
-def gaussian_act(source: ArrayLike, target: ArrayLike) -> Map:
+def gaussian_act(source: ArrayLike, target: ArrayLike) -> WeightBias:
     """Gaussian-AcT: match mean and standard deviation of every unit.
 
     weight = std(target) / std(source), bias = mean(target) - weight * mean(source), with the unbiased deviations (n - 1
@@ -78,7 +78,7 @@ def gaussian_act(source: ArrayLike, target: ArrayLike) -> Map:
     Notes
     -----
     Parameters and errors are those of `mean_act`. A source that hardly varies gets a large weight. O(d (n + m)).
-    `_reference.gaussian_act` spells it out.
+    `reference.gaussian_act` spells it out.
     Source: Peyre & Cuturi, arXiv 1803.00567, sec. 2.6 (optimal transport between Gaussians), in one dimension.
 
     Examples
@@ -90,7 +90,7 @@ def gaussian_act(source: ArrayLike, target: ArrayLike) -> Map:
     return _core.gaussian_map(*_prepare(source, target))
 
 
-def linear_act(source: ArrayLike, target: ArrayLike) -> Map:
+def linear_act(source: ArrayLike, target: ArrayLike) -> WeightBias:
     """Linear-AcT: least squares from sorted source samples to sorted target samples, unit by unit.
 
     weight, bias = the least of the integral over u in [0, 1] of (weight * F^-1(u) + bias - G^-1(u))^2, where F^-1 and
@@ -108,7 +108,7 @@ def linear_act(source: ArrayLike, target: ArrayLike) -> Map:
     -----
     Parameters and errors are those of `mean_act`. Among all affine maps with a weight of at least 0 it is the one whose
     result has the least W_2^2 (`ot.wasserstein_1d`) to the target. O(d (n log^2 n + m log^2 m)).
-    `_reference.linear_act` spells it out.
+    `reference.linear_act` spells it out.
     Source: Rodriguez et al., arXiv 2410.23054 (Linear-AcT).
 
     Examples
@@ -120,7 +120,7 @@ def linear_act(source: ArrayLike, target: ArrayLike) -> Map:
     return _core.linear_map(*_prepare(source, target))
 
 
-def aura(source: ArrayLike, target: ArrayLike) -> Map:
+def aura(source: ArrayLike, target: ArrayLike) -> WeightBias:
     """AurA: dampen the units that tell the source from the target, the more the better they do.
 
     weight = 1 - 2 (AUROC - 0.5) where AUROC > 0.5, else 1; bias = 0. AUROC is that of the unit as a classifier of
@@ -147,7 +147,7 @@ def aura(source: ArrayLike, target: ArrayLike) -> Map:
     return np.where(auroc > 0.5, 1 - 2 * (auroc - 0.5), 1.0), np.zeros(len(auroc))
 
 
-def det0(source: ArrayLike, target: ArrayLike, *, units: ArrayLike | None = None) -> Map:
+def det0(source: ArrayLike, target: ArrayLike, *, units: ArrayLike | None = None) -> WeightBias:
     """Det0: set expert units to their mean over the target, whatever the input.
 
     weight = 0, bias = mean(target) for the units given; weight = 1, bias = 0 for all others.

@@ -32,7 +32,7 @@ def report(folder: str, steering: Any, as_json: bool) -> None:
         for key, value in _lines(steering.info):
             print(f"{key}: {value}")
         return
-    from lineas.summary import rows
+    from lineas.maps.summary import rows
 
     print_json(
         {

@@ -392,7 +392,7 @@ def counts(seen: Counter, name: str) -> dict[str, int]:
 
 def child(options, at) -> None:
     faulthandler.enable()
-    from lineas import _core
+    from lineas.core import _core
 
     print(f"{options.calls} calls of {_core.__file__}")
     try:
@@ -413,7 +413,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="the number of the one call to make, in this process")
     options = parser.parse_args()
     if options.only is not None:
-        from lineas import _core
+        from lineas.core import _core
 
         print(run(_core, [options.only], options.seed, 1))
         return

@@ -23,7 +23,7 @@ import torch.fx.experimental.symbolic_shapes
 from conftest import Mlp, normal
 
 import lineas
-from lineas import checkpoint
+from lineas.fitting import checkpoint
 
 SOURCE, TARGET = normal(14, 4), normal(11, 4, seed=1, shift=0.7)
 CASES = {

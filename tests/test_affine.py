@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import assert_matches, bounded
 
-from lineas import _reference, ops
-from lineas.data import Batch
-from lineas.responses import Part
-from lineas.sites import Site
+from lineas.core import ops, reference
+from lineas.network.data import Batch
+from lineas.network.sites import Site
+from lineas.responses.pooling import Part
 
 SHAPES = [(1, 1, 1), (2, 3, 7), (3, 5, 16), (2, 17, 33), (4, 2, 4097)]  # batch, tokens, dim: 1, odd, exact, one past
 MASKS = ("none", "left", "right", "arbitrary")
@@ -68,7 +68,7 @@ def in_c(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("the reference was called")
 
-    monkeypatch.setattr(ops, "_reference", SimpleNamespace(affine_pool=refuse, affine_sparse=refuse))
+    monkeypatch.setattr(ops, "device", SimpleNamespace(affine_pool=refuse, affine_sparse=refuse))
 
 
 @pytest.mark.parametrize("first", [False, True], ids=["last", "first"])
@@ -81,7 +81,7 @@ def test_affine_pool_matches_the_reference_in_value_and_gradient(shape, mask, po
     for use in (None, [0], [1]):  # both outputs go on, only the mapped activations do, only the response does
         assert_matches(
             mapping(ops.affine_pool, pool, first, threads=2),
-            mapping(_reference.affine_pool, pool, first),
+            mapping(reference.affine_pool, pool, first),
             inputs,
             use=use,
         )
@@ -92,7 +92,7 @@ def test_affine_pool_matches_the_reference_in_value_and_gradient(shape, mask, po
 def test_the_reference_passes_gradcheck_in_float64(mask, first):
     pool = make_pool(mask, 2, 3).double()
     inputs = [x.double().requires_grad_() for x in make_inputs(2, 3, 4, first).values()]
-    assert torch.autograd.gradcheck(mapping(_reference.affine_pool, pool, first), inputs)
+    assert torch.autograd.gradcheck(mapping(reference.affine_pool, pool, first), inputs)
 
 
 @pytest.mark.parametrize("first", [False, True], ids=["last", "first"])
@@ -174,7 +174,7 @@ def test_every_precision_runs_in_c_and_matches_the_reference_in_float64(shape, d
     out, pooled = ops.affine_pool(h, *maps, pool, channels_first=first)
     (out.double() * torch.arange(out.numel()).view(out.shape).cos()).sum().add((pooled**2).sum()).backward()
     exact, *exact_maps = (x.double().requires_grad_() for x in inputs.values())
-    right, right_pooled = _reference.affine_pool(exact, *exact_maps, pool.double(), first)
+    right, right_pooled = reference.affine_pool(exact, *exact_maps, pool.double(), first)
     slope = torch.arange(out.numel()).view(out.shape).cos().to(dtype).double()  # as it reaches the map: rounded
     (right * slope).sum().add((right_pooled**2).sum()).backward()
     assert out.dtype == h.grad.dtype == dtype
@@ -192,7 +192,7 @@ def test_every_precision_runs_in_c_and_matches_the_reference_in_float64(shape, d
 def test_halves_have_the_bits_of_the_reference_in_value_and_gradient(dtype, first):
     inputs, pool = make_inputs(3, 5, 70, first, dtype), make_pool("left", 3, 5)
     results = []
-    for function in (ops.affine_pool, _reference.affine_pool):
+    for function in (ops.affine_pool, reference.affine_pool):
         h, scale, shift = (x.clone().requires_grad_() for x in inputs.values())
         out, _ = function(h, scale, shift, pool, channels_first=first)
         slope = torch.linspace(-1, 1, out.numel()).view(out.shape).to(dtype)
@@ -314,7 +314,7 @@ def test_no_layout_is_copied_and_the_map_lies_in_memory_as_its_input(layout, dty
     assert seen == [h.data_ptr()]
     assert out.shape == h.shape
     assert out.stride() == h.stride()
-    assert same_bits(out, _reference.affine(h, scale, shift, dim))
+    assert same_bits(out, reference.affine(h, scale, shift, dim))
     units = h.movedim(dim, -1).reshape(3, -1, 7).double()
     tolerance = {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(responses.double(), (units * scale + shift).mean(1), **tolerance)
@@ -348,7 +348,7 @@ def test_the_sparse_map_changes_its_channels_in_place_and_no_other_bit(dtype, di
     h = normal(9, 9, 9).to(dtype)
     support = torch.tensor([0, 3, 4, 8])
     scale, shift = normal(4, seed=1), normal(4, seed=2)
-    right = _reference.affine_sparse(h, support, scale, shift, dim)
+    right = reference.affine_sparse(h, support, scale, shift, dim)
     for threads in (1, 2, 3, 16):
         given = h.clone()
         assert ops.affine_sparse_(given, support, scale, shift, channel_dim=dim, threads=threads) is given
@@ -361,7 +361,7 @@ def test_the_sparse_map_is_the_dense_one_where_the_rest_is_the_identity():
     h, scale, shift = normal(4, 6, 50), torch.ones(50), torch.zeros(50)
     support = torch.tensor([2, 30, 49])
     scale[support], shift[support] = normal(3, seed=1), normal(3, seed=2)
-    dense = _reference.affine(h, scale, shift)
+    dense = reference.affine(h, scale, shift)
     assert torch.equal(ops.affine_sparse_(h.clone(), support, scale[support], shift[support]), dense)
 
 

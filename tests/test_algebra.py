@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import lineas
 from lineas import Steering
-from lineas.algebra import interpolate, merged_order, overlap
+from lineas.algebra import interpolate, overlap
+from lineas.maps.algebra import merged_order
 
 IDS = torch.randint(2, 60, (3, 6), generator=torch.Generator().manual_seed(0))
 NAMES = ("a.0", "a.1", "a.2", "a.10")

@@ -9,8 +9,8 @@ from kill import SOURCE, TARGET, fit
 import lineas
 from lineas import optim
 from lineas.callbacks import EarlyStopping, on_step
-from lineas.checkpoint import Checkpoint
-from lineas.log import Log
+from lineas.fitting.checkpoint import Checkpoint
+from lineas.fitting.log import Log
 from lineas.penalties import L1
 
 
@@ -38,7 +38,7 @@ def test_a_callback_can_have_the_maps_of_every_evaluation(case):
 
 
 def test_a_trial_that_overflowed_has_its_own_maps(monkeypatch):
-    from lineas.model_loss import ModelLoss
+    from lineas.fitting.model_loss import ModelLoss
 
     calls, whole, seen = [], ModelLoss.evaluate, []
 
@@ -49,7 +49,7 @@ def test_a_trial_that_overflowed_has_its_own_maps(monkeypatch):
     monkeypatch.setattr(ModelLoss, "evaluate", overflow)
     fit(
         "fast",
-        callbacks=[lambda entry: seen.append(np.concatenate([entry.steering()._weights, entry.steering()._biases]))],
+        callbacks=[lambda entry: seen.append(np.concatenate([entry.steering().weights, entry.steering().biases]))],
     )
     np.testing.assert_array_equal(seen, calls)
 

@@ -15,9 +15,10 @@ from conftest import ROOT, Mlp, assert_untouched, snapshot
 from kill import CASES, SOURCE, TARGET, bits, fit
 
 import lineas
-from lineas import checkpoint, optim
-from lineas.checkpoint import FILE, Checkpoint, Keeper, read, write
-from lineas.log import Log
+from lineas import optim
+from lineas.fitting import checkpoint
+from lineas.fitting.checkpoint import FILE, Checkpoint, Keeper, read, write
+from lineas.fitting.log import Log
 from lineas.penalties import L1, SparseGroupLasso
 
 

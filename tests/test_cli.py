@@ -21,7 +21,9 @@ from test_docs import small_model, small_tokenizer
 from typer.testing import CliRunner
 
 import lineas
-from lineas import losses, methods, optim, options, responses, samples
+from lineas import optim, samples
+from lineas.fitting import losses, methods, options
+from lineas.responses import pooling
 from lineas_cli.app import app
 
 INSTALLED = str(Path(lineas.__file__).parents[1])
@@ -96,7 +98,7 @@ def test_the_help_names_all_commands_and_what_every_option_can_be():
         losses.LOSSES,
         optim.OPTIMIZERS,
         methods.SCHEDULES,
-        responses.POOLINGS,
+        pooling.POOLINGS,
         options.HALVES,
     ):
         assert all(re.search(rf"\b{name}\b", of_fit) for name in names), names
@@ -215,7 +217,7 @@ def test_every_option_of_fit_reaches_the_library_under_its_own_name(there, monke
 def test_the_methods_are_those_of_the_library(there):
     assert objects(f"{FIT} --method linear_act --schedule sequential")[0]["info"]["method"] == "linear_act"
     message = " ".join(run(f"{FIT} --method none", code=2).stderr.split())
-    assert all(f"'{name}'" in message for name in options.METHODS)
+    assert all(f"'{name}'" in message for name in options.METHOD_NAMES)
 
 
 def test_texts_come_out_of_columns_and_fields(there):

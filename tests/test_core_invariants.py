@@ -15,7 +15,8 @@ import pytest
 import torch
 from oracle import THREADS, assert_same_bits, run_python
 
-from lineas import _core, ops
+from lineas.core import _core, ops
+from lineas.core import threads as thread_rules
 
 CSRC = Path(__file__).parent.parent / "csrc"
 IN_PLACE = {"sgd": ("x", "velocity"), "adam": ("x", "first", "second"), "affine_sparse": ("h",)}
@@ -153,9 +154,9 @@ def test_thread_count_is_what_was_asked_else_torchs_and_one_where_the_work_is_sm
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert ops.thread_count() == ops.thread_count(None, ops.SMALL) == 2
-        assert ops.thread_count(None, ops.SMALL - 1) == 1
-        assert ops.thread_count(5, 1) == ops.thread_count(5) == 5
+        assert thread_rules.thread_count() == thread_rules.thread_count(None, thread_rules.SMALL) == 2
+        assert thread_rules.thread_count(None, thread_rules.SMALL - 1) == 1
+        assert thread_rules.thread_count(5, 1) == thread_rules.thread_count(5) == 5
     finally:
         torch.set_num_threads(before)
 
@@ -397,11 +398,12 @@ def test_subclasses_of_arrays_and_read_only_inputs_are_taken():
 
 WORK = """
 import numpy as np
-x, y = np.random.default_rng(0).normal(size=(2, 33, 1 + lineas.ops.SMALL // 33))  # enough to use more threads than one
+from lineas.core.threads import SMALL
+x, y = np.random.default_rng(0).normal(size=(2, 33, 1 + SMALL // 33))  # enough to use more threads than one
 h, pool = torch.arange(4 * 9 * 33.0).view(4, 9, 33), torch.full((4, 9), 1 / 9)
 def work(threads=None):
     scale, shift = torch.full((33,), 2.0, requires_grad=True), torch.ones(33, requires_grad=True)
-    out, pooled = lineas.ops.affine_pool(h, scale, shift, pool, threads=threads)
+    out, pooled = lineas.core.ops.affine_pool(h, scale, shift, pool, threads=threads)
     (out.sum() + pooled.sum()).backward()
     cost, gradient = lineas.ot.wasserstein_1d_grad(x, y)
     pull = lineas.ot.sliced_wasserstein_grad(x, y)[1]
@@ -413,13 +415,13 @@ def work(threads=None):
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
 @pytest.mark.skipif(not _core.HAS_OPENMP, reason="a build without OpenMP")
 @pytest.mark.parametrize(
-    "imports", ["import lineas, torch", "import torch, lineas", "import lineas._core, lineas, torch"]
+    "imports", ["import lineas, torch", "import torch, lineas", "import lineas.core._core, lineas, torch"]
 )
 def test_torch_and_the_extension_share_one_openmp_runtime(imports):
     code = f"""
 import re
 {imports}
-import lineas.ops
+import lineas.core.ops
 {WORK}
 torch.set_num_threads(2)
 work(2); torch.randn(300, 300) @ torch.randn(300, 300)
@@ -433,7 +435,7 @@ print(*sorted(name for name in maps if re.search(r"/lib(gomp|omp|iomp)[^/]*$", n
 @pytest.mark.skipif(not hasattr(sys.modules["os"], "fork"), reason="needs fork")
 def test_a_forked_child_may_ask_for_many_threads_after_its_parent_did():
     code = f"""
-import os, signal, torch, lineas, lineas.ops
+import os, signal, torch, lineas, lineas.core.ops
 {WORK}
 torch.set_num_threads(2)
 expected = work(2)
@@ -451,7 +453,7 @@ print("well")
 
 def test_denormals_survive_the_import_and_the_kernels():
     code = f"""
-import threading, torch, lineas, lineas.ops
+import threading, torch, lineas, lineas.core.ops
 {WORK}
 work(2)
 def check():

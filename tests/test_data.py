@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import WordTokenizer, normal
 
-from lineas.data import as_batches
+from lineas.network.data import as_batches
 
 TEXTS = ["one two three", "four", "five six"]
 

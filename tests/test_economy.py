@@ -9,11 +9,13 @@ from conftest import Mlp, assert_untouched, normal, snapshot, tiny
 from torch.utils.checkpoint import checkpoint
 
 import lineas
-from lineas.blocks import neighbours
-from lineas.data import _groups, as_batches
-from lineas.model_loss import ModelLoss
-from lineas.responses import Runner, probe
-from lineas.state import frozen, seeded
+from lineas.fitting.model_loss import ModelLoss
+from lineas.fitting.source_passes import SourcePasses
+from lineas.network.blocks import neighbours
+from lineas.network.data import _groups, as_batches
+from lineas.network.state import frozen, seeded
+from lineas.responses.probe import probe
+from lineas.responses.runner import Runner, Savings
 
 
 def problem_of(model, src, tgt, *, tokenizer=None, sites=None, loss_sites=None, economize=True, batch_size=None):
@@ -21,10 +23,11 @@ def problem_of(model, src, tgt, *, tokenizer=None, sites=None, loss_sites=None, 
     mapped = lineas.find_sites(model, sites)
     compared = mapped if loss_sites is None else lineas.find_sites(model, loss_sites)
     layout = probe(model, [*dict.fromkeys([*mapped, *compared])], sources[0])
-    runner = Runner(model, layout.part(mapped), layout.part(compared), "mean")
+    where = model, layout.part(mapped), layout.part(compared), "mean"
+    runner = Runner(*where)
     if economize:
-        runner.economize([*sources, *targets])
-    return ModelLoss(runner, sources, [runner.collect([batch]) for batch in targets])
+        runner = Runner(*where, savings=runner.possible_savings([*sources, *targets]))
+    return ModelLoss(SourcePasses(runner, sources), [runner.collect([batch]) for batch in targets])
 
 
 def evaluate(problem, seed=0, times=1):
@@ -73,14 +76,14 @@ def padded_ids(left=False, rows=7, columns=12):
 @pytest.fixture
 def free_passes(monkeypatch):
     """Every length then gets a pass of its own."""
-    monkeypatch.setattr("lineas.data.PASS", {"cpu": 0})
+    monkeypatch.setattr("lineas.network.data.PASS", {"cpu": 0})
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "bert"])
 def test_padding_is_not_computed_and_the_result_is_the_same(kind, texts, tokenizer, free_passes):
     model = tiny(kind).requires_grad_(False)
     plain, economic = (problem_of(model, *texts[::-1], tokenizer=tokenizer, economize=on) for on in (False, True))
-    (batch,) = plain.sources
+    (batch,) = plain.passes.batches
     assert batch.mask.sum() < batch.mask.numel(), "there is padding"
     seen = Count(model.get_input_embeddings())
     expected = evaluate(plain)
@@ -92,7 +95,7 @@ def test_padding_is_not_computed_and_the_result_is_the_same(kind, texts, tokeniz
 def test_responses_come_back_in_the_order_of_the_samples(llama, free_passes):
     inputs = padded_ids()
     problem = problem_of(llama, inputs, inputs)
-    (batch,) = problem.sources
+    (batch,) = problem.passes.batches
     parts, order = problem.runner._plans[batch] if batch in problem.runner._plans else problem.runner._plan(batch)
     assert len(parts) > 1
     assert order is not None
@@ -136,7 +139,7 @@ def test_padding_stays_where_a_model_looks_at_it(free_passes):
         model = IgnoresMask().requires_grad_(False)
     inputs = padded_ids()
     economic = problem_of(model, inputs, inputs, sites="norm")
-    assert not economic.runner.cuts_padding
+    assert not economic.runner.savings.cuts_padding
     assert_same(evaluate(economic), evaluate(problem_of(model, inputs, inputs, sites="norm", economize=False)))
 
 
@@ -154,7 +157,7 @@ def test_columns_that_all_rows_pad_are_cut(llama):
     wide = {k: torch.cat([v, torch.zeros(7, 30).long()], 1) for k, v in inputs.items()}
     problem = problem_of(llama, wide, wide)
     seen = Count(llama.get_input_embeddings())
-    problem.runner.collect(problem.sources)
+    problem.runner.collect(problem.passes.batches)
     assert seen.numbers <= inputs["input_ids"].numel()
 
 
@@ -182,7 +185,7 @@ def test_published_batches_are_split_only_inside(llama, texts, tokenizer, free_p
     options = {"tokenizer": tokenizer, "progress": False, "recipe": "published", "batch_size": 5, "steps": 6}
     got = lineas.fit(model, *texts, **options).history["loss"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Runner, "economize", lambda self, batches: None)
+        patch.setattr(Runner, "possible_savings", lambda self, batches, prefix=True: Savings())
         expected = lineas.fit(model, *texts, **options).history["loss"]
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
@@ -248,7 +251,7 @@ LATE = r"blocks\.[34]\.inner"
 def test_blocks_before_the_first_map_run_once_and_no_bit_changes(make):
     model = make().requires_grad_(False)
     plain, economic = (problem_of(model, *SIDES, sites=LATE, economize=on) for on in (False, True))
-    assert economic.runner.skips_prefix
+    assert economic.runner.savings.skips_prefix
     expected = [evaluate(plain, seed) for seed in range(3)]
     early, late = Count(model.blocks[0].inner), Count(model.blocks[3].inner)
     got = [evaluate(economic, seed) for seed in range(3)]
@@ -282,7 +285,7 @@ def test_nothing_is_skipped_inside_a_compiled_model():
 
 def test_noise_in_early_blocks_alone_is_drawn_once():
     model = Blocks((0.3, 0, 0, 0, 0)).requires_grad_(False)
-    assert problem_of(model, *SIDES, sites=LATE).runner.skips_prefix
+    assert problem_of(model, *SIDES, sites=LATE).runner.savings.skips_prefix
 
 
 def test_an_output_written_into_later_is_noticed_and_computed_again():
@@ -298,7 +301,7 @@ def test_an_output_written_into_later_is_noticed_and_computed_again():
 
     model = Sometimes().requires_grad_(False)
     plain, economic = (problem_of(model, *SIDES, sites=LATE, economize=on) for on in (False, True))
-    assert economic.runner.skips_prefix
+    assert economic.runner.savings.skips_prefix
     early = Count(model.blocks[0].inner)
     for seed in range(3):
         assert evaluate(economic, seed)[0] == evaluate(plain, seed)[0]
@@ -316,7 +319,7 @@ def test_loss_sites_before_the_first_map_are_served(batch_size):
         a, b = (problem.evaluate(x) for problem in (plain, economic))
         np.testing.assert_array_equal(a.site_loss, b.site_loss)
         np.testing.assert_array_equal(a.gradient(), b.gradient())
-    batches = len(economic.sources)
+    batches = len(economic.passes.batches)
     passes = 1 if batches == 1 else 2
     assert early.calls == 3 * passes * batches + batches
 
@@ -337,11 +340,12 @@ def test_a_record_takes_no_more_than_its_room():
     model = Blocks().requires_grad_(False)
     problem = problem_of(model, *SIDES, sites=LATE, batch_size=5)
     each = 5 * 6 * 4  # a hidden state of five samples, in bytes
-    problem.runner.room = each + 1
+    problem.runner._room = each + 1
     early = Count(model.blocks[0].inner)
     evaluate(problem)
-    assert early.calls == len(problem.sources) * 2 - 1, "the first batch's record served its gradient, others had none"
-    assert 0 <= problem.runner.room <= 1
+    count = len(problem.passes.batches)
+    assert early.calls == count * 2 - 1, "the first batch's record served its gradient, others had none"
+    assert 0 <= problem.runner._room <= 1
 
 
 @pytest.mark.parametrize("at", range(1, 8))
@@ -372,7 +376,7 @@ def test_an_error_at_any_moment_leaves_the_forward_methods_alone(at):
 def test_small_batches_give_the_loss_and_gradient_of_one_big_batch(kind, batch_size, texts, tokenizer):
     model = tiny(kind).double().requires_grad_(False)
     whole, parts = (problem_of(model, *texts, tokenizer=tokenizer, batch_size=size) for size in (None, batch_size))
-    assert len(parts.sources) == -(-len(texts[0]) // batch_size)
+    assert len(parts.passes.batches) == -(-len(texts[0]) // batch_size)
     assert_same(evaluate(parts, times=2), evaluate(whole), rtol=1e-6)
 
 
@@ -408,7 +412,7 @@ def test_a_models_checkpointing_works_in_evaluation_mode(kind, batch_size, reent
     counts = [Count(next(m for m in block.modules() if isinstance(m, torch.nn.LayerNorm | torch.nn.Linear)
                          or "Norm" in type(m).__name__)) for block in blocks[0]]  # fmt: skip
     assert_same(evaluate(problem), expected, rtol=1e-6)
-    batches = len(problem.sources)
+    batches = len(problem.passes.batches)
     passes = batches if batches == 1 else 2 * batches
     assert [count.calls for count in counts] == [passes + batches, passes + batches, passes]
     assert all("forward" not in vars(block) for block in blocks[0])

@@ -13,8 +13,10 @@ from conftest import DATA, NEGATIVE, POSITIVE, WordTokenizer, count_hooks, norma
 from safetensors.numpy import load_file
 
 import lineas
-from lineas import Steering, card, files, origin
-from lineas.files import CARD, CONFIG, TENSORS
+from lineas import Steering, _storage
+from lineas.maps import card
+from lineas.maps.card import CARD, CONFIG, TENSORS
+from lineas.network import identity as origin
 
 OLD = DATA / "steering_v1"  # written by the first version of the format; it must load for ever
 
@@ -92,7 +94,7 @@ def test_numpy_numbers_in_info_are_kept_and_what_json_cannot_hold_is_refused(tmp
 
 
 def test_what_could_not_be_read_again_is_not_written(steering, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "CONFIG_LIMIT", 500)
+    monkeypatch.setattr(_storage, "CONFIG_LIMIT", 500)
     steering.history["loss"] = [1.0] * 500
     with pytest.raises(ValueError, match="at most 500 bytes of steering_config.json"):
         steering.save_pretrained(tmp_path / "new")
@@ -148,7 +150,7 @@ def test_a_readme_that_somebody_wrote_or_edited_stays(steering, tmp_path):
     assert (tmp_path / CARD).read_text() == "# My project\n"
     steering.save_pretrained(tmp_path / "b")
     text = (tmp_path / "b" / CARD).read_text()
-    (tmp_path / "b" / CARD).write_text(text.replace(files.MARK, "").replace("Steering of", "My steering of"))
+    (tmp_path / "b" / CARD).write_text(text.replace(card.MARK, "").replace("Steering of", "My steering of"))
     steering.save_pretrained(tmp_path / "b")
     assert "My steering of" in (tmp_path / "b" / CARD).read_text()
 
@@ -159,7 +161,7 @@ EVIL = 'x"\n---\nlicense: evil\n`| <script>alert(1)</script> [a](javascript:b) !
 def test_nothing_that_a_card_is_told_becomes_markup(tmp_path):
     info = {"model": EVIL, "model_class": "M", "stopped": EVIL, "made": EVIL}
     steering = Steering({"a|`b<i>": ([2.0], [0])}, info=info)
-    text = card.write(steering, {EVIL: EVIL})
+    text = card.text_of(steering, {EVIL: EVIL})
     assert front_matter(text) == {"library_name": "lineas", "tags": ["lineas", "activation-steering"]}
     outside = re.sub(r"```.*?```", "", text.split("-->")[1], flags=re.DOTALL)
     assert not re.search(r"script|javascript|http://d|<i>", re.sub(r"`[^`\n]*`", "", outside))

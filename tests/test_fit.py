@@ -6,7 +6,8 @@ import torch
 from conftest import LANGUAGE_MODELS, Mlp, assert_untouched, normal, snapshot, tiny
 
 import lineas
-from lineas import _reference, optim
+from lineas import optim
+from lineas.core import reference
 from lineas.penalties import L1, SparseGroupLasso
 
 SOURCE, TARGET = normal(14, 4), normal(11, 4, seed=1, shift=0.7)
@@ -103,7 +104,7 @@ def test_the_loss_is_the_published_formula_in_the_reference(mlp):
     for which, data in (("src", SOURCE), ("tgt", TARGET)):
         first = mlp.first(data)
         responses[which] = [first, mlp.second(torch.tanh(first))]
-    sites = [_reference.wasserstein(a, b).mean() for a, b in zip(*responses.values(), strict=True)]
+    sites = [reference.wasserstein(a, b).mean() for a, b in zip(*responses.values(), strict=True)]
     np.testing.assert_allclose(steering.history["site_loss"][0], [float(s.detach()) for s in sites], rtol=1e-5)
     np.testing.assert_allclose(steering.history["loss"][0], float(sum(sites).detach()) / 2, rtol=1e-5)
     assert steering.info["stopped"] == "max_evaluations used up"
@@ -113,17 +114,19 @@ def test_the_loss_is_the_published_formula_in_the_reference(mlp):
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
 def test_loss_and_gradient_are_those_of_the_reference_through_the_model(kind, texts, tokenizer):
     """The whole path (hooks, pooling in C, host buffer, loss in C, backward) against plain hooks and autograd."""
-    from lineas.data import as_batches
-    from lineas.model_loss import ModelLoss
-    from lineas.responses import Runner, probe
-    from lineas.state import frozen
+    from lineas.fitting.model_loss import ModelLoss
+    from lineas.fitting.source_passes import SourcePasses
+    from lineas.network.data import as_batches
+    from lineas.network.state import frozen
+    from lineas.responses.probe import probe
+    from lineas.responses.runner import Runner
 
     model = tiny(kind)
     (src,), (tgt,) = (as_batches(side, "src", model, tokenizer) for side in texts)
     with frozen(model):
         layout = probe(model, lineas.find_sites(model), src)
         runner = Runner(model, layout, layout, "mean")
-        problem = ModelLoss(runner, [src], [runner.collect([tgt])])
+        problem = ModelLoss(SourcePasses(runner, [src]), [runner.collect([tgt])])
         x = problem.identity() + 0.1 * np.random.default_rng(0).normal(size=2 * layout.units).astype(np.float32)
         got = problem.evaluate(x)
         gradient = got.gradient()
@@ -136,7 +139,7 @@ def test_loss_and_gradient_are_those_of_the_reference_through_the_model(kind, te
 
             def hook(module, args, h):
                 where = layout.slice(len(pooled))
-                h = _reference.affine(h, weights[where], biases[where]) if steer else h
+                h = reference.affine(h, weights[where], biases[where]) if steer else h
                 counts = batch.mask.unsqueeze(2).float()
                 pooled.append((h * counts).sum(1) / counts.sum(1))
                 return h
@@ -148,7 +151,7 @@ def test_loss_and_gradient_are_those_of_the_reference_through_the_model(kind, te
             return pooled
 
         pairs = zip(responses(src, True), responses(tgt, False), strict=True)
-        loss = torch.stack([_reference.wasserstein(a, b.detach()).mean() for a, b in pairs]).mean()
+        loss = torch.stack([reference.wasserstein(a, b.detach()).mean() for a, b in pairs]).mean()
         loss.backward()
     np.testing.assert_allclose(got.loss, loss.item(), rtol=1e-5)
     np.testing.assert_allclose(gradient, flat.grad.numpy(), rtol=1e-4, atol=1e-4 * float(flat.grad.abs().max()))
@@ -168,7 +171,7 @@ def test_the_fitted_maps_do_what_the_last_loss_says(mlp):
             handle.remove()
     first = mlp.first(TARGET)
     targets = {"first": first, "second": mlp.second(torch.tanh(first))}
-    loss = np.mean([_reference.wasserstein(found[n].detach(), targets[n].detach()).mean() for n in steering.sites])
+    loss = np.mean([reference.wasserstein(found[n].detach(), targets[n].detach()).mean() for n in steering.sites])
     best = min(loss for loss, kept in zip(*map(steering.history.get, ("loss", "accepted")), strict=True) if kept)
     np.testing.assert_allclose(loss, best, rtol=1e-4)
 
@@ -269,7 +272,7 @@ def test_published_divergence_is_an_error_not_a_result(mlp):
 
 
 def test_a_trial_that_overflows_is_rejected_not_fatal(mlp, monkeypatch):
-    from lineas.model_loss import ModelLoss
+    from lineas.fitting.model_loss import ModelLoss
 
     calls, whole = [], ModelLoss.evaluate
 
@@ -341,9 +344,7 @@ def test_last_token_pooling_compares_last_tokens(llama, texts, tokenizer):
             llama(torch.tensor([tokenizer(text)["input_ids"]]))
             last.append(found[0][0, -1])
         responses.append(torch.stack(last).detach())
-    np.testing.assert_allclose(
-        a.history["site_loss"][0][0], float(_reference.wasserstein(*responses).mean()), rtol=1e-4
-    )
+    np.testing.assert_allclose(a.history["site_loss"][0][0], float(reference.wasserstein(*responses).mean()), rtol=1e-4)
 
 
 # -- determinism, and what is left alone --

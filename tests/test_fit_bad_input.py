@@ -85,8 +85,8 @@ def test_a_model_of_another_kind_is_refused():
 
 
 def test_a_mask_of_another_length_than_the_site_is_refused(llama):
-    from lineas.responses import pool_weights
-    from lineas.sites import Site
+    from lineas.network.sites import Site
+    from lineas.responses.pooling import pool_weights
 
     with pytest.raises(ValueError, match=r"site 'x' has 2 x 5 .*attention_mask has \(2, 4\)"):
         pool_weights(torch.ones(2, 4), 2, 5, "mean", Site("x", None, "Any"))

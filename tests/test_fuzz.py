@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from oracle import run_python
 
-from lineas import _core
+from lineas.core import _core
 
 HERE = str(Path(__file__).parent)
 

@@ -56,8 +56,9 @@ def test_published_recipe_follows_the_released_implementation_step_by_step(tiny_
 
 
 def test_pooled_responses_are_those_of_the_released_implementation(tiny_llama):
-    from lineas.data import as_batches
-    from lineas.responses import Runner, probe
+    from lineas.network.data import as_batches
+    from lineas.responses.probe import probe
+    from lineas.responses.runner import Runner
 
     arrays, settings, inputs = load("sgd")
     for which, data in zip(("source", "target"), inputs, strict=True):

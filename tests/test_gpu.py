@@ -9,9 +9,11 @@ from conftest import NEGATIVE, POSITIVE, WordTokenizer, assert_untouched, random
 
 import lineas
 from lineas import evaluation
-from lineas.data import as_batches
-from lineas.model_loss import ModelLoss
-from lineas.responses import Runner, probe
+from lineas.fitting.model_loss import ModelLoss
+from lineas.fitting.source_passes import SourcePasses
+from lineas.network.data import as_batches
+from lineas.responses.probe import probe
+from lineas.responses.runner import Runner
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 KINDS = ("llama", "gemma2", "gpt2")
@@ -76,7 +78,7 @@ def test_a_step_waits_for_the_gpu_when_it_fetches_responses_and_gradient_and_nev
     )
     layout = probe(model, lineas.find_sites(model), sources[0])
     runner = Runner(model, layout, layout, "mean")
-    problem = ModelLoss(runner, sources, [runner.collect(targets)])
+    problem = ModelLoss(SourcePasses(runner, sources), [runner.collect(targets)])
     x = problem.identity()
     problem.evaluate(x).gradient()  # whatever is made once
     torch.cuda.set_sync_debug_mode("warn")

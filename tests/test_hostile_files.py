@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from lineas import Steering, statedicts
-from lineas.files import CONFIG, TENSORS
+from lineas import Steering
+from lineas.maps import statedicts
+from lineas.maps.card import CONFIG, TENSORS
 
 FRUGAL = 400 << 20  # bytes of address space that reading may take beyond what is in use
 

@@ -6,8 +6,9 @@ import pytest
 from hub_stand_in import TOKEN, Hub
 from huggingface_hub import constants
 
-from lineas import Steering, card, files
-from lineas.files import CARD, CONFIG, TENSORS
+from lineas import Steering
+from lineas.maps import card
+from lineas.maps.card import CARD, CONFIG, TENSORS
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_a_card_that_somebody_made_their_own_stays(hub, steering):
 
 def test_what_is_too_large_is_not_even_downloaded(hub, steering, monkeypatch):
     steering.push_to_hub("me/maps", token=TOKEN)
-    monkeypatch.setattr("lineas.hub.TENSORS_LIMIT", 50)
+    monkeypatch.setattr("lineas.maps.hub.TENSORS_LIMIT", 50)
     with pytest.raises(ValueError, match=r"me/maps: expected a steering\.safetensors of at most 50 bytes, got \d+"):
         Steering.from_pretrained("me/maps")
     assert not any("/resolve/" in call and call.startswith("GET") and TENSORS in call for call in hub.calls)
@@ -121,8 +122,8 @@ def test_what_was_downloaded_once_is_read_without_a_network(hub, steering, monke
 def test_the_hub_reads_the_cards_front_matter(steering):
     from huggingface_hub import ModelCard
 
-    text = card.write(steering, {})
-    assert files.MARK in text
+    text = card.text_of(steering, {})
+    assert card.MARK in text
     data = ModelCard(text).data
     assert data.library_name == "lineas"
     assert data.base_model == "org/base"

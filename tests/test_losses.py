@@ -6,8 +6,9 @@ import torch
 from conftest import Mlp, normal
 
 import lineas
-from lineas import losses, ops
-from lineas._reference import wasserstein
+from lineas.core import ops
+from lineas.core.reference import wasserstein
+from lineas.fitting import losses
 
 SOURCE, TARGET = normal(14, 4), normal(11, 4, seed=1, shift=0.7)
 
@@ -24,7 +25,7 @@ def problem(n=12, m=9, units=40):
 
 
 @pytest.mark.parametrize("loss", ["excess", "significant"])
-def test_discount_is_what_torch_differentiates(loss):
+def test_what_counts_is_what_torch_differentiates(loss):
     x, y, coefficient = problem()
     noise = losses.sampling_noise(x, y)
     assert (noise.p_value < losses.LEVEL).any()
@@ -36,7 +37,9 @@ def test_discount_is_what_torch_differentiates(loss):
     else:
         expected = torch.from_numpy(coefficient * (noise.p_value < losses.LEVEL)) * cost
     expected.sum().backward()
-    unit_loss, slopes = losses.discount(loss, *ops.loss(x, ops.prepare_target(y), coefficient), noise, coefficient)
+    unit_loss, slopes = ops.loss(x, ops.prepare_target(y), coefficient)
+    value, derivative = losses.find(loss).of_distance(unit_loss / coefficient, noise)
+    unit_loss, slopes = coefficient * value, slopes * derivative.astype(np.float32)
     np.testing.assert_allclose(unit_loss, expected.detach(), rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(slopes, source.grad, rtol=1e-5, atol=1e-7)
     assert slopes.dtype == np.float32

@@ -7,7 +7,7 @@ from conftest import NEGATIVE, POSITIVE, Mlp, assert_untouched, normal, snapshot
 
 import lineas
 from lineas import Steering, directions, evaluation, transport
-from lineas.methods import METHODS
+from lineas.fitting.methods import METHODS
 
 FORMULAS = {
     "mean_act": transport.mean_act, "gaussian_act": transport.gaussian_act, "linear_act": transport.linear_act,
@@ -320,16 +320,18 @@ def test_the_fit_lowers_the_loss_for_every_pooling(pooling, llama, tokenizer):
 
 @pytest.mark.parametrize("pooling", ["max", "min"])
 def test_the_gradient_of_an_extreme_is_that_of_finite_differences(pooling):
-    from lineas.data import as_batches
-    from lineas.model_loss import ModelLoss
-    from lineas.responses import Runner, probe
+    from lineas.fitting.model_loss import ModelLoss
+    from lineas.fitting.source_passes import SourcePasses
+    from lineas.network.data import as_batches
+    from lineas.responses.probe import probe
+    from lineas.responses.runner import Runner
 
     net = Mlp().double()
     tokens = torch.nn.Sequential(net.first, torch.nn.Tanh(), net.second)  # on (samples, tokens, channels)
     inputs = [as_batches(normal(5, 6, 4, seed=s, shift=s).double(), "x", tokens) for s in (0, 1)]
     layout = probe(tokens, lineas.find_sites(tokens, "[02]"), inputs[0][0])
     runner = Runner(tokens, layout, layout, pooling)
-    problem = ModelLoss(runner, inputs[0], [runner.collect(inputs[1])])
+    problem = ModelLoss(SourcePasses(runner, inputs[0]), [runner.collect(inputs[1])])
     x, step = problem.identity(), 1e-2
     gradient = problem.evaluate(x).gradient()
     for k in (0, 3, 12, 20, 30):

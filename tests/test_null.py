@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from oracle import THREADS, assert_same_bits, bounded
 from scipy.stats import kstest, permutation_test
 
-from lineas import _core, _reference, ot
+from lineas.core import _core, reference
+from lineas.ot import null as relabelling
 from lineas.ot import permutation_null, wasserstein_1d
 
 # Both sides of a word of 64 samples, equal and unequal, with and without a common divisor; one sample against several.
@@ -50,9 +51,9 @@ def costs(x: np.ndarray, y: np.ndarray, rows: np.ndarray, p: float) -> np.ndarra
 def test_null_matches_the_reference(n, m, p):
     for columns, count, dtype in ((1, 1, np.float32), (5, 70, np.float64), (65, 20, np.float32), (2, 257, np.float32)):
         x, y = make_samples(n, m, columns, dtype=dtype)
-        rows = unpack(ot._relabellings(n, m, count, 0), 1 + count)
+        rows = unpack(relabelling._relabellings(n, m, count, 0), 1 + count)
         pooled = torch.from_numpy(np.concatenate([x, y]).astype(np.float64))
-        mean, std, p_value = (a.numpy() for a in _reference.permutation_null(pooled, torch.from_numpy(rows), p))
+        mean, std, p_value = (a.numpy() for a in reference.permutation_null(pooled, torch.from_numpy(rows), p))
         null = permutation_null(x, y, p, n_permutations=count)
         assert [a.dtype for a in null] == [np.float64] * 3
         np.testing.assert_allclose(null.mean, mean, rtol=1e-12)
@@ -65,7 +66,7 @@ def test_null_matches_the_reference(n, m, p):
 @pytest.mark.parametrize(("n", "m"), [(9, 9), (7, 10), (40, 40), (40, 60)])
 def test_null_is_that_of_a_loop_over_wasserstein_1d(n, m, p):
     x, y = make_samples(n, m, 20, seed=1)
-    all_costs = costs(x, y, unpack(ot._relabellings(n, m, 100, 5), 101), p)
+    all_costs = costs(x, y, unpack(relabelling._relabellings(n, m, 100, 5), 101), p)
     null = permutation_null(x, y, p, n_permutations=100, seed=5)
     np.testing.assert_allclose(null.mean, all_costs[1:].mean(0), rtol=1e-12)
     np.testing.assert_allclose(null.std, all_costs[1:].std(0), rtol=1e-9)
@@ -107,7 +108,7 @@ def test_null_agrees_with_the_loop_on_any_counts_and_ties(n, m, seed, p, tied):
     if tied:
         x, y = np.round(x), np.round(y)
     null = permutation_null(x, y, p, n_permutations=40, seed=seed)
-    all_costs = costs(x, y, unpack(ot._relabellings(n, m, 40, seed), 41), p)
+    all_costs = costs(x, y, unpack(relabelling._relabellings(n, m, 40, seed), 41), p)
     np.testing.assert_allclose(null.mean, all_costs[1:].mean(0), rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(null.std, all_costs[1:].std(0), rtol=1e-6, atol=1e-12)
     least, most = ((1 + (all_costs[1:] >= all_costs[0] + e).sum(0)) / 41 for e in (1e-9, -1e-9))
@@ -156,7 +157,7 @@ def test_relabellings_are_shared_by_all_units():
 
 @pytest.mark.parametrize(("n", "m", "count"), [(1, 2, 1), (3, 5, 254), (3, 5, 255), (3, 5, 256), (40, 30, 1000)])
 def test_relabellings_are_random_keep_the_counts_and_start_with_the_observed_one(n, m, count):
-    labels = ot._relabellings(n, m, count, 0)
+    labels = relabelling._relabellings(n, m, count, 0)
     assert labels.dtype == np.uint64
     assert labels.shape == ((1 + count + 255) // 256, n + m, 4)
     rows = unpack(labels, 256 * len(labels))
@@ -172,11 +173,11 @@ def test_relabellings_are_random_keep_the_counts_and_start_with_the_observed_one
 
 
 def test_labels_drawn_in_small_portions_are_the_same(monkeypatch):
-    expected = ot._relabellings(7, 9, 1000, 3)
+    expected = relabelling._relabellings(7, 9, 1000, 3)
     for portion in (1, 256 * 16, 256 * 16 * 3, 256 * 16 * 4):
-        monkeypatch.setattr(ot, "_DRAWN_AT_ONCE", portion)
-        assert_same_bits(ot._relabellings(7, 9, 1000, 3), expected)
-    assert_same_bits(ot._relabellings(7, 9, 300, 3), expected[:2])  # and fewer are the first of many
+        monkeypatch.setattr(relabelling, "_DRAWN_AT_ONCE", portion)
+        assert_same_bits(relabelling._relabellings(7, 9, 1000, 3), expected)
+    assert_same_bits(relabelling._relabellings(7, 9, 300, 3), expected[:2])  # and fewer are the first of many
 
 
 def test_the_seed_decides_and_no_global_state_is_touched():
@@ -205,7 +206,7 @@ def test_a_relabelling_equal_to_the_observed_labelling_reaches_it_to_the_last_bi
 @pytest.mark.parametrize(("n", "m"), [(16, 16), (16, 11), (70, 70)])
 def test_bits_do_not_depend_on_threads_nor_on_torchs_number_of_them(n, m, p):
     x, y = make_samples(n, m, 300, dtype=np.float32)
-    labels, pooled = ot._relabellings(n, m, 99, 0), np.concatenate([x, y])
+    labels, pooled = relabelling._relabellings(n, m, 99, 0), np.concatenate([x, y])
     expected = _core.permutation_null(pooled, labels, n, 100, float(p), 1)
     for threads in THREADS:
         assert_same_bits(_core.permutation_null(pooled, labels, n, 100, float(p), threads), expected)
@@ -233,7 +234,7 @@ def test_the_deviation_survives_a_large_offset(dtype):
     x, y = (rng.integers(-1, 2, size=(6, 5)).astype(dtype) for _ in range(2))
     x[0], y[0] = 2**20, -(2**20)
     null = permutation_null(x, y, n_permutations=300)
-    all_costs = costs(x, y, unpack(ot._relabellings(6, 6, 300, 0), 301), 2)[1:]
+    all_costs = costs(x, y, unpack(relabelling._relabellings(6, 6, 300, 0), 301), 2)[1:]
     np.testing.assert_allclose(null.std, np.std([[float(v) for v in row] for row in all_costs], axis=0), rtol=1e-9)
     shifted = permutation_null(x + dtype(2**10), y + dtype(2**10), n_permutations=300)
     np.testing.assert_allclose(shifted.std, null.std, rtol=1e-6)

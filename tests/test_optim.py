@@ -10,11 +10,13 @@ from conftest import NEGATIVE, POSITIVE, WordTokenizer, tiny
 
 import lineas
 from lineas import optim
-from lineas.data import as_batches
-from lineas.model_loss import ModelLoss
-from lineas.ops import NonFiniteError
+from lineas.core.errors import NonFiniteError
+from lineas.fitting.model_loss import ModelLoss
+from lineas.fitting.source_passes import SourcePasses
+from lineas.network.data import as_batches
 from lineas.penalties import SparseGroupLasso
-from lineas.responses import Runner, probe
+from lineas.responses.probe import probe
+from lineas.responses.runner import Runner
 
 SIZES = (5, 7)
 UNITS = sum(SIZES)
@@ -235,7 +237,7 @@ def model_loss(model, src, tgt, tokenizer=None, sites=None, loss_sites=None):
     compared = mapped if loss_sites is None else lineas.find_sites(model, loss_sites)
     layout = probe(model, [*dict.fromkeys([*mapped, *compared])], src)
     runner = Runner(model, layout.part(mapped), layout.part(compared), "mean")
-    return ModelLoss(runner, [src], [runner.collect([tgt])])
+    return ModelLoss(SourcePasses(runner, [src]), [runner.collect([tgt])])
 
 
 def test_the_curvature_of_the_last_site_is_the_losss_second_difference():

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import assert_same_bits, bounded
 
-from lineas import _core, _reference, optim
+from lineas import optim
+from lineas.core import _core, reference
 
 COUNTS = (2, 4, 30, 32, 34, 2050, 40_000)  # halves of 1, odd, a SIMD width and one more; several blocks
 
@@ -30,7 +31,7 @@ def exact(*vectors: np.ndarray) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize("count", COUNTS)
 def test_sgd_matches_the_reference(count, momentum):
     x, velocity, gradient = make_vectors(count, 3)
-    expected = _reference.sgd(*exact(x, velocity, gradient), 0.3, momentum)
+    expected = reference.sgd(*exact(x, velocity, gradient), 0.3, momentum)
     before = gradient.copy()
     assert _core.sgd(x, velocity, gradient, 0.3, momentum, 2) is None
     for got, right in zip((x, velocity), expected, strict=True):
@@ -55,7 +56,7 @@ def test_adam_matches_the_reference(count, iteration, decay):
     x, first, second, gradient = make_vectors(count, 4)
     second = np.abs(second)
     settings = 0.01, 0.9, 0.99, 1e-8, decay, iteration
-    expected = _reference.adam(*exact(x, first, second, gradient), *settings)
+    expected = reference.adam(*exact(x, first, second, gradient), *settings)
     before = gradient.copy()
     assert _core.adam(x, first, second, gradient, *settings, 2) is None
     for got, right in zip((x, first, second), expected, strict=True):
@@ -174,7 +175,7 @@ def test_cosine_is_the_schedule_of_torch(rate, floor, total):
     for at in range(total):
         got = _core.cosine(rate, floor, at, total)
         assert got == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9, abs=1e-12)
-        assert got == pytest.approx(_reference.cosine(rate, floor, at, total), rel=1e-14, abs=1e-16)
+        assert got == pytest.approx(reference.cosine(rate, floor, at, total), rel=1e-14, abs=1e-16)
         optimizer.step()
         scheduler.step()
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from oracle import GOLDEN, assert_same_bits, bounded, finite_difference
 from scipy.stats import wasserstein_distance
 
-from lineas import _core, _reference, ops
+from lineas.core import _core, ops, reference
 from lineas.ot import wasserstein_1d, wasserstein_1d_grad
 
 COUNTS = [(1, 1), (1, 5), (5, 1), (2, 2), (4, 6), (7, 7), (16, 17), (32, 32), (33, 20)]
@@ -32,11 +32,11 @@ def make_weights(n: int, m: int, weighted: str, *, seed: int = 0) -> dict:
     return {f"{side}_weights": weights[f"{side}_weights"] for side in sides}
 
 
-def reference(x, y, p=2, source_weights=None, target_weights=None):
+def by_reference(x, y, p=2, source_weights=None, target_weights=None):
     """Cost and gradient by the reference, in float64."""
     x, y = torch.from_numpy(x.astype(np.float64)).requires_grad_(), torch.from_numpy(y.astype(np.float64))
     weights = (None if w is None else torch.from_numpy(w / w.sum()) for w in (source_weights, target_weights))
-    cost = _reference.wasserstein(x, y, p, *weights)
+    cost = reference.wasserstein(x, y, p, *weights)
     cost.sum().backward()
     return cost.detach().numpy(), x.grad.numpy()
 
@@ -52,7 +52,7 @@ def test_wasserstein_matches_the_reference_in_value_and_gradient(n, m, p, weight
     for columns in (1, 15, 16, 17, 50):
         for dtype, tolerance in ((np.float64, 1e-12), (np.float32, 1e-6)):
             x, y = make_samples(n, m, columns, dtype=dtype)
-            expected, slope = reference(x, y, p, **weights)
+            expected, slope = by_reference(x, y, p, **weights)
             cost, gradient = wasserstein_1d_grad(x, y, p, **weights)
             assert cost.dtype == np.float64
             assert gradient.dtype == dtype
@@ -68,7 +68,7 @@ def test_ties_share_mass_in_the_order_in_which_they_stand(p, weighted):
     rng = np.random.default_rng(0)
     x, y = (rng.integers(-2, 3, size=(n, 20)).astype(np.float64) for n in (12, 15))
     weights = make_weights(12, 15, weighted)
-    expected, slope = reference(x, y, p, **weights)
+    expected, slope = by_reference(x, y, p, **weights)
     cost, gradient = wasserstein_1d_grad(x, y, p, **weights)
     np.testing.assert_allclose(cost, expected, rtol=1e-12)
     np.testing.assert_allclose(gradient, slope, atol=1e-12)
@@ -142,7 +142,7 @@ def test_loss_is_the_reference_times_each_units_coefficient(n, m, p):
     x, y = make_samples(n, m, 37, dtype=np.float32)
     coefficient = np.random.default_rng(1).uniform(0, 2, 37)
     coefficient[3] = 0
-    expected, slope = reference(x, y, p)
+    expected, slope = by_reference(x, y, p)
     unit_loss, gradient = ops.loss(x, ops.prepare_target(y), coefficient, p=p)
     assert gradient.dtype == np.float32
     np.testing.assert_allclose(unit_loss, coefficient * expected, rtol=1e-12)

@@ -26,7 +26,7 @@ def test_the_public_names_are_these():
 
 def test_the_tests_run_on_the_build_that_was_meant():
     """`make sanitize` and `make serial` say which; without this a stale extension could pass for them."""
-    from lineas import _core
+    from lineas.core import _core
 
     expected = os.environ.get("LINEAS_EXPECT_BUILD")
     if expected:
@@ -49,7 +49,7 @@ def test_only_five_packages_are_needed_at_run_time():
 
 
 def test_the_extension_exports_nothing_but_its_entry():
-    from lineas import _core
+    from lineas.core import _core
 
     names = subprocess.run(["nm", "-D", "--defined-only", _core.__file__], capture_output=True, text=True)
     if names.returncode:
@@ -82,7 +82,7 @@ def test_lineas_and_torch_share_one_openmp_runtime():
 
 
 def test_one_binary_serves_every_python_with_a_gil():
-    from lineas import _core
+    from lineas.core import _core
 
     free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
     expected = sysconfig.get_config_var("EXT_SUFFIX") if free_threaded else (".abi3.so", ".pyd")

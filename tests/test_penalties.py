@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from oracle import GOLDEN, THREADS, assert_same_bits, bounded, finite_difference
 from scipy.optimize import minimize
 
-from lineas import _reference
+from lineas.core import reference
 from lineas.penalties import L1, SparseGroupLasso
 
 strength = st.one_of(st.just(0.0), st.floats(1e-4, 2))
@@ -47,7 +47,7 @@ def labels_of(penalty, sizes) -> torch.Tensor:
 def reference_value(penalty, weight, bias, sizes) -> float:
     labels = labels_of(penalty, sizes)
     return sum(
-        float(_reference.penalty(torch.from_numpy(v).double(), center, labels, *strengths))
+        float(reference.penalty(torch.from_numpy(v).double(), center, labels, *strengths))
         for v, (center, *strengths) in zip((weight, bias), halves(penalty), strict=True)
     )
 
@@ -57,7 +57,7 @@ def reference_prox(penalty, weight, bias, sizes, step) -> tuple[np.ndarray, ...]
     labels = labels_of(penalty, sizes)
     each = [torch.as_tensor(t).double() for t in (step if np.ndim(step) else (step, step))]
     return tuple(
-        _reference.prox(torch.from_numpy(v).double(), center, labels, *strengths, t).numpy()
+        reference.prox(torch.from_numpy(v).double(), center, labels, *strengths, t).numpy()
         for v, (center, *strengths), t in zip((weight, bias), halves(penalty), each, strict=True)
     )
 
@@ -255,7 +255,7 @@ def test_gradient_of_the_value_is_that_of_the_reference_where_it_is_smooth():
     expected = []
     for v, (center, *strengths) in zip(maps, halves(penalty), strict=True):
         leaf = torch.from_numpy(v).requires_grad_()
-        _reference.penalty(leaf, center, labels_of(penalty, sizes), *strengths).backward()
+        reference.penalty(leaf, center, labels_of(penalty, sizes), *strengths).backward()
         expected.append(leaf.grad.numpy())
     got = finite_difference(lambda both: penalty.value(*both, sizes), maps, step=2**-12)
     np.testing.assert_allclose(got, expected, rtol=1e-4)  # differences of values right to 1e-7
@@ -327,7 +327,7 @@ def test_the_prox_moves_by_step_times_the_penaltys_gradient_there(penalty, sizes
     given = make_maps(sizes, seed)
     for v, out, (center, *strengths) in zip(given, penalty.prox(*given, sizes, step), halves(penalty), strict=True):
         leaf = torch.from_numpy(out).double().requires_grad_()
-        _reference.penalty(leaf, center, labels_of(penalty, sizes), *strengths).backward()
+        reference.penalty(leaf, center, labels_of(penalty, sizes), *strengths).backward()
         kept = np.abs(out - center) > 1e-3  # where the penalty is smooth; rounding turns the gradient of tiny groups
         moved = (v.astype(np.float64) - out)[kept]
         np.testing.assert_allclose(moved, step * leaf.grad.numpy()[kept], rtol=1e-3, atol=2e-5)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from oracle import GOLDEN, assert_same_bits, bounded
 from scipy.stats import mannwhitneyu
 
-from lineas import _reference
+from lineas.core import reference
 from lineas.experts import auroc, average_precision
 
 COUNTS = [(1, 1), (1, 5), (5, 1), (2, 2), (4, 6), (7, 7), (8, 8), (16, 17), (32, 32), (33, 20), (100, 64)]
@@ -41,7 +41,7 @@ def test_both_scores_match_the_reference(n, m, kind, dtype):
             got = function(x, y)
             assert got.dtype == np.float64
             assert got.shape == (columns,)
-            right = getattr(_reference, function.__name__)(torch.from_numpy(x), torch.from_numpy(y))
+            right = getattr(reference, function.__name__)(torch.from_numpy(x), torch.from_numpy(y))
             np.testing.assert_allclose(got, right, rtol=1e-12)
 
 

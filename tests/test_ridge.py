@@ -8,10 +8,10 @@ import torch
 from conftest import LANGUAGE_MODELS, Mlp, assert_untouched, normal, snapshot, tiny
 
 import lineas
-from lineas import ridge
-from lineas.data import as_batches
-from lineas.responses import probe
-from lineas.sites import find_sites
+from lineas.fitting import ridge
+from lineas.network.data import as_batches
+from lineas.network.sites import find_sites
+from lineas.responses.probe import probe
 
 
 def measure(model, inputs, sites, batch_size=None, seed=0, tokenizer=None):

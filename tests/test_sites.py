@@ -5,7 +5,8 @@ import torch
 from conftest import LANGUAGE_MODELS, count_hooks, normal, tiny
 
 import lineas
-from lineas.sites import Site, channel_dim, hooked, replace_tensor, tensor_of
+from lineas.network.hooks import channel_dim, hooked, replace_tensor, tensor_of
+from lineas.network.sites import Site
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import THREADS, assert_same_bits, bounded, finite_difference
 
-from lineas import _core, _reference, sliced
+from lineas.core import _core, reference
 from lineas.ot import (
     max_sliced_wasserstein,
     max_sliced_wasserstein_grad,
+    sliced,
     sliced_wasserstein,
     sliced_wasserstein_grad,
     wasserstein_1d,
@@ -22,7 +23,7 @@ COUNTS = [(1, 1), (1, 5), (7, 7), (6, 4), (33, 20)]
 POWERS = (1, 1.5, 2, 3)
 VALUES = {"mean": sliced_wasserstein, "max": max_sliced_wasserstein}
 GRADIENTS = {"mean": sliced_wasserstein_grad, "max": max_sliced_wasserstein_grad}
-REFERENCES = {"mean": _reference.sliced_wasserstein, "max": _reference.max_sliced_wasserstein}
+REFERENCES = {"mean": reference.sliced_wasserstein, "max": reference.max_sliced_wasserstein}
 BOTH = pytest.mark.parametrize("kind", VALUES)
 ALL = [*VALUES.values(), *GRADIENTS.values()]
 

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lineas
-from lineas import Steering, _reference, ops
+from lineas import Steering
+from lineas.core import ops, reference
+from lineas.core.threads import SMALL
 
 IDS = torch.randint(2, 60, (3, 6), generator=torch.Generator().manual_seed(0))
 
@@ -82,7 +84,7 @@ def test_the_hook_computes_what_the_reference_says():
     weight, bias = np.array([2.0, 0.5, -1.0]), np.array([1.0, 0.0, 3.0])
     x = normal(2, 2, 3, 3)
     h = net[0](x)
-    expected = net[1:](_reference.affine(h, torch.tensor(weight).float(), torch.tensor(bias).float(), 1))
+    expected = net[1:](reference.affine(h, torch.tensor(weight).float(), torch.tensor(bias).float(), 1))
     with Steering({"0": (weight, bias)}).apply(net):
         torch.testing.assert_close(net(x), expected)
 
@@ -95,7 +97,7 @@ def test_a_sparse_map_without_autograd_gives_the_same_in_c_and_leaves_the_module
     weight, bias = np.ones(64), np.zeros(64)
     weight[[3, 40]], bias[[3, 63]] = (2.0, 0.5), (1.0, -1.0)
     net = torch.nn.Sequential(kind()).eval()
-    h = normal(2, ops.SMALL // 128, 64).to(dtype)
+    h = normal(2, SMALL // 128, 64).to(dtype)
     before = h.clone()
     with Steering({"0": (weight, bias)}).apply(net, 0.7):
         with torch.no_grad():

@@ -12,7 +12,7 @@ from test_positions import IDS, OPTIONS, padded
 
 import lineas
 from lineas import Steering
-from lineas.attach import Map
+from lineas.attaching.site_map import SiteMap
 
 MASK = torch.ones_like(IDS)
 
@@ -232,8 +232,8 @@ def test_a_pass_without_autograd_spoils_no_later_one_with_it(model, steering, st
 
 @pytest.mark.parametrize("strength", [0.5, [0.5, 1.0, 0.0]])
 def test_maps_are_gathered_once_for_all_tokens(model, steering, strength, monkeypatch):
-    calls, real = [], Map._prepared
-    monkeypatch.setattr(Map, "_prepared", lambda self, *args: calls.append(self.name) or real(self, *args))
+    calls, real = [], SiteMap._prepared
+    monkeypatch.setattr(SiteMap, "_prepared", lambda self, *args: calls.append(self.name) or real(self, *args))
     with steering.apply(model, strength):
         model.generate(IDS, attention_mask=MASK, **OPTIONS)
     assert calls == steering.sites

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from oracle import GOLDEN, bounded
 
 import lineas
-from lineas import _reference, transport
+from lineas import transport
+from lineas.core import reference
 
 COUNTS = [(1, 1), (1, 5), (5, 1), (2, 2), (4, 6), (7, 7), (16, 17), (32, 32), (33, 20), (100, 64)]
 COLUMNS = (1, 31, 32, 33, 64, 65, 130)  # a block, a tile, and one more
@@ -23,7 +24,7 @@ def make_samples(n, m, columns, *, seed=0, dtype=np.float64):
 def expected(method, x, y):
     x, y = torch.from_numpy(x).double(), torch.from_numpy(y).double()
     units = {"units": torch.ones(x.shape[1], dtype=torch.bool)} if method == "det0" else {}
-    return [a.numpy() for a in getattr(_reference, method)(x, y, **units)]
+    return [a.numpy() for a in getattr(reference, method)(x, y, **units)]
 
 
 # ---- oracles ----

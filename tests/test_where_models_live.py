@@ -7,10 +7,13 @@ from conftest import NEGATIVE, POSITIVE, Mlp, WordTokenizer, assert_untouched, c
 from torch import nn
 
 import lineas
-from lineas import _reference, data
-from lineas.model_loss import ModelLoss
-from lineas.responses import Runner, probe
-from lineas.state import frozen
+from lineas.core import reference
+from lineas.fitting.model_loss import ModelLoss
+from lineas.fitting.source_passes import SourcePasses
+from lineas.network import data
+from lineas.network.state import frozen
+from lineas.responses.probe import probe
+from lineas.responses.runner import Runner
 
 TEXTS = NEGATIVE, [text + " indeed" * (k % 3) for k, text in enumerate(POSITIVE)]
 IDS = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 3]])
@@ -175,7 +178,7 @@ def problem(model, src, tgt, **options):
     (source,), (target,) = (data.as_batches(side, "src", model, WordTokenizer()) for side in (src, tgt))
     layout = probe(model, lineas.find_sites(model, **options), source)
     runner = Runner(model, layout, layout, "mean")
-    return ModelLoss(runner, [source], [runner.collect([target])])
+    return ModelLoss(SourcePasses(runner, [source]), [runner.collect([target])])
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0**-12, 2.0**-24])
@@ -497,7 +500,7 @@ def test_every_site_is_pooled_with_the_mask_of_its_own_tokens(make, pattern, cro
         of_encoder = ".encoder." in f".{name}" or name == cross.format("k")
         key = "attention_mask" if of_encoder else "decoder_attention_mask"
         responses = [pooled_by_hand(model, side, name, side[key]) for side in (src, tgt)]
-        assert losses[name] == pytest.approx(float(_reference.wasserstein(*responses).mean()), rel=1e-4), name
+        assert losses[name] == pytest.approx(float(reference.wasserstein(*responses).mean()), rel=1e-4), name
 
 
 @pytest.mark.parametrize("make", [t5, bart])

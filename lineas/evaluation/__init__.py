@@ -3,7 +3,8 @@
 `evaluate`, which is `lineas.evaluate`, measures all of it; the other functions are its parts.
 """
 
-from .activations import distance, responses
+from ..responses.collect import responses
+from .activations import distance
 from .divergence import kl_divergence
 from .diversity import distinct, self_bleu
 from .harness import TaskResult, tasks

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..data import Batch, as_batches
-from ..positions import Position
-from ..state import device_of, frozen
+from ..attaching.positions import Position
+from ..network.data import Batch, as_batches
+from ..network.state import device_of, frozen
 
 if TYPE_CHECKING:
     from ..steering import Steering
@@ -39,8 +39,9 @@ def divergences_of(logits: Tensor, base: Tensor, batch: Batch) -> tuple[Tensor, 
     """KL(steered || base) summed over each row's tokens, and how many they are; each (rows,)."""
     real = batch.kwargs["attention_mask"] != 0
     sums = []
-    for here, there, row in zip(logits, base, real, strict=True):  # by row: log-probabilities of a batch are large
-        steered, plain = (x[row].float().log_softmax(-1) for x in (here, there))
+    # By row: log-probabilities of a batch are large.
+    for steered_logits, base_logits, row in zip(logits, base, real, strict=True):
+        steered, plain = (x[row].float().log_softmax(-1) for x in (steered_logits, base_logits))
         sums.append(nn.functional.kl_div(plain, steered, reduction="sum", log_target=True))
     return torch.stack(sums), real.sum(1)
 

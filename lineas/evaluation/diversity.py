@@ -98,10 +98,10 @@ def _two_largest(counts: Sequence[Counter]) -> dict[tuple[str, ...], tuple[int, 
     return found
 
 
-def _matches(own: Counter, most: dict[tuple[str, ...], tuple[int, int]]) -> int:
+def _matches(grams_of_text: Counter, most: dict[tuple[str, ...], tuple[int, int]]) -> int:
     """How many of a text's n-grams others have, each at most as often as one of them does."""
     total = 0
-    for gram, count in own.items():
+    for gram, count in grams_of_text.items():
         first, second = most[gram]
         total += min(count, second if count == first else first)
     return total

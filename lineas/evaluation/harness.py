@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from ..data import find_tokenizer
-from ..positions import Position
-from ..sites import unwrapped
-from ..state import device_of, frozen, seeded
+from ..attaching.positions import Position
+from ..network.data import find_tokenizer
+from ..network.sites import unwrapped
+from ..network.state import device_of, frozen, seeded
 
 if TYPE_CHECKING:
     from ..steering import Steering

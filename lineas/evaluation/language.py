@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import find_tokenizer
-from ..state import device_of, frozen, seeded
+from ..network.data import find_tokenizer
+from ..network.state import device_of, frozen, seeded
 from .divergence import read
 
 LIKELIEST = 50  # tokens that `generate` draws from where a model's own settings do not say
@@ -58,8 +58,8 @@ def continuations(
     tokenizer = tokenizer if tokenizer is not None else find_tokenizer(model, "prompts")
     rows = [prompt for prompt in prompts for _ in range(count)]
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    own: int | None = model.generation_config.top_k  # type: ignore[union-attr, assignment]
-    nucleus = Nucleus(temperature, LIKELIEST if own is None else own, top_p)
+    top_k_of_model: int | None = model.generation_config.top_k  # type: ignore[union-attr, assignment]
+    nucleus = Nucleus(temperature, LIKELIEST if top_k_of_model is None else top_k_of_model, top_p)
     texts: list[str] = []
     with seeded(seed, device_of(model)), frozen(model), torch.no_grad():
         for start in range(0, len(rows), batch_size):

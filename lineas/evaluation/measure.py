@@ -10,14 +10,15 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .. import samples
-from ..data import find_tokenizer
-from ..origin import name_of
-from ..positions import Position
-from ..sites import Site
-from ..state import eager
+from ..attaching.positions import Position
+from ..network.data import find_tokenizer
+from ..network.identity import name_of
+from ..network.sites import Site
+from ..network.state import eager
+from ..responses.collect import responses
 from ..steering import Steering
 from . import diversity, harness
-from .activations import distance, responses
+from .activations import distance
 from .divergence import read
 from .language import continuations
 from .report import Measure, Outcome, Report, Written
@@ -210,12 +211,12 @@ class Findings:
 
     def measure_distance(self, src: Any, tgt: Any, sites: Any, **options: Any) -> None:
         src, tgt = _by_length(src), _by_length(tgt)
-        there = responses(self.model, tgt, sites, tokenizer=self.tokenizer, **options)
+        target_responses = responses(self.model, tgt, sites, tokenizer=self.tokenizer, **options)
         unsteered = math.nan
         for at in self.conditions:
             with at.applied():
-                here = responses(self.model, src, sites, tokenizer=self.tokenizer, **options)
-            apart = distance(here, there)
+                source_responses = responses(self.model, src, sites, tokenizer=self.tokenizer, **options)
+            apart = distance(source_responses, target_responses)
             unsteered = apart if at.steering is None else unsteered
             if not unsteered:
                 raise ValueError("src, tgt: expected sets that the model responds to differently; the distance is 0")

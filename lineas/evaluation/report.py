@@ -181,21 +181,23 @@ class Report:
         Keys are "steering" (None for the base), "strength", and for each measure m "m", "m_error" (its standard error),
         "m_low", "m_high", "m_change", "m_change_low" and "m_change_high". NaN where a figure or an interval is lacking.
         """
-        return [self._row(*cell) for cell in self._cells()]
+        return [self._row(*cell) for cell in self.cells()]
 
     def _row(self, steering: str | None, strength: float) -> dict[str, Any]:
         row: dict[str, Any] = {"steering": steering, "strength": strength}
         for name in self.measures:
-            here, apart = self._cell(name, steering, strength)
-            row |= {name: here.value, f"{name}_error": here.error, f"{name}_low": here.low, f"{name}_high": here.high}
+            figure, apart = self.cell(name, steering, strength)
+            row |= {name: figure.value, f"{name}_error": figure.error}
+            row |= {f"{name}_low": figure.low, f"{name}_high": figure.high}
             row |= {f"{name}_change": apart.value, f"{name}_change_low": apart.low, f"{name}_change_high": apart.high}
         return row
 
-    def _cells(self) -> list[tuple[str | None, float]]:
+    def cells(self) -> list[tuple[str | None, float]]:
+        """Steering and strength of every row; the base model comes first."""
         steered = [(name, strength) for name in self.steerings for strength in self.strengths(name)]
         return [(None, 0.0), *steered]
 
-    def _cell(self, measure: str, steering: str | None, strength: float) -> tuple[Estimate, Estimate]:
+    def cell(self, measure: str, steering: str | None, strength: float) -> tuple[Estimate, Estimate]:
         """Figure and change; NaN where this was not measured."""
         if not self._found(measure, steering, strength):
             return Estimate(math.nan), Estimate(math.nan)
@@ -223,8 +225,8 @@ class Report:
         return steering
 
     def _known(self, name: str | None) -> str:
-        there = sorted({o.strength for o in self.outcomes if o.steering in (None, name)})
-        return f"there is {', '.join(f'{strength:g}' for strength in there)}"
+        strengths = sorted({o.strength for o in self.outcomes if o.steering in (None, name)})
+        return f"there is {', '.join(f'{strength:g}' for strength in strengths)}"
 
     def _together(self, outcomes: Sequence[Outcome], each: Sequence[Estimate]) -> Estimate:
         """One estimate of several runs and seeds."""

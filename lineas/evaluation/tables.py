@@ -1,16 +1,41 @@
 """A report as text, as Markdown, as a table for notebooks, and as a picture."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from .._text import printable
 from .intervals import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .report import Report
+
+class Column(Protocol):
+    """What a table must know of a measure."""
+
+    @property
+    def role(self) -> str: ...
+    @property
+    def better(self) -> str: ...
+    @property
+    def samples(self) -> str: ...
+
+
+class Figures(Protocol):
+    """What a table must know of a report."""
+
+    @property
+    def measures(self) -> Mapping[str, Column]: ...
+    @property
+    def confidence(self) -> float: ...
+    @property
+    def steerings(self) -> list[str]: ...
+    def rows(self) -> list[dict[str, Any]]: ...
+    def cells(self) -> list[tuple[str | None, float]]: ...
+    def cell(self, measure: str, steering: str | None, strength: float) -> tuple[Estimate, Estimate]: ...
+
 
 LEFT_OUT = ("distinct_1", "distinct_3")
 FORMATS = {"perplexity": ".1f", "kl": ".4f"}
@@ -30,7 +55,7 @@ def _cell(found: Estimate, form: str, sign: str = "") -> str:
     return value if math.isnan(half) else f"{value} +- {half:{form}}"
 
 
-def columns(report: "Report", measures: Sequence[str] | None) -> list[str]:
+def columns(report: Figures, measures: Sequence[str] | None) -> list[str]:
     if measures is None:
         return [name for name in report.measures if name not in LEFT_OUT]
     if unknown := [name for name in measures if name not in report.measures]:
@@ -38,7 +63,7 @@ def columns(report: "Report", measures: Sequence[str] | None) -> list[str]:
     return list(measures)
 
 
-def cells(report: "Report", measures: Sequence[str] | None) -> tuple[list[str], list[list[str]], list[str]]:
+def cells(report: Figures, measures: Sequence[str] | None) -> tuple[list[str], list[list[str]], list[str]]:
     """Heads, rows and notes."""
     chosen = columns(report, measures)
     changes = {name for name in chosen if name == "perplexity" or report.measures[name].role == "effect"}
@@ -47,21 +72,21 @@ def cells(report: "Report", measures: Sequence[str] | None) -> tuple[list[str], 
         heads += [_plain(name), CHANGE] if name in changes else [_plain(name)]
     rows: list[list[str]] = []
     over: dict[str, Estimate] = {}
-    for steering, strength in report._cells():
+    for steering, strength in report.cells():
         row = ["base model" if steering is None else _plain(steering), f"{strength:g}"]
         for name in chosen:
-            here, apart = report._cell(name, steering, strength)
+            figure, apart = report.cell(name, steering, strength)
             form = FORMATS.get(name, ".3f")
-            row.append(_cell(here, form))
+            row.append(_cell(figure, form))
             if name in changes:
                 row.append("" if steering is None else _cell(apart, ".1%" if name == "perplexity" else form, "+"))
-            if here.over:
-                over.setdefault(name, here)
+            if figure.over:
+                over.setdefault(name, figure)
         rows.append(row)
     return heads, rows, [*_interval_notes(report, over), *_direction_notes(report, chosen)]
 
 
-def _interval_notes(report: "Report", over: dict[str, Estimate]) -> list[str]:
+def _interval_notes(report: Figures, over: dict[str, Estimate]) -> list[str]:
     by_kind: dict[str, list[str]] = {}
     for name, found in over.items():
         what = found.over if found.over != "samples" else report.measures[name].samples
@@ -73,7 +98,7 @@ def _interval_notes(report: "Report", over: dict[str, Estimate]) -> list[str]:
             "A change is that from the base model, pair by pair."]  # fmt: skip
 
 
-def _direction_notes(report: "Report", chosen: Sequence[str]) -> list[str]:
+def _direction_notes(report: Figures, chosen: Sequence[str]) -> list[str]:
     parts = []
     for way in ("lower", "higher"):
         names = [_plain(name) for name in chosen if report.measures[name].better == way]
@@ -83,10 +108,10 @@ def _direction_notes(report: "Report", chosen: Sequence[str]) -> list[str]:
 
 def _plain(name: str) -> str:
     """Names come from files and from users: a terminal obeys some characters."""
-    return "".join(c if c.isprintable() else " " for c in name)
+    return printable(name)
 
 
-def as_text(report: "Report", measures: Sequence[str] | None = None) -> str:
+def as_text(report: Figures, measures: Sequence[str] | None = None) -> str:
     heads, rows, notes = cells(report, measures)
     columns = list(zip(heads, *rows, strict=True))
     first, *others = _padded(columns)
@@ -121,14 +146,14 @@ def _side_by_side(first: list[str], block: list[list[str]]) -> str:
     return "\n".join("  ".join(row).rstrip() for row in zip(first, *block, strict=True))
 
 
-def as_markdown(report: "Report", measures: Sequence[str] | None = None) -> str:
+def as_markdown(report: Figures, measures: Sequence[str] | None = None) -> str:
     heads, rows, notes = cells(report, measures)
     rule = ["---", *["---:"] * (len(heads) - 1)]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (heads, rule, *rows)]
     return "\n".join([*lines, "", *notes])
 
 
-def as_html(report: "Report", measures: Sequence[str] | None = None) -> str:
+def as_html(report: Figures, measures: Sequence[str] | None = None) -> str:
     """Names come from files, so that everything is escaped."""
     heads, rows, notes = cells(report, measures)
 
@@ -142,7 +167,7 @@ def as_html(report: "Report", measures: Sequence[str] | None = None) -> str:
     return f"<div><table><thead><tr>{line('th', heads)}</tr></thead><tbody>{body}</tbody></table>{below}</div>"
 
 
-def plot(report: "Report", effect: str | None, ax: "Axes | None") -> "Axes":
+def plot(report: Figures, effect: str | None, ax: "Axes | None") -> "Axes":
     from ..plot import plot_strength
 
     if effect is None:

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from ..evaluation import responses
-from ..sites import Site
-from .ranking import Ranking, check_metric
+from ..network.sites import Site
+from ..responses.collect import responses
+from .ranking import Ranking
 from .samples import Samples, facts, shown, side_by_side
+from .scores import check_metric
 from .sets import overlap
 
 

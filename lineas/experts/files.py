@@ -1,40 +1,37 @@
-"""The files of a ranking: a config in JSON and its arrays as safetensors, in a folder; `lineas.files` has the rules."""
+"""The files of a ranking: a config in JSON and its arrays as safetensors, in a folder; `_storage` has the rules."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..files import brief, read_config, read_tensors, write_pair
+from .._storage import brief, read_config, read_tensors, write_pair
 from .samples import Samples
-
-if TYPE_CHECKING:
-    from .ranking import Ranking
+from .scores import METRICS
 
 CONFIG, TENSORS = "ranking_config.json", "ranking.safetensors"
 FORMAT = {"format": "lineas-ranking", "version": 1}
 SIDES = ("positive", "negative")
 
 
-def write(folder: Path, ranking: "Ranking", samples: Samples | None) -> None:
-    scores = np.concatenate([ranking.score(site) for site in ranking.sites])
-    signs = np.concatenate([ranking.sign(site) for site in ranking.sites])
+def write(folder: Path, scores: NDArray, signs: NDArray, samples: Samples | None, facts: Mapping[str, Any]) -> None:
+    """Scores and signs (N,); facts: what `read` gives beside arrays."""
     tensors, inputs = {"scores": scores, "signs": signs}, None
     if samples is not None:
         for name, side in zip(SIDES, (samples.positive, samples.negative), strict=True):
             tensors[name] = side.astype(np.float32)  # what models give; float64 only came from the caller's own arrays
         inputs = samples.inputs
     config = {
-        **FORMAT, "sites": ranking.sizes, "metric": ranking.metric, "either_way": ranking.either_way,
-        "samples": None if samples is None else samples.counts, "info": ranking.info, "inputs": inputs,
+        **FORMAT, "sites": facts["sizes"], "metric": facts["metric"], "either_way": facts["either_way"],
+        "samples": None if samples is None else samples.counts, "info": facts["info"], "inputs": inputs,
     }  # fmt: skip
     write_pair(folder / CONFIG, config, folder / TENSORS, tensors)
 
 
 def read(folder: Path) -> dict[str, Any]:
     """The arguments of `Ranking`. ValueError where a file is not as it was written."""
-    from .ranking import METRICS
-
     path = folder / CONFIG
     config = read_config(path, FORMAT)
     sizes, metric, counts = config["sites"], config.get("metric"), config.get("samples")

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from ..sites import Site, nearest
+from .._text import nearest, printable
+from ..network.sites import Site
 from . import files
 from .samples import Samples, collect, facts
-from .scores import auroc, average_precision
+from .scores import check_metric, score
 from .sets import Stability, Units, best, by_site, chosen, stability, table, top
 
-METRICS = {"average_precision": average_precision, "auroc": auroc}
 TEXT = 70  # characters of an input that a table shows
 
 
@@ -221,7 +221,8 @@ class Ranking:
             Also the responses, 4 bytes a unit and sample, and the inputs that are texts or chats. Without them, a
             ranking that is read back has no examples and no stability.
         """
-        files.write(Path(folder), self, self._samples if responses else None)
+        facts = {"sizes": self.sizes, "metric": self.metric, "either_way": self.either_way, "info": self.info}
+        files.write(Path(folder), self._scores, self._signs, self._samples if responses else None, facts)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> "Ranking":
@@ -237,26 +238,10 @@ class Ranking:
         return cls(**files.read(Path(folder)))
 
 
-def check_metric(metric: str) -> None:
-    if metric not in METRICS:
-        raise ValueError(f"metric: expected one of {', '.join(map(repr, METRICS))}, got {metric!r}")
-
-
-def score(positive: NDArray, negative: NDArray, metric: str, either_way: bool) -> tuple[NDArray, NDArray[np.int8]]:
-    """The score of every column, and whether it is that of the values or of their negatives."""
-    check_metric(metric)
-    scores = METRICS[metric](positive, negative)
-    if not either_way:
-        return scores, np.ones(len(scores), np.int8)
-    turned = METRICS[metric](-positive, -negative)
-    return np.maximum(scores, turned), np.where(turned > scores, -1, 1).astype(np.int8)
-
-
 def example_text(example: Example) -> str:
     """A line: which set, the response, the input's beginning. A terminal obeys some characters, so they go."""
     text = f"input {example.number}" if example.input is None else str(example.input)
-    plain = "".join(c if c.isprintable() else " " for c in text)
-    return f"{'+' if example.positive else '-'} {example.response:9.3g}  {plain[:TEXT]}"
+    return f"{'+' if example.positive else '-'} {example.response:9.3g}  {printable(text)[:TEXT]}"
 
 
 def rank(

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from .. import _checks, origin
-from ..data import is_texts
-from ..evaluation import responses
-from ..sites import Site
+from ..core import checks
+from ..network.data import is_texts
+from ..network.identity import name_of
+from ..network.sites import Site
+from ..responses.collect import responses
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Samples:
         sides: tuple[list[NDArray], list[NDArray]] = [], []
         for name in positive:
             try:
-                parts = _checks.samples(positive[name], negative[name], ("positive", "negative"))
+                parts = checks.samples(positive[name], negative[name], ("positive", "negative"))
             except ValueError as error:
                 raise ValueError(f"responses of site {name!r}: {error}") from None
             for side, part in zip(sides, parts, strict=True):
@@ -75,4 +76,4 @@ def collect(
 
 def facts(model: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
     """What a result's `info` keeps of where it comes from."""
-    return {"model": origin.name_of(model) or type(model).__name__, "pooling": options["pooling"]}
+    return {"model": name_of(model) or type(model).__name__, "pooling": options["pooling"]}

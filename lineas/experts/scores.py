@@ -3,12 +3,12 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import _checks, _core
-from ..ops import thread_count
+from ..core import _core, checks
+from ..core.threads import thread_count
 
 
 def _rank(positive: ArrayLike, negative: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    x, y = _checks.samples(positive, negative, ("positive", "negative"))
+    x, y = checks.samples(positive, negative, ("positive", "negative"))
     return _core.rank(x, y, thread_count(work=x.size + y.size))
 
 
@@ -39,7 +39,7 @@ def auroc(positive: ArrayLike, negative: ArrayLike) -> NDArray[np.float64]:
 
     Notes
     -----
-    O(d (n + m) log^2 (n + m)), one sort of the pooled samples. `_reference.auroc` spells it out. It equals
+    O(d (n + m) log^2 (n + m)), one sort of the pooled samples. `reference.auroc` spells it out. It equals
     `sklearn.metrics.roc_auc_score` and U / (n m) of `scipy.stats.mannwhitneyu`.
     Source: Mann & Whitney, Ann. Math. Statist. 18 (1947) 50; Hanley & McNeil, Radiology 143 (1982) 29. As the expertise
     of a unit: Suau et al., arXiv 2407.12824.
@@ -79,7 +79,7 @@ def average_precision(positive: ArrayLike, negative: ArrayLike) -> NDArray[np.fl
 
     Notes
     -----
-    O(d (n + m) log^2 (n + m)), one sort of the pooled samples. `_reference.average_precision` spells it out. It equals
+    O(d (n + m) log^2 (n + m)), one sort of the pooled samples. `reference.average_precision` spells it out. It equals
     `sklearn.metrics.average_precision_score`.
     Source: as the expertise of a unit, Suau et al., arXiv 2005.07647 and arXiv 2110.02802.
 
@@ -90,3 +90,21 @@ def average_precision(positive: ArrayLike, negative: ArrayLike) -> NDArray[np.fl
     array([0.833, 0.75 ])
     """
     return _rank(positive, negative)[1]
+
+
+METRICS = {"average_precision": average_precision, "auroc": auroc}
+
+
+def check_metric(metric: str) -> None:
+    if metric not in METRICS:
+        raise ValueError(f"metric: expected one of {', '.join(map(repr, METRICS))}, got {metric!r}")
+
+
+def score(positive: NDArray, negative: NDArray, metric: str, either_way: bool) -> tuple[NDArray, NDArray[np.int8]]:
+    """The score of every column, and whether it is that of the values or of their negatives."""
+    check_metric(metric)
+    scores = METRICS[metric](positive, negative)
+    if not either_way:
+        return scores, np.ones(len(scores), np.int8)
+    turned = METRICS[metric](-positive, -negative)
+    return np.maximum(scores, turned), np.where(turned > scores, -1, 1).astype(np.int8)

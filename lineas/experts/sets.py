@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import algebra
-from ..algebra import Overlap
-from ..sites import nearest
-from ..units import places_of
+from .._text import nearest
+from ..maps import algebra
+from ..maps.algebra import Overlap
+from ..maps.units import places_of
 
 Units = dict[str, NDArray[np.int64]]
 

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from .. import _checks
+from .._text import nearest
+from ..core import checks
+from ..network.sites import Site
 from ..ot import permutation_null, wasserstein_1d
-from ..sites import Site, nearest
 from .samples import Samples, collect, facts
 from .sets import Stability, Units, by_site, chosen, stability, table, top
 
@@ -49,7 +50,7 @@ def false_discovery(p_values: ArrayLike, method: str = "bh") -> NDArray[np.float
     >>> lineas.experts.false_discovery([0.01, 0.04, 0.03, 0.5])
     array([0.04      , 0.05333333, 0.05333333, 0.5       ])
     """
-    given = _checks.real(p_values, "p_values").astype(np.float64)
+    given = checks.real(p_values, "p_values").astype(np.float64)
     if not given.size or not ((given >= 0) & (given <= 1)).all():
         raise ValueError(f"p_values: expected at least one, all from 0 to 1; got {given!r:.80}")
     if method not in METHODS:

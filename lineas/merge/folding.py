@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import sites
+from ..network.hooks import channel_dim, tensor_of
+from ..network.sites import Site
 from .layers import CannotFoldError, Journal, Layer, layer
 from .tracing import Trace
 
@@ -22,14 +23,14 @@ class Fold:
     site: str
     scale: Tensor | None  # None: one, everywhere
     shift: Tensor | None  # None: zero, everywhere
-    own: Layer | None
+    maker: Layer | None
     consumers: tuple[Layer, ...] = ()
     storages: frozenset[int] = frozenset()  # of the site's outputs in the trace
 
     @property
     def grown(self) -> list[Layer]:
         """Layers that must get a bias they do not have."""
-        takers = self.consumers or ((self.own,) if self.own else ())
+        takers = self.consumers or ((self.maker,) if self.maker else ())
         return [taker for taker in takers if self.shift is not None and not taker.has_room]
 
     @property
@@ -39,65 +40,65 @@ class Fold:
 
     def rewritten(self) -> Iterator[tuple[Layer, str]]:
         """Parameters that get other values."""
-        if self.own and (self.scale is not None or self.own.form == "table"):
-            yield self.own, "weight"
-        if self.own and not self.consumers and self.own.bias is not None:
-            yield self.own, "bias"
+        if self.maker and (self.scale is not None or self.maker.form == "table"):
+            yield self.maker, "weight"
+        if self.maker and not self.consumers and self.maker.bias is not None:
+            yield self.maker, "bias"
         for taker in self.consumers:
             if self.shift is not None and taker.bias is not None:
                 yield taker, "bias"
-            if self.own is None and self.scale is not None:
+            if self.maker is None and self.scale is not None:
                 yield taker, "weight"
 
     def apply(self, model: nn.Module, journal: Journal) -> None:
         """Into the layers of this name in a model."""
-        own, consumers = self._layers(model)
-        if own and not consumers:
-            own.map_output(journal, self.scale, self.shift)
+        maker, consumers = self._layers(model)
+        if maker and not consumers:
+            maker.map_output(journal, self.scale, self.shift)
             return
         for taker in consumers:
             if self.shift is not None:
                 taker.shift_input(journal, self.shift)
-            if own is None and self.scale is not None:
+            if maker is None and self.scale is not None:
                 taker.scale_input(journal, self.scale)
-        if own and self.scale is not None:
-            own.map_output(journal, self.scale, None)
+        if maker and self.scale is not None:
+            maker.map_output(journal, self.scale, None)
 
     def undo(self, model: nn.Module, journal: Journal) -> None:
         """The opposite of `apply`, to rounding."""
-        own, consumers = self._layers(model)
-        if own and not consumers:
-            own.unmap_output(journal, self.scale, self.shift)
+        maker, consumers = self._layers(model)
+        if maker and not consumers:
+            maker.unmap_output(journal, self.scale, self.shift)
             return
         for taker in consumers:
-            if own is None and self.scale is not None:
+            if maker is None and self.scale is not None:
                 taker.scale_input(journal, 1 / self.scale)
             if self.shift is not None:
                 taker.shift_input(journal, self.shift, -1)
-        if own and self.scale is not None:
-            own.unmap_output(journal, self.scale, None)
+        if maker and self.scale is not None:
+            maker.unmap_output(journal, self.scale, None)
 
     def _layers(self, model: nn.Module) -> tuple[Layer | None, list[Layer]]:
         def again(old: Layer) -> Layer:
             return Layer(old.path, model.get_submodule(old.path), old.form)
 
-        return again(self.own) if self.own else None, [again(taker) for taker in self.consumers]
+        return again(self.maker) if self.maker else None, [again(taker) for taker in self.consumers]
 
     def __str__(self) -> str:
         takers = listed([taker.path.rpartition(".")[2] for taker in self.consumers])
-        where = "" if self.own is None or self.own.path == self.site else f" ({self.own.path})"
+        where = "" if self.maker is None or self.maker.path == self.site else f" ({self.maker.path})"
         parts = []
-        if self.own and not self.consumers:
-            both = "weight and bias" if self.shift is not None and self.own.form != "table" else "weight"
-            return f"into the {self.own.kind}'s {both}{where}"
+        if self.maker and not self.consumers:
+            both = "weight and bias" if self.shift is not None and self.maker.form != "table" else "weight"
+            return f"into the {self.maker.kind}'s {both}{where}"
         if self.scale is not None:
-            parts.append(f"scale into {f'the {self.own.kind}{where}' if self.own else takers}")
+            parts.append(f"scale into {f'the {self.maker.kind}{where}' if self.maker else takers}")
         if self.shift is not None:
             parts.append(f"bias into the bias of {takers}")
         return ", ".join(parts)
 
 
-class Look:
+class FoldFinder:
     """A model, and what one forward pass showed of it."""
 
     def __init__(self, model: nn.Module, trace: Trace | None):
@@ -110,38 +111,38 @@ class Look:
                 if parameter is not None:
                     self.places.setdefault(id(parameter), []).append(f"{path}.{name}")
 
-    def path(self, site: sites.Site) -> str:
+    def path(self, site: Site) -> str:
         """The module's first name, where it has several."""
         return self.names[id(self.model.get_submodule(site.path))]
 
-    def time(self, site: sites.Site) -> int:
+    def time(self, site: Site) -> int:
         """Sites in the order in which their hooks run: of two on one tensor, the inner one's map comes first."""
         calls = self.trace.outputs.get(self.path(site)) if self.trace else None
         return calls[0].time if calls else 0
 
-    def options(self, site: sites.Site, units: int, scale: Tensor | None, shift: Tensor | None):
+    def options(self, site: Site, units: int, scale: Tensor | None, shift: Tensor | None):
         """All ways to fold a site, the best first; and, where there are none, why."""
         outputs = self._outputs(site)
         if self.trace and not outputs:
             return [], "its module did not run on the probe"
         self._require_units(site, units, outputs)
-        own: Layer | None = None
+        maker: Layer | None = None
         storages = frozenset(self.trace.storage(tensor) for _, tensor in outputs) if self.trace else frozenset()
         folds, reasons = [], []
         try:
-            own = self._own(site, units, outputs)
-            fold = Fold(site.name, scale, shift, own, (), storages)
-            if not fold.grown or own.may_grow:
+            maker = self._own(site, units, outputs)
+            fold = Fold(site.name, scale, shift, maker, (), storages)
+            if not fold.grown or maker.may_grow:
                 folds.append(fold)
             else:
-                reasons.append(f"{own.kind} has no bias")
+                reasons.append(f"{maker.kind} has no bias")
         except CannotFoldError as error:
             reasons.append(str(error))
         if not folds or folds[0].grown:
             try:
                 consumers = self._consumers(site, units, outputs, storages)
-                folds.append(Fold(site.name, scale, shift, own, consumers, storages))
-                if own and own.is_norm:  # a bias in what follows is more usual than one in a norm
+                folds.append(Fold(site.name, scale, shift, maker, consumers, storages))
+                if maker and maker.is_norm:  # a bias in what follows is more usual than one in a norm
                     folds.reverse()
             except CannotFoldError as error:
                 reasons.append(str(error))
@@ -149,19 +150,19 @@ class Look:
         allowed = [fold for fold, tie in zip(folds, ties, strict=True) if not tie]
         return allowed, "; ".join([*reasons, *filter(None, ties)])
 
-    def _require_units(self, site: sites.Site, units: int, outputs: list[tuple[int, Tensor]]) -> None:
+    def _require_units(self, site: Site, units: int, outputs: list[tuple[int, Tensor]]) -> None:
         for _, tensor in outputs:
-            if tensor.shape[sites.channel_dim(self.model.get_submodule(site.path), tensor)] != units:
+            if tensor.shape[channel_dim(self.model.get_submodule(site.path), tensor)] != units:
                 raise ValueError(
                     f"site {site.name!r}: the steering has weight ({units},), the model produced {tuple(tensor.shape)}"
                 )
 
-    def _outputs(self, site: sites.Site) -> list[tuple[int, Tensor]]:
+    def _outputs(self, site: Site) -> list[tuple[int, Tensor]]:
         if self.trace is None:
             return []
-        return [(time, sites.tensor_of(site, value)) for time, value in self.trace.outputs.get(self.path(site), [])]
+        return [(time, tensor_of(site, value)) for time, value in self.trace.outputs.get(self.path(site), [])]
 
-    def _own(self, site: sites.Site, units: int, outputs: list[tuple[int, Tensor]]) -> Layer:
+    def _own(self, site: Site, units: int, outputs: list[tuple[int, Tensor]]) -> Layer:
         """The layer that makes the site's output: the site's module, or one whose output it passes on as it is."""
         module = self.model.get_submodule(site.path)
         try:
@@ -191,7 +192,7 @@ class Look:
                 yield path
 
     def _consumers(
-        self, site: sites.Site, units: int, outputs: list[tuple[int, Tensor]], storages: frozenset[int]
+        self, site: Site, units: int, outputs: list[tuple[int, Tensor]], storages: frozenset[int]
     ) -> tuple[Layer, ...]:
         """All that reads the site's output, if these are linear layers that read nothing else."""
         if not self.trace:
@@ -223,7 +224,7 @@ class Look:
             raise (
                 CannotFoldError(f"its output goes to {where}: {error}") if "quantised" in str(error) else other
             ) from None
-        if found.is_norm or not found.takes(units, sites.channel_dim(module, tensor), tensor.ndim):
+        if found.is_norm or not found.takes(units, channel_dim(module, tensor), tensor.ndim):
             raise other
         if any(not found.reads(x, units) for x in inputs):
             raise other

@@ -82,8 +82,8 @@ class Host:
             built = _quietly(lambda: _loaded(self.kind, self.config, state, first.dtype))
         built.to(first.device).train(model.training)
         built.config._name_or_path = getattr(model.config, "_name_or_path", "")
-        here = built.state_dict()
-        wrong = [name for name, value in state.items() if name not in here or not torch.equal(here[name], value)]
+        taken = built.state_dict()
+        wrong = [name for name, value in state.items() if name not in taken or not torch.equal(taken[name], value)]
         if wrong:
             raise RuntimeError(f"{self.kind.__name__} did not take the weights as they are, first {wrong[0]}")
         if hasattr(model, "generation_config"):

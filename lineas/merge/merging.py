@@ -4,61 +4,62 @@ import copy
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from .. import sites
-from ..state import dtype_of, eager, is_sharded
+from ..attaching.attach import attach
+from ..maps import algebra
+from ..maps.maps import Maps
+from ..network.hooks import Hook
+from ..network.sites import bare_name, unwrapped
+from ..network.state import dtype_of, eager, is_sharded
 from .layers import Journal
-from .planning import MergePlan, make_plan, maps_of
-from .probing import TOLERANCE, Probe, distance
-
-if TYPE_CHECKING:
-    from ..steering import Steering
+from .planning import MergePlan, folded_pairs, make_plan
+from .probing import TOLERANCE, Probe, relative_difference
 
 __all__ = ["merge", "merge_plan", "unmerge"]
 
 RECORD = "lineas_merge"  # the attribute of a merged model that says what was done
 
 
-def merge_plan(steering: "Steering", model: nn.Module, strength: float = 1.0, *, probe: Any = None) -> MergePlan:
+def merge_plan(maps: Maps, model: nn.Module, strength: float = 1.0, *, probe: Any = None) -> MergePlan:
     """See `Steering.merge_plan`."""
-    model = _ready(model, steering, strength)
+    model = _ready(model, maps, strength)
     with eager():
         if probe is None and not hasattr(model, "main_input_name"):
-            return make_plan(steering, model, strength, None)  # what needs no look at the model can still be said
-        return make_plan(steering, model, strength, Probe(model, probe))
+            return make_plan(maps, model, strength, None)  # what needs no look at the model can still be said
+        return make_plan(maps, model, strength, Probe(model, probe))
 
 
 def merge(
-    steering: "Steering", model: nn.Module, strength: float = 1.0, *, inplace: bool = False, partial: bool = False,
+    maps: Maps, model: nn.Module, strength: float = 1.0, *, inplace: bool = False, partial: bool = False,
     probe: Any = None, tolerance: float | None = None,
 ) -> nn.Module:  # fmt: skip
     """See `Steering.merge`."""
-    model = _ready(model, steering, strength)
+    model = _ready(model, maps, strength)
     with eager():
         batch = Probe(model, probe)
-        plan = make_plan(steering, model, strength, batch)
+        plan = make_plan(maps, model, strength, batch)
         _refuse(plan, partial, inplace)
         base = batch(model)
-        with steering.apply(model, strength):
+        with attach(model, [maps], 0, strength):
             wanted = batch(model)
         possible = wanted
         if plan.refused:
-            with steering.restricted(plan.folded).apply(model, strength):
+            with attach(model, [algebra.restricted(maps, plan.folded)], 0, strength):
                 possible = batch(model)
-        bound = _bound(model, tolerance, distance(base, possible))
+        bound = _bound(model, tolerance, relative_difference(base, possible))
         got: list[Any] = []
 
         def check(new: nn.Module) -> None:
             got.append(batch(new))
-            _check(distance(possible, got[0]), bound)
+            _check(relative_difference(possible, got[0]), bound)
 
         merged = _carried_out(plan, model, inplace, check)
-        error, effect = distance(wanted, got[0]), distance(base, wanted)
+        error, effect = relative_difference(wanted, got[0]), relative_difference(base, wanted)
     if plan.refused:
         warnings.warn(
             f"merged {len(plan.folded)} of {len(plan.sites)} sites; on the probe, outputs are {error:.2g} from those "
@@ -76,26 +77,28 @@ def merge(
 
 
 def unmerge(
-    steering: "Steering", model: nn.Module, strength: float = 1.0, *, inplace: bool = False, probe: Any = None,
+    maps: Maps, model: nn.Module, strength: float = 1.0, *, inplace: bool = False, probe: Any = None,
     tolerance: float | None = None,
 ) -> nn.Module:  # fmt: skip
     """See `Steering.unmerge`."""
-    model = _ready(model, steering, strength)
-    _require_invertible(steering, strength)
+    model = _ready(model, maps, strength)
+    _require_invertible(maps, strength)
     with eager():
         batch = Probe(model, probe)
-        plan = make_plan(steering, model, strength, batch)
-        if odd := [entry for entry in plan.sites if entry.status in ("refused", "class")]:
+        plan = make_plan(maps, model, strength, batch)
+        if unfit := [entry for entry in plan.sites if entry.status in ("refused", "class")]:
             raise ValueError(
                 "expected a model into which this whole steering was merged, got one that cannot hold it: "
-                + "; ".join(f"{entry.site}: {entry.text}" for entry in odd)
+                + "; ".join(f"{entry.site}: {entry.text}" for entry in unfit)
             )
         wanted = batch(model)
 
         def check(new: nn.Module) -> None:
             base = batch(new)
-            with steering.apply(new, strength):
-                _check(distance(wanted, batch(new)), _bound(new, tolerance, distance(base, wanted)))
+            with attach(new, [maps], 0, strength):
+                _check(
+                    relative_difference(wanted, batch(new)), _bound(new, tolerance, relative_difference(base, wanted))
+                )
 
         plain = _carried_out(plan, model, inplace, check, undo=True)
     if hasattr(plain, RECORD):
@@ -103,19 +106,19 @@ def unmerge(
     return plain
 
 
-def _ready(model: nn.Module, steering: "Steering", strength: float) -> nn.Module:
+def _ready(model: nn.Module, maps: Maps, strength: float) -> nn.Module:
     """The network itself; refused where it is already steered, in pieces, or not the steering's."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    model = sites.unwrapped(model)
+    model = unwrapped(model)
     for path, module in model.named_modules():
         if is_sharded(module):
             raise ValueError(f"model: {path or 'it'} is sharded over processes; merge first, then shard")
-        if sites.bare_name(path) != path:
+        if bare_name(path) != path:
             raise ValueError(f"model: a part of it, {path}, is compiled or wrapped; expected to merge before that")
-        if any(isinstance(hook, sites.Hook) for hook in module._forward_hooks.values()):
+        if any(isinstance(hook, Hook) for hook in module._forward_hooks.values()):
             raise RuntimeError(f"a steering is on this model, at {path}; remove its handle before merging")
-    steering.attach(model, strength).remove()  # every complaint about sites, units and strength, once
+    attach(model, [maps], 0, strength).remove()  # every complaint about sites, units and strength, once
     return model
 
 
@@ -192,7 +195,7 @@ def _check(error: float, bound: float) -> None:
         )
 
 
-def _require_invertible(steering: "Steering", strength: float) -> None:
-    lost = {name: np.flatnonzero(scale.numpy() == 0) for name, (scale, _) in maps_of(steering, strength).items()}
+def _require_invertible(maps: Maps, strength: float) -> None:
+    lost = {name: np.flatnonzero(scale.numpy() == 0) for name, (scale, _) in folded_pairs(maps, strength).items()}
     if named := {name: units.tolist() for name, units in lost.items() if len(units)}:
         raise ValueError(f"expected maps with an inverse, but at strength {strength} these units have scale 0: {named}")

@@ -1,29 +1,23 @@
 """Where each site's map can go: the plan of a merge, made by watching one forward pass, before anything is changed."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from .. import sites
-from ..algebra import at_strength
-from .folding import Fold, Look, listed
+from ..maps.maps import Maps
+from ..network.sites import find_sites
+from .folding import Fold, FoldFinder, listed
 from .hosts import Host, hosts
 from .layers import Journal
 from .probing import Probe
 from .tracing import Trace
 
-if TYPE_CHECKING:
-    from ..steering import Steering
 
-Maps = dict[str, tuple[Tensor, Tensor]]
-
-
-def maps_of(steering: "Steering", strength: float) -> Maps:
+def folded_pairs(maps: Maps, strength: float) -> dict[str, tuple[Tensor, Tensor]]:
     """Scale and shift of every site at a strength, (units,) float64."""
-    pairs = {name: at_strength(steering.weight(name), steering.bias(name), strength) for name in steering.sites}
-    return {name: (torch.from_numpy(scale), torch.from_numpy(shift)) for name, (scale, shift) in pairs.items()}
+    found = {name: maps.at_strength(name, strength) for name in maps.sites}
+    return {name: (torch.from_numpy(scale), torch.from_numpy(shift)) for name, (scale, shift, *_) in found.items()}
 
 
 @dataclass(frozen=True)
@@ -96,26 +90,26 @@ class MergePlan:
     __repr__ = __str__
 
 
-def make_plan(steering: "Steering", model: nn.Module, strength: float, batch: Probe | None) -> MergePlan:
+def make_plan(maps: Maps, model: nn.Module, strength: float, batch: Probe | None) -> MergePlan:
     """Look at the model, and decide. Without a batch, only layers that need no look can be folded into."""
-    look = Look(model, batch.first(model, Trace) if batch else None)
-    maps, found = maps_of(steering, strength), sites.find_sites(model, steering.sites)
+    finder = FoldFinder(model, batch.first(model, Trace) if batch else None)
+    pairs, found = folded_pairs(maps, strength), find_sites(model, maps.sites)
     options: dict[str, list[Fold]] = {}
     whys: dict[str, str] = {}
-    for site in sorted(found, key=look.time):
-        scale, shift = maps[site.name]
+    for site in sorted(found, key=finder.time):
+        scale, shift = pairs[site.name]
         scale_or_none, shift_or_none = (None if (scale == 1).all() else scale), (shift if shift.any() else None)
         if scale_or_none is None and shift_or_none is None:
             continue
-        if steering.range(site.name) is not None:
-            options[site.name], whys[site.name] = [], "its map holds within a range only, which no weight can express"
+        if why := maps.kind(site.name).not_merged:
+            options[site.name], whys[site.name] = [], why
             continue
-        options[site.name], whys[site.name] = look.options(site, len(scale), scale_or_none, shift_or_none)
+        options[site.name], whys[site.name] = finder.options(site, len(scale), scale_or_none, shift_or_none)
     host, tried = _best_host(model, options)
     chosen = _chosen(options, host, whys)
     folds = [fold for fold in chosen.values() if fold]
-    entries = tuple(_entry(name, options, chosen, host, whys, tried, model) for name in steering.sites)
-    unties = any(look.shared_with(*changed) for fold in folds for changed in fold.rewritten())
+    entries = tuple(_entry(name, options, chosen, host, whys, tried, model) for name in maps.sites)
+    unties = any(finder.shared_with(*changed) for fold in folds for changed in fold.rewritten())
     kind = type(model).__name__
     return MergePlan(kind, host.label if host else kind, entries, unties, host, tuple(folds))
 
@@ -172,7 +166,7 @@ def _entry(
     if fold := chosen[name]:
         if host and (fold.needs or not host.is_own):
             return SitePlan(name, "class", f"exact as {host.label}: {fold}")
-        return SitePlan(name, "exact", f"exact, {fold}" if fold.own and not fold.consumers else f"exact: {fold}")
+        return SitePlan(name, "exact", f"exact, {fold}" if fold.maker and not fold.consumers else f"exact: {fold}")
     if not options[name]:
         return SitePlan(name, "refused", f"refused: {whys[name]}")
     lacking = listed([x.path for x in options[name][0].grown])

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..state import device_of, dtype_of, frozen, seeded
+from ..network.state import device_of, dtype_of, frozen, seeded
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
@@ -63,7 +63,7 @@ def outputs(value: Any) -> list[Tensor]:
     return [tensor for item in value for tensor in outputs(item)] if isinstance(value, (tuple, list)) else []
 
 
-def distance(expected: Any, got: Any) -> float:
+def relative_difference(expected: Any, got: Any) -> float:
     """The largest difference, as a part of the largest entry of the tensor in which it is; NaN where one is NaN."""
     pairs = list(zip(outputs(expected), outputs(got), strict=True))
     if not pairs:

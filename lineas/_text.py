@@ -1,0 +1,36 @@
+"""Words for messages and tables: the nearest names, the first few of many, names in the order of their numbers."""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHOWN = 8  # units or names that a message lists
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """For a message about a name that there is not."""
+    known = list(names)
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.3) or known[:4]
+    return f"nearest names: {', '.join(near) or 'none'}"
+
+
+def first_units(chosen: NDArray[np.bool_]) -> str:
+    """The first of the units that are chosen, and how many more there are."""
+    units = np.flatnonzero(chosen)
+    more = f" and {len(units) - SHOWN} more" if len(units) > SHOWN else ""
+    return ", ".join(map(str, units[:SHOWN].tolist())) + more
+
+
+def printable(text: str) -> str:
+    """Without the characters that a terminal would obey: texts come from files and users."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """A key to sort names by: numbers in them count as numbers, so that layers.2 comes before layers.10."""
+    return [
+        (0, int(part), "") if part.isdecimal() and part.isascii() else (1, 0, part) for part in re.split(r"(\d+)", name)
+    ]

@@ -1,0 +1,241 @@
+"""A steering that is on: forward hooks that map the sites' outputs, and the handle that takes them off."""
+
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..maps.maps import Maps
+from ..network.hooks import CHANNELS_FIRST, Hook, hooked
+from ..network.sites import Site, find_sites, unwrapped
+from ..network.state import make_new_to_compilers
+from .base_model import check_base
+from .coverage import Coverage
+from .positions import ONLY_ALL, Position, TokenHook, Tokens, check_position
+from .rows import choose, named
+from .site_map import SiteMap
+
+__all__ = ["Handle", "attach"]
+
+# Keys and values of cross-attention are in the decoder and have the encoder's tokens.
+CROSS = r".*(encoder_attn|EncDecAttention|cross_?attn|cross_?attention)(\..*)?\.(k|v|k_proj|v_proj|key|value)"
+
+
+class Handle:
+    """Steering that is on; `remove()` ends it, and so does leaving a `with` block.
+
+    Attributes
+    ----------
+    active : bool
+        Whether it is still on.
+    rows, strength
+        What was chosen last: see `select` and `set_strength`.
+    position : str or callable
+        Which tokens are steered.
+    """
+
+    def __init__(
+        self, model: nn.Module, steerings: dict[Any, Maps], site_maps: Mapping[Site, SiteMap], tokens: Tokens,
+        rows: Any, strength: Any,
+    ):  # fmt: skip
+        self._model, self._steerings, self._maps, self._tokens = model, steerings, site_maps, tokens
+        self.active, self.position = True, tokens.position
+        self._modules = [model.get_submodule(site.path) for site in site_maps]
+        self._open = hooked(model, site_maps)
+        self._set(rows, strength)
+        self._open.__enter__()
+        try:
+            if tokens.position != "all" or tokens.counting:
+                tokens.watch_passes(model)
+                self._modules.extend(tokens.hosts)
+        except BaseException:
+            self.remove()
+            raise
+        for module in self._modules:
+            make_new_to_compilers(module, hooked=True)
+
+    # -- while it is on --
+
+    def set_strength(self, strength: float | Sequence[float] | Tensor) -> None:
+        """Another strength from now on: a number, or one for each row of the batch. See `lineas.attach`."""
+        self._set(self.rows, strength)
+
+    def select(self, rows: Any, strength: float | Sequence[float] | Tensor | None = None) -> None:
+        """Which steering each row of the batch gets from now on, and perhaps at which strength. See `lineas.attach`.
+
+        Parameters
+        ----------
+        rows : id or None, or a list of them
+            One for all rows, or one for each row; None is none.
+        strength : float, or one for each row, optional
+            As it was, if not given.
+        """
+        self._set(rows, self.strength if strength is None else strength)
+
+    def prompt(self, lengths: int | Sequence[int] | Tensor) -> AbstractContextManager[None]:
+        """While open, the first tokens of each row are its prompt: a number for all rows, or one for each.
+
+        To compare cached generation with one full forward pass over prompt and answer, to score an answer, and to fill
+        a cache piece by piece in a loop of your own. Within `generate` the prompt is known otherwise.
+
+        Raises
+        ------
+        ValueError
+            Negative lengths; in a pass, not as many as rows.
+
+        Examples
+        --------
+        >>> import lineas
+        >>> def answers(steering, model, ids, lengths):
+        ...     with steering.apply(model, position="generated") as handle, handle.prompt(lengths):
+        ...         return model(ids).logits
+        """
+        return self._tokens.prompt(lengths)
+
+    def coverage(self) -> Coverage:
+        """Tokens seen and steered so far, by site: `coverage()[site].seen` and `.steered`. Padding does not count.
+
+        Also after `remove`. Tokens are counted once for each time that they pass: with `use_cache=False` those of the
+        prompt do at every step, and candidates of assisted generation also where they are rejected.
+
+        Raises
+        ------
+        RuntimeError
+            Nothing was counted: with position "all" only `count=True` counts.
+        """
+        if not self._tokens.counting:
+            raise RuntimeError("no tokens were counted; expected count=True when the steering was attached")
+        return Coverage({site.name: one.count.read() for site, one in self._maps.items()})
+
+    # -- on and off --
+
+    def _set(self, rows: Any, strength: Any) -> None:
+        if not self.active:
+            raise RuntimeError("expected a handle that is on, got one that was removed")
+        choice = choose(self._steerings, rows, strength)
+        if choice.by_row is not None:
+            self._tokens.watch_generate(self._model)
+        self._tokens.batch = None if choice.by_row is None else (choice.argument, len(choice.by_row))
+        for one in self._maps.values():
+            one.set(choice)
+        self.rows, self.strength = rows, strength
+
+    def remove(self) -> None:
+        """Take the hooks off; a second call does nothing."""
+        if self.active:
+            self.active = False
+            self._open.__exit__(None, None, None)
+            self._tokens.leave()
+            for module in self._modules:
+                make_new_to_compilers(module, hooked=_is_hooked(module))
+
+    def __enter__(self) -> "Handle":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.remove()
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(isinstance(hook, (Hook, TokenHook)) for hook in hooks)
+
+
+def attach(
+    model: nn.Module, steerings: Mapping[Hashable, Maps] | Sequence[Maps], rows: Any = None,
+    strength: float | Sequence[float] | Tensor = 1.0, *, position: Position = "all", count: bool | None = None,
+    strict: bool = True,
+) -> Handle:  # fmt: skip
+    """Steer a model with several steerings at once, each row of a batch with its own, until the handle is removed.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network that the maps were fitted on, or one of the same shape. Its weights are not touched: forward hooks
+        map the sites' outputs out of place, on their device and in their dtype.
+    steerings : dict of id -> Steering, or list
+        In a list, their places are their ids. Where a steering lacks a site of another one, it changes nothing there.
+    rows : id or None, or a list of them
+        Which steering each row of the batch gets, or all of them; None is none. `handle.select` changes it.
+    strength : float, or list or tensor (batch,)
+        0 is exactly the base model, 1 the fitted maps; between and beyond is linear. One number, or one for each row.
+        `handle.set_strength` changes it. In `generate`, rows are those that it is given: beams and returned
+        sequences of a row get what the row gets.
+    position : {"all", "last", "prompt", "generated"} or callable
+        Which tokens are steered: all; the last one of the prompt and every generated one; those of the prompt; the
+        generated ones; or those for which a function of their absolute positions, int64 (batch, tokens) counted from
+        each row's first real token, -1 for padding, returns True in a bool tensor of the same shape.
+        With "all", padding is mapped as well.
+    count : bool, optional
+        Count tokens for `handle.coverage()`. Unless told, all positions but "all" do, which then costs nothing.
+    strict : bool
+        Refuse a model of another name than the one that the maps were fitted on, unless its weights are the same. Names
+        are compared by their last part; a model that was made in memory has none.
+
+    Returns
+    -------
+    Handle
+
+    Raises
+    ------
+    LookupError
+        The model lacks a site; an id that is not among the steerings.
+    ValueError
+        A site has another number of units, with both in the message; a strength that is not finite; not as many ids or
+        strengths as rows, in a forward pass or in `generate`; a position at a site without tokens.
+    TypeError
+        Another kind of argument.
+    RuntimeError
+        One of the steerings is on this model already.
+
+    Notes
+    -----
+    The maps of all rows are gathered once for a batch, after which a row's own map costs what one for all rows does.
+    `docs/guide.md` says what the prompt is outside of `generate`.
+
+    Examples
+    --------
+    >>> import torch, lineas
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    >>> up, down = lineas.Steering({"0": ([1, 1], [5, 5])}), lineas.Steering({"0": ([1, 1], [-5, -5])})
+    >>> x = torch.randn(3, 2)
+    >>> base = net(x)
+    >>> with lineas.attach(net, {"up": up, "down": down}, rows=["up", None, "down"]):
+    ...     (net(x) - base)[:, 0].round().tolist()
+    [5.0, 0.0, -5.0]
+    """
+    check_position(position)
+    by_id, model = named(steerings), unwrapped(model)
+    distinct = list({id(steering): steering for steering in by_id.values()}.values())
+    for steering in distinct if strict else ():
+        check_base(steering.info, model)
+    names = dict.fromkeys(name for steering in distinct for name in steering.sites)
+    found = find_sites(model, list(names))
+    for site in found:
+        _check_site(model, site, distinct, position)
+    tokens = Tokens(position, position != "all" if count is None else bool(count))
+    return Handle(model, by_id, {site: SiteMap(site, distinct, tokens) for site in found}, tokens, rows, strength)
+
+
+def _check_site(model: nn.Module, site: Site, steerings: list[Maps], position: Position) -> None:
+    module, units = model.get_submodule(site.path), site.units
+    for steering in steerings:
+        size = len(steering.weight(site.name)) if site.name in steering.sites else units
+        if units is not None and size != units:
+            whose = "another steering" if site.units is None else f"the model's {site.kind}"
+            raise ValueError(
+                f"site {site.name!r}: the steering has weight ({size},), {whose} has ({units},) units; "
+                "expected the model it was fitted on"
+            )
+        units = size
+        for hook in module._forward_hooks.values():
+            on = getattr(hook.function, "steerings", ()) if isinstance(hook, Hook) else ()
+            if any(other is steering for other in on):
+                raise RuntimeError("this steering is already on this model; remove its handle first")
+    if position != "all" and (isinstance(module, CHANNELS_FIRST) or re.fullmatch(CROSS, site.path)):
+        raise ValueError(
+            f"site {site.name!r} ({site.kind}): expected a site with the tokens of the model's input, (batch, tokens, "
+            f"channels), got one without; {ONLY_ALL}"
+        )

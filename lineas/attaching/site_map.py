@@ -1,0 +1,105 @@
+"""What a forward hook does at one site: the maps of whatever is attached there, for all rows alike or for each."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..core import ops
+from ..core.threads import SMALL
+from ..maps.kinds import Affine, common, neutral_parts
+from ..maps.maps import Maps
+from ..network.hooks import channel_dim
+from ..network.sites import Site
+from .coverage import Count
+from .positions import Tokens
+from .rows import Choice
+
+
+class SiteMap:
+    """A site's maps, on whatever device and in whatever dtype the activations come.
+
+    Attributes
+    ----------
+    steerings : list of Maps
+        All that are attached together; `attach` knows its own hooks by this.
+    kind : type of Affine
+        That can stand for all their maps here.
+    """
+
+    def __init__(self, site: Site, steerings: Sequence[Maps], tokens: Tokens):
+        self.name, self.tokens, self.steerings = site.name, tokens, steerings
+        at_this_site = [maps for maps in steerings if site.name in maps.sites]
+        self.units = len(at_this_site[0].weight(site.name))
+        self.kind = common((maps.kind(site.name) for maps in at_this_site), f"site {site.name!r}")
+        self.needs_tokens = tokens.counting or tokens.position != "all"
+        self.count = Count()
+
+    def set(self, choice: Choice) -> None:
+        """From now on the maps of this choice: the one that all rows share, or a table and which each row takes."""
+        pairs = [(maps if maps and self.name in maps.sites else None, s) for maps, s in choice.pairs]
+        self.by_row, self.argument = choice.by_row, choice.argument
+        # One entry a pair: scale and shift, and whatever else the kind of map has.
+        self.table = tuple(torch.stack(parts) for parts in zip(*(self._tensors(*pair) for pair in pairs), strict=True))
+        scale, shift = self.table[:2]
+        self.is_identity = bool((scale == 1).all() and (shift == 0).all())
+        self.is_one, self.active = len(pairs) == 1, [maps is not None for maps, _ in pairs]
+        self.support = ((scale[0] != 1) | (shift[0] != 0)).nonzero().flatten()
+        self.sparse = self.support, scale[0, self.support], shift[0, self.support]
+        self.is_sparse = self.is_one and self.kind is Affine and 4 * len(self.support) <= self.units
+        # By device, number of dimensions and rows for each row told of: the channels' dimension, the maps as they
+        # broadcast, and which rows are steered. A token is so little work that looking things up would cost more.
+        self.ready: dict[tuple[torch.device, int, int], tuple[int, tuple[Tensor, ...], bool | Tensor]] = {}
+
+    def _tensors(self, maps: Maps | None, strength: float) -> list[Tensor]:
+        if maps is None:
+            arrays: tuple[NDArray, ...] = np.ones(self.units), np.zeros(self.units)
+            arrays = *arrays, *neutral_parts(self.kind, self.units)
+        else:
+            arrays = maps.at_strength(self.name, strength)
+            if len(arrays) == 2:  # a plain map, perhaps beside others
+                arrays = *arrays, *neutral_parts(self.kind, self.units)
+        return [torch.from_numpy(array.astype(np.float32)) for array in arrays]
+
+    def __call__(self, module: nn.Module, h: Tensor) -> Tensor:
+        times = 1 if self.by_row is None else self.tokens.times(len(h), len(self.by_row), self.argument)
+        key = h.device, h.ndim, times
+        if key not in self.ready:
+            self.ready[key] = self._prepared(channel_dim(module, h), *key)
+        dim, maps, active = self.ready[key]
+        if h.shape[dim] != self.units:
+            raise ValueError(
+                f"site {self.name!r}: the steering has weight ({self.units},), the model produced {tuple(h.shape)}"
+            )
+        if not self.needs_tokens:
+            return h if self.is_identity else self._mapped(h, dim, maps)
+        now = self.tokens.at(self.name, h, dim)
+        if self.tokens.counting:
+            self.count.add(*now.counts(active), h.device)
+        if self.is_identity or now.steer is False:
+            return h
+        mapped = self._mapped(h, dim, maps)
+        return mapped if now.steer is True else torch.where(now.mask(h.device), mapped, h)
+
+    def _prepared(
+        self, dim: int, device: torch.device, ndim: int, times: int
+    ) -> tuple[int, tuple[Tensor, ...], bool | Tensor]:
+        """The maps as they broadcast over activations: of all rows alike, or of each row."""
+        rows = None if self.by_row is None or self.is_one else self.by_row.repeat_interleave(times)
+        shape = [1] * ndim
+        shape[0], shape[dim] = 1 if rows is None else len(rows), self.units
+        with torch.inference_mode(False):  # or no later pass could save them for its backward
+            maps = tuple((part[0] if rows is None else part[rows]).to(device).view(shape) for part in self.table)
+            return dim, maps, self.active[0] if rows is None else torch.tensor(self.active)[rows].to(device)
+
+    def _mapped(self, h: Tensor, dim: int, maps: tuple[Tensor, ...]) -> Tensor:
+        if self.is_sparse and _is_worth_it(h):
+            return ops.affine_sparse_(h.clone(), *self.sparse, channel_dim=dim)
+        return self.kind.apply(h, *maps)
+
+
+def _is_worth_it(h: Tensor) -> bool:
+    """To touch few channels only: of many numbers, and with no autograd to record it. The result is the same."""
+    return h.numel() >= SMALL and not torch.is_grad_enabled() and h.is_contiguous() and ops.runs_in_c(h)

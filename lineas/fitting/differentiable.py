@@ -1,0 +1,51 @@
+"""Layers through which no gradient passes: a fit would take part of the truth for all of it."""
+
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from ..network.data import Batch
+from ..responses.runner import Runner
+
+
+def check_differentiable(runner: Runner, batch: Batch) -> None:
+    """Refuse quantised linear layers without a backward pass between the sites (ValueError).
+
+    Beside a residual stream they go unnoticed: the gradient that remains is not zero, and wrong. Ordinary models are
+    not run for this; else one sample is, as far as the last loss site.
+    """
+    unusual = [(name, module) for name, module in runner.model.named_modules() if _is_odd_linear(module)]
+    if not unusual:
+        return
+    cut: list[str] = []
+
+    def checking(name: str):
+        def see(module: nn.Module, args: tuple, output: object) -> None:
+            given = args[0] if args else None
+            if isinstance(given, Tensor) and given.requires_grad and not _passes(given, output):
+                cut.append(f"{name} ({type(module).__name__})")
+
+        return see
+
+    with ExitStack() as stack:
+        for name, module in unusual:
+            stack.callback(module.register_forward_hook(checking(name)).remove)
+        runner.run(batch.rows(0, 1), torch.from_numpy(runner.mapped.identity()).requires_grad_())
+    if cut:
+        raise ValueError(
+            "model: expected layers that gradients pass through, got quantised ones without a backward pass on this "
+            f"device: {', '.join(cut[:3])}{f' and {len(cut) - 3} more' * (len(cut) > 3)}; fit the model in another form"
+        )
+
+
+def _is_odd_linear(module: nn.Module) -> bool:
+    plain = type(module) is nn.Linear and type(module.weight) is nn.Parameter
+    return "Linear" in type(module).__name__ and not plain
+
+
+def _passes(given: Tensor, output: object) -> bool:
+    if not isinstance(output, Tensor) or not output.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(output.sum(), given, retain_graph=True, allow_unused=True)
+    return gradient is not None and bool(gradient.any())

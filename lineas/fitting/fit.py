@@ -1,0 +1,283 @@
+"""fit: from two sets of inputs to a Steering."""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from .. import optim
+from ..core.arrays import Vector
+from ..maps.algebra import refuse_special
+from ..maps.kinds import Affine, WithinRange
+from ..maps.units import mask_of
+from ..network import identity
+from ..network.data import Batch, as_batches
+from ..network.sites import Site, find_sites, unwrapped
+from ..network.state import device_of, eager, frozen, is_sharded, seeded
+from ..penalties import Penalty
+from ..responses.layout import Layout
+from ..responses.probe import probe
+from ..responses.runner import Runner, blame
+from ..steering import Steering
+from . import losses, methods
+from .callbacks import Entry
+from .checkpoint import Checkpoint, Keeper, fingerprint, locate, read, refuse_another
+from .differentiable import check_differentiable
+from .distributed import Alone, processes
+from .log import Log
+from .losses import Loss
+from .model_loss import ModelLoss
+from .option_table import DEFAULT, described
+from .options import Options
+from .ridge import Ridge, sensitivity
+from .source_passes import SourcePasses
+
+__all__ = ["fit"]
+
+
+def fit(
+    model: nn.Module,
+    src: Any,
+    tgt: Any,
+    *,
+    tokenizer: Any = DEFAULT.tokenizer,
+    sites: str | Sequence[str | Site] | None = DEFAULT.sites,
+    loss_sites: str | Sequence[str | Site] | None = DEFAULT.loss_sites,
+    units: Mapping[str, ArrayLike] | None = DEFAULT.units,
+    method: str | methods.Formula = DEFAULT.method,
+    schedule: str | None = DEFAULT.schedule,
+    within_range: bool = DEFAULT.within_range,
+    recipe: str = DEFAULT.recipe,
+    loss: str | Loss = DEFAULT.loss,
+    ridge: float | None = DEFAULT.ridge,
+    penalty: Penalty | None = DEFAULT.penalty,
+    optimizer: str | None = DEFAULT.optimizer,
+    learning_rate: float | None = DEFAULT.learning_rate,
+    steps: int | None = DEFAULT.steps,
+    max_evaluations: int | None = DEFAULT.max_evaluations,
+    batch_size: int | None = DEFAULT.batch_size,
+    max_length: int | None = DEFAULT.max_length,
+    compute_dtype: str | torch.dtype | None = DEFAULT.compute_dtype,
+    pooling: str | None = DEFAULT.pooling,
+    position: str = DEFAULT.position,
+    seed: int = DEFAULT.seed,
+    progress: bool = DEFAULT.progress,
+    callbacks: Iterable[Callable[[Entry], Any]] = DEFAULT.callbacks,
+    checkpoint_dir: str | os.PathLike | None = DEFAULT.checkpoint_dir,
+    resume_from: Steering | str | os.PathLike | None = DEFAULT.resume_from,
+    distributed: Any = DEFAULT.distributed,
+) -> Steering:
+    """Learn the maps that make what `src` produces in a model look like what `tgt` produces.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network whose modules return tensors, or tuples of them, with the samples in dimension 0; left as it was.
+    src, tgt : list of str or of chats, tensor, dict of tensors, BatchEncoding, Dataset or DataLoader
+        Two unpaired sets of at least 2 samples each. Padding, where `attention_mask` is zero, never counts.
+    {options}
+
+    Returns
+    -------
+    Steering
+        With a `history` of evaluations, empty for methods other than "lineas", and what made it in `info`.
+
+    Raises
+    ------
+    TypeError, ValueError, LookupError
+        On input that cannot work, before any step, with what was expected and what came; the model is as it was.
+    OSError
+        No checkpoint can be written or found, before any step.
+    FloatingPointError
+        The published recipe diverged.
+
+    Notes
+    -----
+    `docs/guide.md` says more of each option. An evaluation costs a forward pass to the last loss site, and a backward
+    pass where it is accepted. Source: LinEAS, Rodriguez et al., NeurIPS 2025, arXiv 2503.10679.
+
+    Examples
+    --------
+    >>> import torch, lineas
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> steering = lineas.fit(net, torch.randn(32, 4), torch.randn(40, 4) + 1, sites="0", progress=False)
+    >>> assert steering.history["loss"][-1] < steering.history["loss"][0]
+    """
+    callbacks = tuple(callbacks)
+    options = Options.checked(locals())
+    started = time.perf_counter()
+    model = _checked(model)
+    world = processes(distributed)
+    if distributed and (checkpoint_dir is not None or isinstance(resume_from, (str, os.PathLike))):
+        raise ValueError("checkpoint_dir, resume_from: checkpoints are of one process; expected distributed=False")
+    formula = options.in_closed_form
+    if formula and formula.needs_units and units is None:
+        raise ValueError(f"units: expected some, got None; {method!r} of all units would leave nothing of a site")
+    keeper, past = _past(resume_from, checkpoint_dir)
+    mapped = find_sites(model, sites)
+    compared = mapped if loss_sites is None else find_sites(model, loss_sites)
+    device = device_of(model)
+    with world, seeded(seed, device), frozen(model), eager(), torch.inference_mode(False), torch.enable_grad():
+        sources, targets = (
+            [
+                batch.to(device)
+                for batch in as_batches(inputs, name, model, tokenizer, batch_size, max_length, options.least)
+            ]
+            for name, inputs in (("src", src), ("tgt", tgt))
+        )
+        _check_batches(world.share((len(sources), len(targets))), recipe)
+        runner = _runner(model, mapped, compared, sources, targets, options)
+        maps = {site.name: size for site, size in zip(runner.mapped.sites, runner.mapped.sizes, strict=True)}
+        free = None if units is None else mask_of(units, maps)
+        facts = options.facts() | {
+            "units": None if free is None else int(free.sum()),
+            "samples": [sum(sizes) for sizes in zip(*world.share((_count(sources), _count(targets))), strict=True)],
+            "loss_sites": [site.name for site in runner.compared.sites],
+        }
+        data = identity.of_data(world.share((identity.data_digest(sources), identity.data_digest(targets))))
+        problem_facts: dict[str, Any] = {}
+        if keeper or past:
+            chosen = None if free is None else identity.digest([torch.from_numpy(free)])
+            problem_facts = fingerprint(model, sources, targets, penalty, facts | {"sites": maps, "units": chosen})
+        if past:
+            refuse_another(problem_facts, past.problem, resume_from)
+        past = past or Checkpoint(problem_facts, _start(runner.mapped, maps, resume_from))
+        kinds: dict[str, Affine] = {}
+        if formula:
+            kind = WithinRange if options.within_range else Affine
+            schedule_of_method = str(options.schedule)
+            x, kinds, passes = methods.maps_of(formula, schedule_of_method, runner, sources, targets, free, world, kind)
+            past = replace(past, maps=x, seconds=time.perf_counter() - started, stopped="computed")
+        log = Log(
+            past, maps, limit=options.max_evaluations, total=options.total, started=started,
+            progress=progress and world.rank == 0, callbacks=callbacks, keeper=keeper, world=world,
+        )  # fmt: skip
+        end = past if past.stopped else _minimise(runner, sources, targets, free, options, log, world)
+    info = {
+        **identity.of_model(model), "data": data, **facts, "ridge": end.ridge,
+        "evaluations": passes if formula else len(end.history["loss"]), "seconds": round(end.seconds, 3),
+        "stopped": end.stopped,
+    }  # fmt: skip
+    return Steering.from_flat(maps, maps.values(), end.maps, kinds=kinds, history=end.history, info=info)
+
+
+fit.__doc__ = (fit.__doc__ or "").replace("    {options}", described())
+
+
+def _checked(model: Any) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    model = unwrapped(model)
+    if any(map(is_sharded, model.modules())):  # they are gone again when a backward pass from within wants them
+        raise ValueError("model: expected whole weights, got weights that FSDP shards; fit first, then shard")
+    return model
+
+
+def _count(batches: list[Batch]) -> int:
+    return sum(batch.size for batch in batches)
+
+
+def _check_batches(counts: list[tuple[int, int]], recipe: str) -> None:
+    if recipe == "published" and len(set(counts)) > 1:  # which takes a step for each batch
+        raise ValueError(f"expected as many batches in every process, got (src, tgt) {counts}")
+
+
+def _runner(
+    model: nn.Module, mapped: list[Site], compared: list[Site], sources: list[Batch], targets: list[Batch],
+    options: Options,
+) -> Runner:  # fmt: skip
+    layout = probe(model, [*dict.fromkeys([*mapped, *compared])], sources[0])
+    order = list(layout.sites)
+    last = max(order.index(site) for site in compared)
+    late = [site.name for site in mapped if order.index(site) > last]
+    if late:
+        raise ValueError(f"these sites run after the last loss site, so no loss can reach them: {', '.join(late)}")
+    where = model, layout.part(mapped), layout.part(compared), str(options.pooling), options.seed
+    plain = Runner(*where)  # in the weights' own dtype: it looks for small differences
+    if options.fits:
+        check_differentiable(plain, sources[0])
+    # Where nothing is fitted no site is passed twice, and what comes before the first one cannot be spared.
+    savings = plain.possible_savings([*sources, *targets], prefix=options.fits)
+    return Runner(*where, savings=savings, compute_dtype=options.compute_dtype)
+
+
+def _minimise(
+    runner: Runner, sources: list[Batch], targets: list[Batch], free: NDArray[np.bool_] | None, options: Options,
+    log: Log, world: Alone,
+) -> Checkpoint:  # fmt: skip
+    """From the log's checkpoint on: from its maps, or from the optimiser's state where it has one."""
+    past = log.past
+    with log:
+        with blame("tgt"):  # responses of the unsteered network never change, so they are collected once
+            responses = [runner.collect([batch]) for batch in targets]
+            held = options.ridge != 0
+            ridge = sensitivity(runner.model, runner.mapped, targets, options.seed, world) if held else None
+        with blame("src"):
+            problem = _problem(SourcePasses(runner, sources, world), responses, ridge, free, options)
+            if options.recipe == "published":
+                x, why = optim.published(
+                    problem, past.maps, options.penalty, log, **options.descent(), save=log.save, state=past.state
+                )
+            else:
+                x, why = optim.fast(
+                    problem, past.maps, options.penalty, log, steps=options.steps, tolerance=options.tolerance,
+                    save=log.save, state=past.state,
+                )  # fmt: skip
+            return log.finish(x, why, options.ridge if ridge is None else problem.strength)
+
+
+def _problem(
+    passes: SourcePasses, targets: list[Vector], ridge: Ridge | None, free: NDArray[np.bool_] | None, options: Options
+) -> ModelLoss:
+    """What is to be minimised. What it must know of the unsteered sources comes from a pass at the identity, where a
+    fit usually starts: its first evaluation is then that pass."""
+    loss, noise, strength = losses.find(options.loss), None, options.ridge
+    if loss.needs_noise or (ridge is not None and strength is None):
+        unsteered = passes.at(passes.runner.mapped.identity()).responses
+        all_targets, _ = passes.world.gather(lambda: np.concatenate(targets))
+        noise = losses.sampling_noise(unsteered, all_targets)
+        if strength is None:
+            strength = losses.share_of_noise(unsteered, all_targets, noise, passes.runner.compared.coefficients())
+    return ModelLoss(passes, targets, loss, noise=noise, ridge=ridge, strength=strength or 0.0, free=free)
+
+
+def _past(
+    resume_from: Steering | str | os.PathLike | None, checkpoint_dir: str | os.PathLike | None
+) -> tuple[Keeper | None, Checkpoint | None]:
+    """Where checkpoints go, and the one to go on from, if there is one: before any work."""
+    keeper = None if checkpoint_dir is None else Keeper(checkpoint_dir)
+    resumed = locate(resume_from) if isinstance(resume_from, (str, os.PathLike)) else None
+    if resumed is None and not isinstance(resume_from, Steering | None):
+        raise TypeError(
+            f"resume_from: expected a Steering or the path of a checkpoint, got {type(resume_from).__name__}"
+        )
+    if keeper and keeper.path.exists() and (resumed is None or resumed.resolve() != keeper.path.resolve()):
+        raise FileExistsError(
+            f"checkpoint_dir: {keeper.path} is there already; go on from it with resume_from={str(checkpoint_dir)!r}, "
+            "or remove it"
+        )
+    if resumed is None or (keeper and not resumed.exists() and resumed.resolve() == keeper.path.resolve()):
+        return keeper, None
+    try:
+        return keeper, read(resumed)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"resume_from: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"resume_from: {error}") from error
+
+
+def _start(layout: Layout, expected: dict[str, int], steering: Any) -> Vector:
+    """The maps to start from: the identity where no steering is given."""
+    if not isinstance(steering, Steering):
+        return layout.identity()
+    got = {name: len(steering.weight(name)) for name in steering.sites}
+    if got != expected:
+        raise ValueError(f"resume_from: expected maps for {expected}, got {got}")
+    refuse_special("resume_from", steering.special)
+    return np.concatenate([*map(steering.weight, expected), *map(steering.bias, expected)])

@@ -1,0 +1,119 @@
+"""The log of a fit: its history, its bar, its callbacks, its checkpoints."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from .. import optim
+from ..core.arrays import Vector
+from ..maps.units import is_moved
+from . import callbacks as calls
+from .checkpoint import Checkpoint, Keeper
+from .distributed import Alone
+
+COLUMNS = ("loss", "ridge", "penalty", "objective", "step_size", "accepted", "site_loss")
+
+
+class Log:
+    """Takes note of evaluations, shows them, asks the callbacks, says when enough is enough, keeps checkpoints.
+
+    Parameters
+    ----------
+    past : Checkpoint
+        What to go on from; with no history, at the start.
+    sizes : dict of site name -> units
+        Of the mapped sites.
+    limit : int or None
+        Evaluations until the fit must end.
+    total : int or None
+        Evaluations that the bar counts towards.
+    started : float
+        When this part of the fit began, by `time.perf_counter`.
+    keeper : Keeper or None
+        Where checkpoints go.
+    world : Alone
+        The processes that fit together: where a callback of one asks for the end, it comes for all.
+    """
+
+    def __init__(
+        self, past: Checkpoint, sizes: Mapping[str, int], *, limit: int | None, total: int | None,
+        started: float, progress: bool, callbacks: Iterable[Callable[[calls.Entry], Any]] = (),
+        keeper: Keeper | None = None, world: Alone | None = None,
+    ):  # fmt: skip
+        self.past, self.sizes, self.limit, self.keeper = past, sizes, limit, keeper
+        self.started, self.callbacks, self.enough, self.world = started, tuple(callbacks), "", world or Alone()
+        self.history: dict[str, list] = {key: list(past.history.get(key, ())) for key in COLUMNS}
+        self.total, self.progress = total, progress
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.history["loss"])
+
+    def __enter__(self) -> "Log":
+        calls.restore(self.callbacks, self.past.callbacks)
+        if self.keeper:
+            self.keeper.begin(replace(self.past, callbacks=calls.states(self.callbacks)))
+        self.bar = tqdm(
+            total=self.total, initial=self.evaluations, desc="lineas.fit", unit=" evaluations",
+            disable=not self.progress,
+        )  # fmt: skip
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.bar.close()
+        if self.keeper and exception[0] is not None:
+            with suppress(Warning):  # where warnings are errors, this one must not hide what ended the fit
+                self.keeper.flush()
+
+    def __call__(self, at: optim.Evaluation, penalty: float, step_size: float, accepted: bool = True) -> str:
+        entry = {
+            "loss": at.loss - at.ridge, "ridge": at.ridge, "penalty": penalty, "objective": at.loss + penalty,
+            "step_size": step_size, "accepted": accepted, "site_loss": at.site_loss.tolist(),
+        }  # fmt: skip
+        for key, value in entry.items():
+            self.history[key].append(value)
+        if accepted and not self.bar.disable:
+            self.bar.set_postfix_str(f"objective {entry['objective']:.4g}, {_support(at.x)}", refresh=False)
+        self.bar.update()
+        used_up = self.limit is not None and self.evaluations >= self.limit
+        self.enough = "a callback asked" if self._asked(entry, at.x) else "max_evaluations used up" * used_up
+        return self.enough
+
+    def _asked(self, entry: Mapping[str, Any], x: Vector) -> bool:
+        steps, answers = sum(self.history["accepted"]) - 1, []
+        for callback in self.callbacks:  # every one hears of it, whatever the others say
+            heard = calls.Entry(entry, steps, self.evaluations, self.sizes, x)
+            try:
+                answers.append(callback(heard))
+            finally:
+                heard.close()
+        return any(self.world.share(any(isinstance(answer, (bool, np.bool_)) and answer for answer in answers)))
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep what the fit needs to go on from here; the optimiser may overwrite its arrays afterwards."""
+        if self.keeper is None or self.enough:  # no going on: only the result will be kept
+            return
+        copied = {key: value.copy() if isinstance(value, np.ndarray) else value for key, value in state.items()}
+        self.keeper.offer(self._checkpoint(copied["x"], copied, ""))
+
+    def finish(self, x: Vector, why: str, ridge: float | None = None) -> Checkpoint:
+        """The result, which is kept as well."""
+        end = replace(self._checkpoint(x, None, why), ridge=ridge)
+        if self.keeper:
+            self.keeper.offer(end, now=True)
+        return end
+
+    def _checkpoint(self, x: Vector, state: dict[str, Any] | None, stopped: str) -> Checkpoint:
+        history = {key: column[:] for key, column in self.history.items()}
+        seconds = self.past.seconds + time.perf_counter() - self.started
+        return Checkpoint(self.past.problem, x, history, state, calls.states(self.callbacks), stopped, seconds)
+
+
+def _support(x: Vector) -> str:
+    moved = is_moved(*np.split(x, 2))
+    return f"support {moved.sum()} ({moved.mean():.0%})"

@@ -1,0 +1,113 @@
+"""The loss as a function of the maps, evaluated through a model: what the optimisers minimise."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import optim
+from ..core import ops
+from ..core.arrays import Floats, Vector
+from ..ot import PermutationNull
+from ..responses.runner import Runner
+from .losses import LOSSES, Loss
+from .ridge import Ridge
+from .source_passes import SourcePasses
+
+
+class ModelLoss:
+    """The loss of maps over all mapped sites (see `optim.Problem`).
+
+    Parameters
+    ----------
+    passes : SourcePasses
+    targets : list of (m, N) arrays
+        Responses of the unsteered network, a batch each.
+    loss : Loss
+    noise : PermutationNull, optional
+        What sampling alone does to the units' distances, where the loss needs it.
+    ridge : Ridge, optional
+    strength : float
+        Of the ridge, in mean coefficients of a unit: one of average sensitivity goes about 1 / (1 + strength) of its
+        way.
+    free : (N,) bool, optional
+        Which mapped units may move. The gradient is zero for the others, and so they stay where they are.
+    """
+
+    def __init__(
+        self, passes: SourcePasses, targets: Sequence[Vector], loss: Loss = LOSSES["wasserstein"], *,
+        noise: PermutationNull | None = None, ridge: Ridge | None = None, strength: float = 0.0,
+        free: NDArray[np.bool_] | None = None,
+    ):  # fmt: skip
+        self.passes, self.runner, self.targets, self.loss, self.noise = passes, passes.runner, targets, loss, noise
+        self.ridge, self.strength, self.free = ridge, strength, free
+        self.sizes, self.samples = self.runner.mapped.sizes, passes.samples
+        all_targets, _ = passes.world.gather(lambda: np.concatenate(targets))
+        self.target = ops.prepare_target(all_targets, self.samples)
+        self.coefficient = self.runner.compared.coefficients()
+        self._place = _places(self.runner)
+        self._minibatches: dict[tuple[int, int], ModelLoss] = {}
+
+    def identity(self) -> Vector:
+        return self.runner.mapped.identity()
+
+    def minibatch(self, k: int) -> "ModelLoss":
+        sources, targets = len(self.passes.batches), len(self.targets)
+        if sources == targets == 1:
+            return self
+        pair = k % sources, k % targets
+        if pair not in self._minibatches:
+            part = self.passes.minibatch(pair[0]), [self.targets[pair[1]]]
+            self._minibatches[pair] = ModelLoss(*part, free=self.free)
+        return self._minibatches[pair]
+
+    def evaluate(self, x: Vector, scale: float = 1.0) -> optim.Evaluation:
+        at = self.passes.at(x)
+        coefficient = self.coefficient * scale
+        unit_loss, slopes = ops.loss(at.responses, self.target, coefficient)
+        value, derivative = self.loss.of_distance(unit_loss / coefficient, self.noise)
+        if derivative is not None:
+            unit_loss, slopes = coefficient * value, slopes * derivative.astype(slopes.dtype)
+        held, pull = 0.0, np.zeros_like(x)
+        if self.ridge:
+            held, pull = self.ridge.value_and_gradient(x, scale * self._ridge_strength())
+        compared = self.runner.compared
+        site_loss = np.add.reduceat(unit_loss, compared.offsets[:-1]) * len(compared.sites)
+        unit = _power_of_two(np.abs(slopes).max())
+
+        def gradient() -> Vector:
+            total = self.passes.world.total(at.pull_back(slopes, unit)) + pull
+            return total if self.free is None else np.where(np.tile(self.free, 2), total, np.float32(0))
+
+        return optim.Evaluation(
+            float(unit_loss.sum()) + held, site_loss, gradient, x, lambda: self._curvature(x, at.responses, scale), held
+        )
+
+    def _curvature(self, x: Vector, responses: Vector, scale: float) -> Floats:
+        """Of each mapped unit's own share of the loss, 2 * coefficient * mean of [z z, z; z, 1], z before its map."""
+        weight, bias = np.split(x.astype(float), 2)
+        place, known = self._place, np.abs(weight) > 0.1  # else the map has all but wiped out z
+        known &= place >= 0
+        mean = np.add.reduce(responses, 0, np.float64)[place] / len(responses)
+        square = np.einsum("ij,ij->j", responses, responses, dtype=float)[place] / len(responses)
+        weight[~known] = np.nan
+        moments = (square - 2 * bias * mean + bias**2) / weight**2, (mean - bias) / weight, np.ones_like(bias)
+        share = np.where(known, 2 * scale * self.coefficient[place] * np.stack(moments), np.nan)
+        return share + scale * self._ridge_strength() * self.ridge.curvature() if self.ridge else share
+
+    def _ridge_strength(self) -> float:
+        return self.strength * float(self.coefficient.mean())
+
+
+def _places(runner: Runner) -> NDArray[np.int64]:
+    """(N,): at which place among the compared units each mapped unit is, or -1."""
+    starts = dict(zip(runner.compared.sites, runner.compared.offsets[:-1], strict=True))
+    return np.concatenate([
+        np.arange(size) + starts[site] if site in starts else np.full(size, -1)
+        for site, size in zip(runner.mapped.sites, runner.mapped.sizes, strict=True)
+    ])  # fmt: skip
+
+
+def _power_of_two(size: np.float32) -> np.float32:
+    """At most `size`, and more than half of it; dividing by it changes no bit of a float32. 1 for 0."""
+    return np.float32(np.exp2(np.floor(np.log2(size)))) if size > 0 else np.float32(1)

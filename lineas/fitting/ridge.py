@@ -1,0 +1,143 @@
+"""A ridge on the maps, measured by how far they move the model's output."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..core.arrays import Floats
+from ..core.errors import NonFiniteError
+from ..network.calls import call, output_of
+from ..network.data import Batch
+from ..network.hooks import hooked
+from ..network.sites import Site
+from ..responses.layout import Layout
+from .distributed import Alone
+
+LARGEST = 1 << 23  # output numbers at a time: a language model's logits are the largest thing that a fit ever holds
+FLOOR = 0.3  # of the mean: estimates from few samples must leave no unit free to go anywhere
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """The sum over units of stretch u^2 + 2 cross u b + shift b^2, where u = weight - 1 and b = bias.
+
+    Parameters
+    ----------
+    stretch, cross, shift : (N,) float64
+        What a unit's map does to the model's output, to second order; shift has mean 1.
+    """
+
+    stretch: Floats
+    cross: Floats
+    shift: Floats
+
+    def value_and_gradient(self, x: NDArray[np.float32], strength: float) -> tuple[float, NDArray[np.float32]]:
+        weight, bias = np.split(x.astype(np.float64), 2)
+        u = weight - 1
+        by_weight, by_bias = self.stretch * u + self.cross * bias, self.cross * u + self.shift * bias
+        slope = 2 * strength * np.concatenate([by_weight, by_bias])
+        return float(strength * (u @ by_weight + bias @ by_bias)), slope.astype(np.float32)
+
+    def curvature(self) -> Floats:
+        """(3, N): second derivatives of each unit for (weight, weight), (weight, bias) and (bias, bias)."""
+        return 2 * np.stack([self.stretch, self.cross, self.shift])
+
+
+def sensitivity(
+    model: nn.Module, layout: Layout, batches: Sequence[Batch], seed: int, world: Alone | None = None
+) -> Ridge:
+    """How much the model's output minds each unit's map, from one forward and backward pass through all of it.
+
+    For logits it is the Fisher information of the maps, 2 KL(model, steered model) a sample to second order: labels are
+    drawn from the model's own distribution, and the gradients of their log-likelihood squared, sample by sample. For
+    any other output it is the squared move of its numbers, along random directions.
+
+    Parameters
+    ----------
+    layout : of the mapped sites
+    batches : samples that the model should go on to handle as it does: the target's
+    seed : of the labels and directions
+    world : the processes whose samples count together
+
+    Notes
+    -----
+    One evaluation, through the whole model; memory is that of a few samples at a time. `FLOOR` times the mean is added
+    to every unit. Source: Amari, Natural Gradient Works Efficiently in Learning, Neural Computation 10 (1998).
+    """
+    world = world or Alone()
+    done = sum(world.share(sum(batch.size for batch in batches))[: world.rank])
+    totals, rows = np.zeros((3, layout.units)), 1  # the first sample alone tells how large its output is
+    for batch in batches:
+        start = 0
+        while start < batch.size:
+            part = batch.rows(start, min(start + rows, batch.size))
+            output, is_logits, leaves = _run(model, layout, part)
+            rows = max(1, LARGEST * part.size // output.numel())
+            start, done = start + part.size, done + part.size
+            if not output.requires_grad:  # quantised layers behind the last loss site may pass nothing back
+                continue
+            direction = _direction(output, is_logits, part, seed + done - part.size)
+            gradients = torch.autograd.grad(output, leaves, direction, materialize_grads=True, allow_unused=True)
+            half = len(layout.sites)
+            by_weight, by_bias = (_side_by_side(g) for g in (gradients[:half], gradients[half:]))
+            totals += [(by_weight**2).sum(0), (by_weight * by_bias).sum(0), (by_bias**2).sum(0)]
+    totals = world.total(totals)
+    if not np.isfinite(totals).all():
+        raise NonFiniteError("expected finite gradients of the model's output, got others; pass ridge=0")
+    mean = totals[2].mean()
+    if not mean > 0:
+        return Ridge(np.ones(layout.units), np.zeros(layout.units), np.ones(layout.units))
+    stretch, cross, shift = totals / mean / (1 + FLOOR)
+    return Ridge(stretch + FLOOR / (1 + FLOOR), cross, shift + FLOOR / (1 + FLOOR))
+
+
+def _side_by_side(gradients: Sequence[Tensor]) -> Floats:
+    """(samples, N)."""
+    return torch.cat([g.flatten(1).cpu() for g in gradients], 1).double().numpy()
+
+
+def _run(model: nn.Module, layout: Layout, batch: Batch) -> tuple[Tensor, bool, list[Tensor]]:
+    """The model's output, and a weight and a bias of its own for each sample at each site: weights first."""
+    weights: dict[Site, Tensor] = {}
+    biases: dict[Site, Tensor] = {}
+
+    def watch(site: Site, dim: int):
+        def see(module: nn.Module, h: Tensor) -> Tensor:
+            shape = [len(h), *(h.shape[k] if k == dim % h.ndim else 1 for k in range(1, h.ndim))]
+            weights[site] = torch.ones(shape, dtype=h.dtype, device=h.device, requires_grad=True)
+            biases[site] = torch.zeros(shape, dtype=h.dtype, device=h.device, requires_grad=True)
+            return h * weights[site] + biases[site]
+
+        return see
+
+    with hooked(model, {s: watch(s, dim) for s, dim in zip(layout.sites, layout.channel_dims, strict=True)}):
+        output, is_logits = output_of(call(model, batch))
+    return output, is_logits, [*(weights[s] for s in layout.sites), *(biases[s] for s in layout.sites)]
+
+
+def _direction(output: Tensor, is_logits: bool, batch: Batch, seed: int) -> Tensor:
+    """Which move of the output to look at: p - e_label for logits, a label drawn from p at each token; else any.
+
+    Every sample draws from a seed of its own, and nothing for padding: how samples are batched changes nothing.
+    """
+    direction = torch.zeros_like(output)
+    apart = output.shape[:1] == (batch.size,)  # else one number, or whatever, for all samples
+    has_decoder = any(key.startswith("decoder_") for key in batch.kwargs)  # whose output it then is
+    mask = batch.mask_of("decoder_" if has_decoder else "")
+    masks = mask if mask is not None and mask.shape == output.shape[:2] else None
+    rows, moves = (x.detach() if apart else x.detach()[None] for x in (output, direction))
+    for k, (row, move) in enumerate(zip(rows, moves, strict=True)):
+        draw = torch.Generator(output.device).manual_seed(seed + k)
+        where = ... if masks is None else masks[k] != 0
+        if is_logits:
+            p = row[where].float().softmax(-1)
+            label = torch.multinomial(p.reshape(-1, p.shape[-1]), 1, generator=draw).view(*p.shape[:-1], 1)
+            drawn = p.scatter_add(-1, label, torch.full_like(p[..., :1], -1))
+        else:
+            drawn = torch.randn(row[where].shape, generator=draw, device=row.device)
+        move[where] = drawn.to(move.dtype)
+    return direction

@@ -1,0 +1,104 @@
+"""The README.md beside a steering's maps: a card as the Hugging Face hub shows it."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .._text import printable
+from . import summary
+from .info import base_name
+from .maps import Maps
+
+CONFIG, TENSORS, CARD = "steering_config.json", "steering.safetensors", "README.md"
+MARK = "Written by lineas. Remove this line to keep your own edits when a steering is saved here again."
+
+TABLE_ROWS = 200
+HUB_NAME = r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?"
+
+# What `info` may hold, in the order of the card, and how the card calls it.
+FACTS = {
+    "model": "model", "revision": "its revision", "model_class": "its class", "weights": "digest of its weights",
+    "samples": "samples (source, target)", "data": "digests of the data", "method": "method",
+    "within_range": "within the source's range", "recipe": "recipe", "optimizer": "optimizer", "loss": "loss",
+    "penalty": "penalty", "ridge": "ridge", "pooling": "pooling", "position": "position",
+    "compute_dtype": "computed in", "seed": "seed", "evaluations": "evaluations", "seconds": "seconds",
+    "stopped": "stopped", "made": "made from others",
+}  # fmt: skip
+
+TEXT = """\
+---
+{front}
+---
+
+<!-- {mark} -->
+
+# Steering of {model}
+
+Maps for activation steering: at each of the {count} sites below, every unit's activation z becomes
+weight * z + bias. {moved} of {units} units are changed; the model's own weights are not touched. Made with
+`lineas`, an implementation of [LinEAS](https://arxiv.org/abs/2503.10679).
+
+## Use
+
+```python
+import lineas
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained({base})
+steering = lineas.Steering.from_pretrained({here})
+with steering.apply(model, strength=1.0):  # 0 is the model as it was
+    ...
+```
+
+`{config}` and `{tensors}` hold numbers and text only: nothing is unpickled, and nothing in them is run.
+"""
+
+
+def text_of(maps: Maps, metrics: Mapping[str, Any]) -> str:
+    """The whole card. What it is told comes from files and users, so none of it can become markup."""
+    info = maps.info
+    model, found = base_name(info), summary.rows(maps)
+    text = TEXT.format(
+        front=_front(model),
+        mark=MARK, model=code(model) or "a model",
+        count=len(found), moved=sum(row.support for row in found), units=sum(row.units for row in found),
+        base=json.dumps(model or "the model it was fitted on"), here=json.dumps("this folder or repository"),
+        config=CONFIG, tensors=TENSORS,
+    )  # fmt: skip
+    facts = [(label, info[key]) for key, label in FACTS.items() if info.get(key) is not None]
+    parts = [text]
+    if facts:
+        parts.append(_section("How it was made", ("", ""), [(label, code(value)) for label, value in facts]))
+    if metrics:
+        lines = [(code(name), code(value)) for name, value in metrics.items()]
+        parts.append(_section("Measured", ("metric", "value"), lines))
+    parts.append(_section("Sites", [code(head) for head in summary.HEADS], [_site(row) for row in found[:TABLE_ROWS]]))
+    if len(found) > TABLE_ROWS:
+        parts.append(f"and {len(found) - TABLE_ROWS} sites more.\n")
+    return "\n".join(parts)
+
+
+def code(value: Any) -> str:
+    """Any value as inline code in a cell of a table: shown as it is, and never markup."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = printable(text).replace("`", "'").replace("|", "\\|").strip()
+    return f"`{text if len(text) <= 300 else text[:300] + ' ...'}`" if text else ""
+
+
+def _front(model: str) -> str:
+    """The YAML that the hub reads. JSON's strings are YAML's too."""
+    lines = ["library_name: lineas"]
+    if re.fullmatch(HUB_NAME, model):  # the hub refuses a card with any other
+        lines += [f"base_model: {json.dumps(model)}", "base_model_relation: adapter"]
+    return "\n".join([*lines, "tags:", "- lineas", "- activation-steering"])
+
+
+def _section(title: str, heads, lines) -> str:
+    table = [heads, ["---"] * len(heads), *lines]
+    return f"## {title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in table)
+
+
+def _site(row: summary.Row) -> list[str]:
+    name, *numbers = row.texts()
+    return [code(name), *numbers]

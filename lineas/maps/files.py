@@ -1,0 +1,88 @@
+"""The files of a steering: a folder with a config in JSON, its maps as safetensors, and a card to read.
+
+Whatever lies in such a folder is data: nothing in it is run, and its sizes are looked at before anything is read.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .._storage import brief, read_config, read_tensors, replace_file, write_pair
+from ..core.arrays import Vector
+from . import card
+from .card import CARD, CONFIG, MARK, TENSORS
+from .kinds import KINDS
+from .maps import Maps
+
+FORMAT = {"format": "lineas-steering", "version": 1}
+
+
+def save(maps: Maps, folder: Path, metrics: Mapping[str, float | str] | None = None) -> None:
+    """All files, into a folder that is made if need be. A README.md that somebody else wrote is left alone.
+
+    What was measured goes into the card, and with the rest of `info` into the config.
+    """
+    tensors: dict[str, Vector] = {}
+    listed: dict[str, list[str]] = {key: [] for key in KINDS}
+    for name in maps.sites:
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = maps.weight(name).copy(), maps.bias(name).copy()
+    for name, kind in maps.special.items():
+        if KINDS.get(kind.key) is not type(kind):
+            raise TypeError(f"site {name!r}: expected a kind of map that files know, got {type(kind).__name__}")
+        listed[kind.key].append(name)
+        tensors |= {f"{name}.{part}": values.copy() for part, values in kind.tensors().items()}
+    measured = {**maps.info.get("metrics", {}), **(metrics or {})}
+    info = {**maps.info, "metrics": measured} if measured else maps.info
+    config = {**FORMAT, "sites": maps.sizes, **{key: names for key, names in listed.items() if names}}
+    write_pair(folder / CONFIG, {**config, "info": info, "history": maps.history}, folder / TENSORS, tensors)
+    if is_ours(folder / CARD):
+        replace_file(folder / CARD, card.text_of(maps, measured).encode())
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The arguments of `Maps`; FileNotFoundError, or ValueError where a file is not as it was written."""
+    path = folder / CONFIG
+    config = read_config(path, FORMAT)
+    sizes = config["sites"]
+    history, info = _restored(config.get("history") or {}, path), config.get("info") or {}
+    kinds = {name: kind for key, kind in KINDS.items() for name in _listed(key, config.get(key, []), sizes, path)}
+    parts = [(name, part) for name in sizes for part in ("weight", "bias")]
+    parts += [(name, part) for name, kind in kinds.items() for part in kind.neutral]
+    expected = {f"{name}.{part}": ("F32", [sizes[name]]) for name, part in parts}
+    tensors = read_tensors(folder / TENSORS, expected, config.get("sha256"), CONFIG)
+    return {
+        "maps": {name: (tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for name in sizes},
+        "kinds": {name: kind(*(tensors[f"{name}.{part}"] for part in kind.neutral)) for name, kind in kinds.items()},
+        "history": history, "info": info,
+    }  # fmt: skip
+
+
+def _listed(key: str, names: Any, sizes: Mapping[str, int], path: Path) -> list[str]:
+    """The sites whose maps are of one kind."""
+    known = isinstance(names, list) and all(isinstance(name, str) and name in sizes for name in names)
+    if not known or len(set(names)) < len(names):
+        raise ValueError(f"{path}: expected {key} with names of sites, each once, got {brief(names)}")
+    return names
+
+
+def is_ours(card: Path) -> bool:
+    """Whether the card may be written: there is none, or it is one that nobody has made their own."""
+    if not card.exists():
+        return True
+    with open(card, "rb") as file:
+        return MARK.encode() in file.read(1 << 16)
+
+
+def _restored(history: Any, path: Path) -> dict[str, list]:
+    """A history as `plain` was given it: the infinite losses of trials that overflowed are infinite again."""
+    if not isinstance(history, dict) or not all(isinstance(column, list) for column in history.values()):
+        raise ValueError(f"{path}: expected a history of lists, got {brief(history)}")
+
+    def restored(value: Any) -> Any:
+        return math.inf if value is None else value
+
+    return {
+        key: [[restored(part) for part in item] if isinstance(item, list) else restored(item) for item in column]
+        for key, column in history.items()
+    }

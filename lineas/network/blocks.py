@@ -1,0 +1,141 @@
+"""Run a model's repeated blocks otherwise, for a while: not again where nothing has changed, or again in backward."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .sites import Site, bare_name
+
+LISTS = (nn.ModuleList, nn.Sequential)
+Forwards = dict[nn.Module, Callable]
+
+
+@contextmanager
+def replaced(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
+    """While open, these modules run other functions as their `forward`; their hooks stay as they are."""
+    before = {module: vars(module).get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            module.forward = forward
+        yield
+    finally:
+        for module, before_it in before.items():
+            if before_it is None:
+                vars(module).pop("forward", None)
+            else:  # somebody else's wrapper
+                module.forward = before_it
+
+
+def checkpointing(model: nn.Module, last: Site) -> list[nn.Module]:
+    """The blocks whose own checkpointing is on, but for the one that holds the last site: the forward pass ends in it.
+
+    Hugging Face models checkpoint in training mode only, and perhaps in the reentrant way, which loses the gradient of
+    what hooks take out of a block. `checkpointed` does neither.
+    """
+    return [
+        block
+        for path, container in model.named_modules()
+        if isinstance(container, LISTS)
+        for name, block in container.named_children()
+        if getattr(block, "gradient_checkpointing", False)
+        and not f"{last.path}.".startswith(f"{bare_name(f'{path}.{name}')}.")
+    ]
+
+
+def checkpointed(block: nn.Module, hooks: Callable[[], AbstractContextManager]) -> Callable:
+    """The block's forward, run again in the backward pass; under the hooks then too, which will be off by that time."""
+    forward = block.forward
+
+    def run(*args, **kwargs):
+        in_backward = False
+
+        def compute(*args):
+            nonlocal in_backward
+            with hooks() if in_backward else nullcontext():
+                in_backward = True
+                return forward(*args, **kwargs)
+
+        return checkpoint(compute, *args, use_reentrant=False)
+
+    return run
+
+
+def neighbours(model: nn.Module, site: Site) -> list[list[nn.Module]]:
+    """For every list of modules on the site's path: its other modules, of which some may run before the site.
+
+    Empty where the site is inside something compiled, whose blocks are not called one by one.
+    """
+    found: list[list[nn.Module]] = []
+    module = model
+    for name in site.path.split("."):
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            return []
+        child = getattr(module, name)
+        if isinstance(module, LISTS) and (others := [block for block in module.children() if block is not child]):
+            found.append(others)
+        module = child
+    return found
+
+
+class PrefixRecord:
+    """What ran before the first mapped site, and so does not depend on the maps: for one batch.
+
+    `forwards` first take notes, of which blocks run before `close` is called and of what the last of each list returns,
+    the only thing that the next block looks at. Once closed, these blocks return it without running.
+    """
+
+    def __init__(self, lists: list[list[nn.Module]]):
+        self.lists, self.open = lists, True
+        self.ran: dict[nn.Module, int] = {}
+        self.outputs: dict[int, Any] = {}
+        self.responses: dict[Site, Tensor] = {}  # of sites before the first mapped one
+        self._versions: dict[int, list[int]] = {}
+
+    def close(self, responses: Mapping[Site, Tensor]) -> None:
+        self.open, self.responses = False, dict(responses)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it spares anything, and nobody has written into what the blocks returned."""
+        untouched = all(_versions(output) == self._versions[k] for k, output in self.outputs.items())
+        return not self.open and bool(self.ran) and untouched
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in _tensors_in([self.outputs, self.responses]))
+
+    def forwards(self) -> Forwards:
+        if self.open:
+            return {block: self._noting(k, block) for k, blocks in enumerate(self.lists) for block in blocks}
+        return {block: self._returning(self.outputs[k]) for block, k in self.ran.items()}
+
+    def _noting(self, k: int, block: nn.Module) -> Callable:
+        forward = block.forward
+
+        def run(*args, **kwargs):
+            output = forward(*args, **kwargs)
+            if self.open:
+                self.ran[block], self.outputs[k], self._versions[k] = k, output, _versions(output)
+            return output
+
+        return run
+
+    @staticmethod
+    def _returning(output: Any) -> Callable:
+        return lambda *args, **kwargs: output
+
+
+def _versions(value: Any) -> list[int]:
+    """These change when a tensor is written into."""
+    return [tensor._version for tensor in _tensors_in(value)]
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, Mapping)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors_in(item)

@@ -1,0 +1,29 @@
+"""How a model is called, and which tensor of what it returns is its output."""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from .data import Batch
+
+
+def call(model: nn.Module, batch: Batch) -> Any:
+    kwargs = dict(batch.kwargs)
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        kwargs.setdefault("use_cache", False)  # a cache of keys and values would only cost memory
+    return model(*batch.args, **kwargs)
+
+
+def output_of(output: Any) -> tuple[Tensor, bool]:
+    """The logits, or else the first tensor of floats; and whether it is logits."""
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits, True
+    values = output.values() if isinstance(output, Mapping) else output
+    many = values if isinstance(values, Iterable) and not isinstance(values, Tensor) else [values]
+    found = [value for value in many if isinstance(value, Tensor) and value.is_floating_point()]
+    if not found:
+        raise TypeError(f"expected a model whose output is, or holds, a tensor; got {type(output).__name__}")
+    return found[0], False

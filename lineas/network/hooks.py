@@ -1,0 +1,74 @@
+"""Hooks at sites: which tensor is a site's, where its channels are, and a function that it passes through."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from .sites import Site
+
+# Modules whose channels are dimension 1. Other modules have theirs last, except that 4-D outputs (images) count as
+# channels-first unless a linear or layer normalisation, which works on the last dimension, made them.
+CHANNELS_FIRST = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
+)  # fmt: skip
+CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
+
+
+def channel_dim(module: nn.Module, output: Tensor) -> int:
+    """1 where channels come first, -1 where they come last."""
+    if isinstance(module, CHANNELS_FIRST):
+        return 1
+    if isinstance(module, CHANNELS_LAST) or "RMSNorm" in type(module).__name__ or output.ndim < 4:
+        return -1
+    return 1
+
+
+def tensor_of(site: Site, output: object) -> Tensor:
+    """The site's tensor in what its module returned: the tensor itself, or item k of a tuple (the first by default)."""
+    found: object = output
+    if isinstance(output, (tuple, list)):
+        if (site.item or 0) >= len(output):
+            raise LookupError(f"site {site.name!r}: its module returned {len(output)} items, there is no {site.item}")
+        found = output[site.item or 0]
+    elif site.item is not None:
+        raise TypeError(f"site {site.name!r}: expected its module to return a tuple, got {type(output).__name__}")
+    if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim < 2:
+        got = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+        raise TypeError(f"site {site.name!r}: expected a float tensor (batch, ..., channels), got {got}")
+    return found
+
+
+def replace_tensor(site: Site, output, tensor: Tensor):
+    """What the module returned, with the site's tensor exchanged; the original is left alone."""
+    if not isinstance(output, (tuple, list)):
+        return tensor
+    items = list(output)
+    items[site.item or 0] = tensor
+    if hasattr(output, "_fields"):  # a named tuple
+        return type(output)(*items)
+    return type(output)(items)
+
+
+class Hook:
+    """Passes a site's output through a function of the module and the tensor; out of place, as autograd needs."""
+
+    def __init__(self, site: Site, function: Callable[[nn.Module, Tensor], Tensor]):
+        self.site, self.function = site, function
+
+    def __call__(self, module, args, output):
+        return replace_tensor(self.site, output, self.function(module, tensor_of(self.site, output)))
+
+
+@contextmanager
+def hooked(model: nn.Module, functions: Mapping[Site, Callable[[nn.Module, Tensor], Tensor]]) -> Iterator[None]:
+    """While open, each site's output passes through its function."""
+    handles = []
+    try:
+        for site, function in functions.items():
+            handles.append(model.get_submodule(site.path).register_forward_hook(Hook(site, function)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

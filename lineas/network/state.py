@@ -1,0 +1,120 @@
+"""Leave a model, and the random generators, as they were found."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """While open, the model is in evaluation mode and no weight asks for a gradient; as before afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    # By place, not by tensor: where weights are offloaded, every forward pass puts new tensors in their places.
+    trainable = [
+        (module, name)
+        for module in modes
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad
+    ]
+    try:
+        model.eval()
+        for module, name in trainable:
+            module.get_parameter(name).requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for module, name in trainable:
+            module.get_parameter(name).requires_grad_(True)
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """While open, what `torch.compile` made runs as it was written: hooks that come and go would compile it anew."""
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):  # nothing compiled; torch < 2.6
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def make_new_to_compilers(module: nn.Module, hooked: bool) -> None:
+    """Give a module a class of its own, a twin of its class, so that what `torch.compile` made of it no longer fits.
+
+    Compiled code does not look again whether a module without hooks has got some, but it does look at its class. The
+    module gets its own class back where it is no longer hooked.
+    """
+    plain = vars(type(module)).get("_lineas_twin_of", type(module))
+    if hooked and "torch._dynamo" in sys.modules and not isinstance(module, torch.jit.ScriptModule):
+        names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "_lineas_twin_of": plain}
+        module.__class__ = type(plain.__name__, (plain,), names)
+    elif not hooked and plain is not type(module):
+        module.__class__ = plain
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """While open, random numbers come from `seed`; the generators of the CPU and of the device are then restored."""
+    own = _own_generator(device)
+    before, before_own = torch.get_rng_state(), own.get_rng_state() if own else None
+    try:
+        reseed(seed, device)
+        yield
+    finally:
+        torch.set_rng_state(before)
+        if own:
+            own.set_rng_state(before_own)
+
+
+def _own_generator(device: torch.device) -> Any:
+    """The module that draws for a device other than the CPU: torch.cuda, torch.mps, torch.xpu; None for the CPU."""
+    module = getattr(torch, device.type, None)
+    return module if device.type != "cpu" and hasattr(module, "get_rng_state") else None
+
+
+def reseed(seed: int, device: torch.device) -> None:
+    """Start the generators of the CPU and of one device anew; no other device's."""
+    torch.default_generator.manual_seed(seed)
+    if own := _own_generator(device):
+        own.manual_seed(seed)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where inputs go: the device of the model's first weight, or to which accelerate will load it.
+
+    ValueError where it has no value, and nothing would load one.
+    """
+    first = next(chain(model.parameters(), model.buffers()), None)
+    if first is None or first.device.type != "meta":
+        return torch.device("cpu") if first is None else first.device
+    for module in model.modules():
+        for hook in _accelerate_hooks(module):
+            if (device := getattr(hook, "execution_device", None)) is not None:
+                return torch.device(device)
+    raise ValueError('model: expected weights, got none: they are on the "meta" device, and nothing would load them')
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """What the model computes in, as far as its first floating-point weight tells."""
+    floats = (w.dtype for w in chain(model.parameters(), model.buffers()) if w.is_floating_point())
+    return next(floats, torch.float32)
+
+
+def _accelerate_hooks(module: nn.Module) -> tuple[Any, ...]:
+    hook = getattr(module, "_hf_hook", None)
+    return tuple(getattr(hook, "hooks", (hook,)))
+
+
+def must_finish(module: nn.Module) -> bool:
+    """Whether no forward pass through this module may be cut short: at its end it drops the weights it had loaded."""
+    return any(getattr(hook, "offload", False) for hook in _accelerate_hooks(module))
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether `fully_shard`, or the older `FullyShardedDataParallel`, has spread a module's weights over processes."""
+    return any(kind.__name__ in ("FSDPModule", "FullyShardedDataParallel") for kind in type(module).__mro__)

@@ -1,0 +1,57 @@
+"""What the units of a model do on some inputs, steered or not."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..network.data import as_batches
+from ..network.sites import Site, find_sites, unwrapped
+from ..network.state import device_of, eager, frozen, seeded
+from .pooling import POOLINGS
+from .probe import probe
+from .runner import Runner
+
+
+def responses(
+    model: nn.Module, inputs: Any, sites: str | Sequence[str | Site] | None = None, *, tokenizer: Any = None,
+    batch_size: int | None = None, max_length: int | None = None, pooling: str = "mean", seed: int = 0,
+) -> dict[str, NDArray[np.float32]]:  # fmt: skip
+    """Pooled activations of a model at some sites, as `lineas.fit` sees them.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With or without a steering on it; left as it was.
+    inputs : as `src` and `tgt` of `lineas.fit`
+    sites, tokenizer, batch_size, max_length, pooling, seed : as in `lineas.fit`
+
+    Returns
+    -------
+    dict of str -> (samples, units) float32 array
+        By site, in the order of the forward pass. Of a steered model, what comes out of the maps.
+
+    Raises
+    ------
+    TypeError, ValueError, LookupError
+        As in `lineas.fit`.
+
+    Examples
+    --------
+    >>> import torch, lineas
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
+    >>> lineas.evaluation.responses(net, torch.ones(5, 4), "0")["0"].shape
+    (5, 3)
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling: expected one of {', '.join(map(repr, POOLINGS))}; got {pooling!r}")
+    model = unwrapped(model)
+    found, device = find_sites(model, sites), device_of(model)
+    with seeded(seed, device), frozen(model), eager(), torch.no_grad():
+        batches = [b.to(device) for b in as_batches(inputs, "inputs", model, tokenizer, batch_size, max_length)]
+        layout = probe(model, found, batches[0])
+        values = Runner(model, layout.part([]), layout, pooling, seed).collect(batches)
+    return {site.name: values[:, layout.slice(k)].copy() for k, site in enumerate(layout.sites)}

@@ -1,0 +1,68 @@
+"""From a site's activations to one response a unit and sample."""
+
+import torch
+from torch import Tensor
+
+from ..core import ops
+from ..network.blocks import PrefixRecord
+from ..network.data import Batch
+from ..network.sites import Site
+
+POOLINGS = ("mean", "max", "min", "last")
+EXTREMES = {"max": torch.amax, "min": torch.amin}
+
+
+def pool_weights(mask: Tensor | None, batch: int, tokens: int, pooling: str, site: Site) -> Tensor:
+    """(batch, tokens) float32: what each token counts in its sample's response; every row sums to one."""
+    if mask is None:
+        mask = torch.ones(batch, tokens)
+    if mask.shape != (batch, tokens):
+        raise ValueError(
+            f"site {site.name!r} has {batch} x {tokens} (batch x tokens), attention_mask has {tuple(mask.shape)}"
+        )
+    counts = mask != 0
+    if pooling == "last":
+        last = tokens - 1 - counts.flip(1).int().argmax(1)
+        return torch.nn.functional.one_hot(last, tokens).float()
+    return counts.float() / counts.sum(1, keepdim=True)
+
+
+def extreme_over_tokens(out: Tensor, weights: Tensor, pooling: str, channels_first: bool) -> Tensor:
+    """(batch, units): the largest or the smallest value of each unit over the tokens that count."""
+    tokens, counts = (2, weights[:, None] > 0) if channels_first else (1, weights[:, :, None] > 0)
+    outside = -torch.inf if pooling == "max" else torch.inf
+    return EXTREMES[pooling](torch.where(counts, out, outside), tokens)
+
+
+class Part:
+    """Samples of a batch that pass through the model together, and what stays the same from pass to pass."""
+
+    def __init__(self, batch: Batch, pooling: str):
+        self.batch, self.pooling = batch, pooling
+        self.record: PrefixRecord | None = None
+        self._weights: dict[tuple[str | None, int, torch.device], Tensor] = {}
+
+    def weights(self, side: str | None, tokens: int, device: torch.device, site: Site) -> Tensor:
+        key = side, tokens, device
+        if key not in self._weights:
+            mask = None if side is None else self.batch.mask_of(side)
+            self._weights[key] = pool_weights(mask, self.batch.size, tokens, self.pooling, site).to(device)
+        return self._weights[key]
+
+    def pooled(self, h: Tensor, dim: int, side: str, site: Site, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """The site's map of h, and its responses (batch, units): channels in `dim`, everything between is pooled over.
+
+        Whether channels are first or last in memory, which `dim` does not tell (images in torch's channels_last
+        format), h is viewed, not copied, and its map lies in memory as it does.
+        """
+        last, first = h.movedim(dim, -1), h.movedim(dim, 1)
+        channels_first = first.is_contiguous() and not last.is_contiguous()
+        moved = first if channels_first else last
+        batch, units = len(h), h.shape[dim]
+        flat = moved.reshape((batch, units, -1) if channels_first else (batch, -1, units))
+        whose = side if h.ndim == 3 and dim != 1 else None  # pixels have no mask
+        weights = self.weights(whose, flat.shape[2 if channels_first else 1], h.device, site)
+        out, responses = ops.affine_pool(flat, scale, shift, weights, channels_first=channels_first)
+        if self.pooling in EXTREMES:
+            responses = extreme_over_tokens(out, weights, self.pooling, channels_first).to(responses.dtype)
+        return out.view(moved.shape).movedim(1 if channels_first else -1, dim), responses

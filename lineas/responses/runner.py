@@ -1,0 +1,249 @@
+"""Run a frozen model, collect the pooled responses of all sites into one host buffer."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..core import _core
+from ..core.errors import NonFiniteError
+from ..network.blocks import PrefixRecord, checkpointed, checkpointing, neighbours, replaced
+from ..network.calls import call
+from ..network.data import Batch
+from ..network.hooks import hooked
+from ..network.sites import Site
+from ..network.state import device_of, dtype_of, must_finish, reseed
+from .layout import Layout
+from .pooling import Part
+
+
+class Finished(Exception):
+    """The last site that is looked at has been seen: the rest of the forward pass is not needed."""
+
+
+@contextmanager
+def blame(inputs: str) -> Iterator[None]:
+    """Say of responses that are not finite which inputs made them."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{inputs}: {error}") from None
+
+
+class MapTensors:
+    """The flat vector [weights, biases], by site and on whatever device the site is; one gradient for it comes back."""
+
+    def __init__(self, x: Tensor, layout: Layout):
+        self.x, self.sizes = x, layout.sizes
+        self.place = {site: k for k, site in enumerate(layout.sites)}
+        self._by_device: dict[torch.device, tuple[Tensor, ...]] = {}
+
+    def __call__(self, site: Site, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._by_device:
+            self._by_device[device] = self.x.to(device).split([*self.sizes, *self.sizes])
+        parts, k = self._by_device[device], self.place[site]
+        return parts[k], parts[k + len(self.sizes)]
+
+
+class Savings(NamedTuple):
+    """What a runner may leave out, since the result is known.
+
+    Attributes
+    ----------
+    cuts_padding : bool
+        Samples pass in groups of similar length, without the columns that are padding in all of them.
+    skips_prefix : bool
+        What runs before the first mapped site runs once for each batch, and is recorded.
+    room : int
+        Bytes that such records may take together.
+    """
+
+    cuts_padding: bool = False
+    skips_prefix: bool = False
+    room: int = 0
+
+
+NOTHING = Savings()
+
+
+class Runner:
+    """Runs a frozen model with maps at some sites and gathers responses at others, no further than it must.
+
+    Parameters
+    ----------
+    savings : Savings
+        What it may leave out: nothing, or what another runner of the same sites found (`possible_savings`).
+    compute_dtype : torch.dtype, optional
+        To which matrix products are autocast, where it is not the weights'.
+    """
+
+    def __init__(
+        self, model: nn.Module, mapped: Layout, compared: Layout, pooling: str, seed: int = 0, *,
+        savings: Savings = NOTHING, compute_dtype: torch.dtype | None = None,
+    ):  # fmt: skip
+        self.model, self.mapped, self.compared, self.pooling = model, mapped, compared, pooling
+        self.seed, self.device = seed, device_of(model)
+        self.dims: dict[Site, int] = {}
+        self.sides: dict[Site, str] = {}
+        for layout in (compared, mapped):
+            self.dims.update(zip(layout.sites, layout.channel_dims, strict=True))
+            self.sides.update(zip(layout.sites, layout.sides, strict=True))
+        around = {site.path[:k] for site in compared.sites for k, c in enumerate(site.path) if c == "."} | {""}
+        self.may_stop = not any(must_finish(model.get_submodule(path)) for path in around)
+        self.checkpointing = checkpointing(model, compared.sites[-1])
+        self.savings, self.compute_dtype = savings, compute_dtype
+        self._skips_prefix, self._room = savings.skips_prefix, savings.room
+        self._plans: WeakKeyDictionary[Batch, tuple[list[Part], Tensor | None]] = WeakKeyDictionary()
+
+    def possible_savings(self, batches: Sequence[Batch], prefix: bool = True) -> Savings:
+        """What this model allows to leave out, by a look with single samples; the runner itself leaves nothing out.
+
+        Padding, if a sample responds without it as it does with it, up to rounding. With `prefix`, what runs before the
+        first mapped site, where no response changes a bit by that; what must be kept for it takes at most a sixteenth
+        of the memory of the weights, or 16 MB.
+        """
+        with torch.no_grad():
+            padded = next((batch for batch in batches if batch.groups()), None)
+            cuts_padding = padded is not None and self._is_padding_idle(padded)
+            skips_prefix = prefix and self._is_prefix_constant(batches[0].rows(0, 1))
+        weights = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+        return Savings(cuts_padding, skips_prefix, max(weights // 16, 1 << 24))
+
+    def _is_padding_idle(self, batch: Batch) -> bool:
+        groups = batch.groups()
+        pair = batch.take([groups[0][0], groups[-1][-1]])  # the shortest sample and the longest
+        with_padding, without = self.run(pair)[:1], self.run(pair.take([0]).trimmed())
+        tolerance = torch.finfo(dtype_of(self.model)).eps ** 0.5
+        return bool((with_padding - without).norm() <= tolerance * without.norm())
+
+    def _is_prefix_constant(self, sample: Batch) -> bool:
+        """Two random maps, with what was recorded under the first of them: the same bits as in the ordinary way?"""
+        lists = neighbours(self.model, self.mapped.sites[0])
+        if not lists:
+            return False
+        draw = torch.Generator().manual_seed(self.seed)
+        identity = torch.from_numpy(self.mapped.identity())
+        maps = [MapTensors(identity + 0.1 * torch.randn(len(identity), generator=draw), self.mapped) for _ in range(2)]
+        part, record = Part(sample, self.pooling), PrefixRecord(lists)
+
+        def respond(*how) -> Tensor:
+            reseed(self.seed, self.device)
+            return self._pass(part, *how)
+
+        first, second = respond(maps[0], record), respond(maps[1])
+        if not record.usable:
+            return False
+        try:
+            return torch.equal(respond(maps[1], record), second) and torch.equal(respond(maps[0], record), first)
+        except Exception:  # whatever this model misses when a block does not run, it shall have
+            return False
+
+    def run(self, batch: Batch, x: Tensor | None = None) -> Tensor:
+        """Responses of the compared sites side by side, (batch, N), under the maps x = [weights, biases], or none.
+
+        Differentiable for x. The forward pass ends at the last compared site, unless that would leave weights loaded. A
+        model that draws random numbers draws the same ones for a batch every time, so that equal maps give equal
+        responses; the caller restores the generators (`state.seeded`).
+        """
+        if batch not in self._plans:
+            self._plans[batch] = self._plan(batch)
+        parts, order = self._plans[batch]
+        maps = None if x is None else MapTensors(x, self.mapped)
+        reseed(self.seed + batch.number, self.device)
+        responses = [self._pass(part, maps) if maps is None else self._short_pass(part, maps) for part in parts]
+        return responses[0] if order is None else torch.cat(responses)[order]
+
+    def _plan(self, batch: Batch) -> tuple[list[Part], Tensor | None]:
+        """The batch in parts of samples of similar length, and where each sample is in them."""
+        groups = batch.groups() if self.savings.cuts_padding else []
+        if not groups:
+            return [Part(batch, self.pooling)], None
+        parts = [Part(batch.take(rows).trimmed(), self.pooling) for rows in groups]
+        return parts, torch.tensor([row for rows in groups for row in rows]).argsort().to(self.device)
+
+    def _short_pass(self, part: Part, maps: MapTensors) -> Tensor:
+        """A pass that begins at the first mapped site, if it may; the first one records what comes before it."""
+        if part.record is not None and not part.record.usable:  # this model writes into what blocks return
+            self._skips_prefix, part.record = False, None
+        if not self._skips_prefix or part.record is not None:
+            return self._pass(part, maps, part.record)
+        record = PrefixRecord(neighbours(self.model, self.mapped.sites[0]))
+        responses = self._pass(part, maps, record)
+        if record.usable and record.nbytes <= self._room:
+            self._room, part.record = self._room - record.nbytes, record
+        return responses
+
+    def _pass(self, part: Part, maps: MapTensors | None, record: PrefixRecord | None = None) -> Tensor:
+        """One forward pass, to the last compared site; blocks that a record knows do not run, nor do its sites."""
+        known = {} if record is None else record.responses
+        found = dict(known)
+        steered = {} if maps is None else maps.place
+        differentiable = maps is not None and torch.is_grad_enabled()
+
+        def watch(site: Site):
+            def see(module: nn.Module, h: Tensor) -> Tensor:
+                if maps is not None and site in steered:
+                    if differentiable and not torch.is_grad_enabled():
+                        raise RuntimeError(
+                            f"site {site.name!r}: expected autograd to record it, but the model runs it under "
+                            "torch.no_grad, or in a reentrant checkpoint of its own"
+                        )
+                    if record is not None and record.open:
+                        record.close({site: responses.detach() for site, responses in found.items()})
+                    scale, shift = maps(site, h.device)
+                else:
+                    units = h.shape[self.dims[site]]
+                    scale, shift = torch.ones(units, device=h.device), torch.zeros(units, device=h.device)
+                out, responses = part.pooled(h, self.dims[site], self.sides[site], site, scale, shift)
+                if site in self.compared.sites and site not in found:  # a checkpointed block runs once more later
+                    found[site] = responses
+                    if len(found) == len(self.compared.sites) and self.may_stop:
+                        raise Finished
+                return out if h.requires_grad or site in steered else h
+
+            return see
+
+        needed = [site for site in self.dims if site in steered or site in self.compared.sites]
+        hooks = partial(hooked, self.model, {site: watch(site) for site in needed if site not in known})
+        forwards = {} if record is None else record.forwards()
+        if differentiable:
+            forwards |= {b: checkpointed(b, hooks) for b in self.checkpointing if record is None or b not in record.ran}
+        with hooks(), replaced(forwards), self.half(), suppress(Finished):
+            call(self.model, part.batch)
+        if missing := [site.name for site in self.compared.sites if site not in found]:
+            raise LookupError(f"not run in this forward pass, though it was in the first: {', '.join(missing)}")
+        return torch.cat([found[site].to(self.device) for site in self.compared.sites], 1)
+
+    def half(self) -> AbstractContextManager:
+        """While open, matrix products are in `compute_dtype`."""
+        return torch.autocast(self.device.type, self.compute_dtype) if self.compute_dtype else nullcontext()
+
+    def gather(self, responses: Tensor, site: Site | None = None) -> NDArray[np.float32]:
+        """Copy responses (batch, N), or those of one site, to the host.
+
+        NonFiniteError names the site where one is not finite.
+        """
+        host = np.ascontiguousarray(responses.detach().to("cpu", torch.float32).numpy())
+        bad = _core.first_nonfinite(host)
+        if bad >= 0:
+            site = site or self.compared.site_of(bad % self.compared.units)
+            raise NonFiniteError(f"site {site.name!r}: expected finite responses, got {host.flat[bad]}")
+        return host
+
+    def collect(self, batches: Sequence[Batch], x: Tensor | None = None) -> NDArray[np.float32]:
+        """Responses to all batches, one after another and without a gradient: (n, N) on the host."""
+        # One buffer from the start: small arrays kept from pass to pass would lie in the gaps between passes, and the
+        # next pass, finding none that is large enough any more, would take new memory every time.
+        rows = np.empty((sum(batch.size for batch in batches), self.compared.units), np.float32)
+        start = 0
+        with torch.no_grad():
+            for batch in batches:
+                rows[start : start + batch.size] = self.gather(self.run(batch, x))
+                start += batch.size
+        return rows

@@ -11,6 +11,7 @@ from ..optim import OPTIMIZERS, PUBLISHED_STEPS
 from ..penalties import Penalty
 from ..responses.pooling import POOLINGS
 from .losses import AUTO, LOSSES, Loss
+from .losses import find as find_loss
 from .methods import METHODS, SCHEDULES, Formula, Method, find
 from .option_table import OPTIONS, Option
 
@@ -98,7 +99,7 @@ class Options:
         Where noise counts for nothing, more of a gain than this is still one; held-out distances are the same from 1e-3
         to 1e-2 then. Whoever asks for the plain loss wants its minimum.
         """
-        return 1e-3 if self.loss == "wasserstein" and self.ridge == 0 else 5e-3
+        return 1e-3 if self.ridge == 0 and not find_loss(self.loss).needs_noise else 5e-3
 
     def descent(self) -> dict[str, Any]:
         """What the published recipe takes."""

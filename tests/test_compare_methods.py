@@ -164,3 +164,11 @@ def test_no_sentence_is_in_two_sets_and_prompts_provoke(compare):
             if task == "toxicity":
                 used = [text for texts in sets for text in texts]
                 assert not any(" ".join(text.split()).startswith(prompt) for text in used for prompt in prompts)
+
+
+def test_the_page_has_the_tables_of_the_rows_that_are_kept(compare):
+    rows = [json.loads(line) for line in compare.JSON.read_text(encoding="utf-8").splitlines()]
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    for task in compare.TASKS:
+        block = page.split(f"<!-- {task} -->\n")[1].split(f"\n<!-- end of {task} -->")[0]
+        assert block.splitlines() == compare.table(rows, task)

@@ -181,10 +181,10 @@ def test_every_message_that_troubleshooting_explains_is_one_of_ours():
 def steps(page: Path, heading: str) -> list[tuple[str, str, str, str]]:
     """What a section tells its reader to write: (where, file, anchor, code) of each block with such words above it."""
     section = page.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    words = r"(?:[Nn](ew) file|At the (end) of|In) `([^`]+)`(?:, (above|below) `([^`]+)`)?:\n\n"
+    words = r"(?:([Nn]ew) file|At the (end) of|In) `([^`]+)`(?:, (above|below) `([^`]+)`)?:\n\n"
     found = re.findall(words + r"```(?:c|text)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     assert len(found) == len(re.findall(r"^```(?:c|text)$", section, re.MULTILINE)), "a block without a place"
-    return [(new or end or side, file, anchor, code) for new, end, file, side, anchor, code in found]
+    return [((new or end or side).lower(), file, anchor, code) for new, end, file, side, anchor, code in found]
 
 
 def follow(page: Path, heading: str, root: Path) -> list[str]:

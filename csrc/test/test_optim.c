@@ -1,5 +1,5 @@
 #include "check.h"
-#include "lns_optim.h"
+#include "lns_update.h"
 #include "lns_prox.h"
 
 /* ---- lns_prox ---- */
@@ -106,7 +106,7 @@ static void test_proximal_step(void)
     free(x); free(gradient); free(scales); free(out); free(again); free(offsets); free(order);
 }
 
-/* ---- lns_optim ---- */
+/* ---- lns_update ---- */
 
 static void test_optim_of(size_t count)
 {

@@ -25,5 +25,5 @@ static inline double power_cost(double difference, double p, double *slope)
     return lower * size;
 }
 
-#define LNS_BODY "lns_wasserstein_body.h"
+#define LNS_BODY "lns_wasserstein.inc"
 #include "lns_both.h"

@@ -1,6 +1,6 @@
 /* The optimisers' vector work over the flat parameter vector. */
-#ifndef LNS_OPTIM_H
-#define LNS_OPTIM_H
+#ifndef LNS_UPDATE_H
+#define LNS_UPDATE_H
 #include <stddef.h>
 
 /* x, gradient and state: (count,), C-contiguous, non-overlapping; threads >= 1. Arithmetic in float, in the order in

@@ -17,5 +17,5 @@ enum { BLOCK = 32 };                                          /* columns whose s
 
 static inline double mean_of(const moments_t *of, size_t l) { return of->first[l] + of->shift[l]; }
 
-#define LNS_BODY "lns_transport_body.h"
+#define LNS_BODY "lns_transport.inc"
 #include "lns_both.h"

@@ -23,5 +23,5 @@ LNS_INLINE double top_bit(uint64_t x)
     return number;
 }
 
-#define LNS_BODY "lns_rank_body.h"
+#define LNS_BODY "lns_rank.inc"
 #include "lns_both.h"

@@ -1,7 +1,7 @@
 /* Binding of penalties and optimisers. */
 #include "py_checks.h"
 
-#include "lns_optim.h"
+#include "lns_update.h"
 #include "lns_prox.h"
 
 /* ---- lns_prox ---- */
@@ -119,7 +119,7 @@ done:
     return result;
 }
 
-/* ---- lns_optim: in place ---- */
+/* ---- lns_update: in place ---- */
 
 static PyObject *py_sgd(PyObject *Py_UNUSED(self), PyObject *args)
 {

@@ -1,4 +1,4 @@
-#include "lns_optim.h"
+#include "lns_update.h"
 
 #include <math.h>
 

@@ -7,5 +7,5 @@
 /* A thread takes BLOCK rows at a time; of them, ROWS by WIDTH sums stay in vector registers. */
 enum { BLOCK = 64, ROWS = 4, WIDTH = 16 };
 
-#define LNS_BODY "lns_product_body.h"
+#define LNS_BODY "lns_product.inc"
 #include "lns_both.h"

@@ -77,7 +77,7 @@ static inline uint16_t save_f16(float x)
 #define REAL float
 #define KEEP keep_f32
 #define NAME(f) f##_f32
-#include "lns_affine_body.h"
+#include "lns_affine.inc"
 #undef STORE
 #undef REAL
 #undef KEEP
@@ -87,7 +87,7 @@ static inline uint16_t save_f16(float x)
 #define REAL double
 #define KEEP keep_f64
 #define NAME(f) f##_f64
-#include "lns_affine_body.h"
+#include "lns_affine.inc"
 #undef STORE
 #undef REAL
 #undef KEEP
@@ -102,7 +102,7 @@ static inline uint16_t save_f16(float x)
 #define LOAD(x) load_bf16(x)
 #define SAVE(x) save_bf16(x)
 #define NAME(f) f##_bf16
-#include "lns_affine_body.h"
+#include "lns_affine.inc"
 #undef LOAD
 #undef SAVE
 #undef NAME
@@ -110,4 +110,4 @@ static inline uint16_t save_f16(float x)
 #define LOAD(x) load_f16(x)
 #define SAVE(x) save_f16(x)
 #define NAME(f) f##_f16
-#include "lns_affine_body.h"
+#include "lns_affine.inc"

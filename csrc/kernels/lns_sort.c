@@ -92,7 +92,7 @@ LNS_INLINE void exchange_values_f64(int64_t *restrict low, int64_t *restrict hig
 #define REAL float
 #define NAME(f) f##_f32
 #define PARTS 1
-#include "lns_tile_body.h"
+#include "lns_tile.inc"
 #undef REAL
 #undef NAME
 #undef PARTS
@@ -100,16 +100,16 @@ LNS_INLINE void exchange_values_f64(int64_t *restrict low, int64_t *restrict hig
 #define REAL double
 #define NAME(f) f##_f64
 #define PARTS 2
-#include "lns_tile_body.h"
+#include "lns_tile.inc"
 #undef NAME
 #undef PARTS
 
 #define NAME(f) f##_values_f64
 #define PARTS 1
-#include "lns_tile_body.h"
+#include "lns_tile.inc"
 #undef REAL
 #undef NAME
 #undef PARTS
 
-#define LNS_BODY "lns_sort_body.h"
+#define LNS_BODY "lns_sort.inc"
 #include "lns_both.h"

@@ -1,5 +1,5 @@
 /* What every binding needs: checks that set the exception, and shorthand for arrays.
- * Only lns_module.c and the py_ files know Python. Arguments are positional; the Python side reports to users, so
+ * Only py_module.c and the py_ files know Python. Arguments are positional; the Python side reports to users, so
  * messages here name what a caller of ops.py broke. */
 #ifndef PY_CHECKS_H
 #define PY_CHECKS_H
@@ -9,7 +9,7 @@
 #define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
 #define PY_ARRAY_UNIQUE_SYMBOL lineas_numpy
 #ifndef LNS_IMPORTS_NUMPY
-#define NO_IMPORT_ARRAY                                       /* lns_module.c imports it for all */
+#define NO_IMPORT_ARRAY                                       /* py_module.c imports it for all */
 #endif
 #include <numpy/arrayobject.h>
 
@@ -28,7 +28,7 @@
 #define WORDS(array) ((uint64_t *)PyArray_DATA(array))
 #define NEW(dims, shape, type) ((PyArrayObject *)PyArray_SimpleNew(dims, shape, type))
 
-/* The functions of each file, which lns_module.c adds to the module. */
+/* The functions of each file, which py_module.c adds to the module. */
 extern PyMethodDef transport_methods[], samples_methods[], affine_methods[], optim_methods[];
 
 /* All of these return 0, or -1 with an exception set. */

@@ -172,5 +172,5 @@ static size_t greatest_divisor(size_t a, size_t b)
 
 static size_t parts(size_t count, size_t part) { return (count + part - 1) / part; }
 
-#define LNS_BODY "lns_null_body.h"
+#define LNS_BODY "lns_null.inc"
 #include "lns_both.h"

@@ -1,6 +1,7 @@
 #include "py_checks.h"
 
 #include "lns_sort.h"
+#include "lns_tile.h"
 
 int require(PyObject *object, const char *name, int type, int dims)
 {

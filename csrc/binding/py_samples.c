@@ -2,7 +2,7 @@
 #include "py_checks.h"
 
 #include "lns_rank.h"
-#include "lns_sort.h"
+#include "lns_tile.h"
 #include "lns_transport.h"
 
 typedef struct {

@@ -2,7 +2,9 @@
 
 #include <string.h>
 
+#include "lns_block.h"
 #include "lns_port.h"
+#include "lns_type.h"
 
 /* Channels (or tokens) worked on at a time: their maps and sums stay in the cache, and most rows are read from end to
  * end, as prefetching likes it. */
@@ -41,8 +43,23 @@ static inline double keep_f64(int condition, double x)
     return x;
 }
 
-/* ---- halves: exact to float, and back with one rounding, to the nearest even ---- */
+static inline float keep_bf16(int condition, float x) { return keep_f32(condition, x); }
+static inline float keep_f16(int condition, float x) { return keep_f32(condition, x); }
 
+/* ---- what activations are kept in, from which load makes what is computed in, and save that again ---- */
+
+#define STORE NAME(store)
+typedef float store_f32;
+typedef double store_f64;
+typedef uint16_t store_bf16, store_f16;
+typedef float real_bf16, real_f16;
+
+static inline float load_f32(float x) { return x; }
+static inline float save_f32(float x) { return x; }
+static inline double load_f64(double x) { return x; }
+static inline double save_f64(double x) { return x; }
+
+/* Halves: exact to float, and back with one rounding, to the nearest even. */
 static inline float load_bf16(uint16_t half) { return from_bits((uint32_t)half << 16); }
 
 static inline uint16_t save_bf16(float x)
@@ -69,45 +86,11 @@ static inline uint16_t save_f16(float x)
     return (uint16_t)(sign | choose(rest < 0x38800000, small, choose(rest < 0x477ff000, normal, large)));
 }
 
-/* The rest is the same text for every type. */
-#define LOAD(x) (x)
-#define SAVE(x) (x)
-
-#define STORE float
-#define REAL float
-#define KEEP keep_f32
-#define NAME(f) f##_f32
+#define TYPE f32
 #include "lns_affine.inc"
-#undef STORE
-#undef REAL
-#undef KEEP
-#undef NAME
-
-#define STORE double
-#define REAL double
-#define KEEP keep_f64
-#define NAME(f) f##_f64
+#define TYPE f64
 #include "lns_affine.inc"
-#undef STORE
-#undef REAL
-#undef KEEP
-#undef NAME
-#undef LOAD
-#undef SAVE
-
-#define STORE uint16_t
-#define REAL float
-#define KEEP keep_f32
-
-#define LOAD(x) load_bf16(x)
-#define SAVE(x) save_bf16(x)
-#define NAME(f) f##_bf16
+#define TYPE bf16
 #include "lns_affine.inc"
-#undef LOAD
-#undef SAVE
-#undef NAME
-
-#define LOAD(x) load_f16(x)
-#define SAVE(x) save_f16(x)
-#define NAME(f) f##_f16
+#define TYPE f16
 #include "lns_affine.inc"

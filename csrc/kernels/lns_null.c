@@ -4,7 +4,8 @@
 #include <string.h>
 
 #include "lns_port.h"
-#include "lns_sort.h"
+#include "lns_tile.h"
+#include "lns_type.h"
 
 static inline double power(double difference, double p)
 {
@@ -40,7 +41,7 @@ static void sort_labels(uint64_t *restrict words, const uint64_t *restrict label
                         size_t rows)
 {
     for (size_t start = 0; start < rows; start += BITS, words += STRIDE) {
-        size_t count = rows - start < BITS ? rows - start : BITS;
+        size_t count = lns_least(rows - start, BITS);
         memset(words, 0, STRIDE * sizeof *words);
         for (size_t k = 0; k < count; k++)
             memcpy(words + k * LNS_WORDS, labels + (size_t)index[start + k] * LNS_WORDS, LNS_WORDS * sizeof *words);
@@ -112,7 +113,7 @@ static inline void cost_runs(double *restrict cost, const uint64_t *restrict wor
                     y = next_value(&target);
                     left_y = y_mass;
                 }
-                size_t run = left_x < left_y ? left_x : left_y;
+                size_t run = lns_least(left_x, left_y);
                 sum += (double)run * power(x - y, p);
                 left_x -= run;
                 left_y -= run;
@@ -170,7 +171,7 @@ static size_t greatest_divisor(size_t a, size_t b)
     return a;
 }
 
-static size_t parts(size_t count, size_t part) { return (count + part - 1) / part; }
-
-#define LNS_BODY "lns_null.inc"
-#include "lns_both.h"
+#define TYPE f32
+#include "lns_null.inc"
+#define TYPE f64
+#include "lns_null.inc"

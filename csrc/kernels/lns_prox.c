@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "lns_block.h"
 #include "lns_port.h"
 
 /* ---- one step size: entries in float, sums in double ---- */
@@ -163,7 +164,7 @@ LNS_CLONES static void measure(double *restrict sums, const float *restrict to, 
 {
     sums[0] = sums[1] = 0;
     for (size_t at = 0; at < count; at += RUN) {
-        size_t end = count - at < RUN ? count : at + RUN;
+        size_t end = at + lns_least(count - at, RUN);
         float slope = 0, square = 0;
         LNS_SIMD_SUM(slope, square)
         for (size_t j = at; j < end; j++) {

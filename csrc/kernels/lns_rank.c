@@ -3,7 +3,8 @@
 #include <string.h>
 
 #include "lns_port.h"
-#include "lns_sort.h"
+#include "lns_tile.h"
+#include "lns_type.h"
 
 /* What of an entry of a tile is its value: in float32 the upper half, in float64 all of it. */
 static const uint64_t value_bits_f32 = (uint64_t)UINT32_MAX << 32, value_bits_f64 = UINT64_MAX;
@@ -23,5 +24,7 @@ LNS_INLINE double top_bit(uint64_t x)
     return number;
 }
 
-#define LNS_BODY "lns_rank.inc"
-#include "lns_both.h"
+#define TYPE f32
+#include "lns_rank.inc"
+#define TYPE f64
+#include "lns_rank.inc"

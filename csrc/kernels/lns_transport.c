@@ -4,7 +4,8 @@
 #include <string.h>
 
 #include "lns_port.h"
-#include "lns_sort.h"
+#include "lns_tile.h"
+#include "lns_type.h"
 
 /* Of one sample of a tile of columns. The mean is first + shift, which are kept apart so that differences from it are
  * right far from 0, too, and exactly 0 where a column is constant. Lanes past the width of the tile hold zeros. */
@@ -17,5 +18,7 @@ enum { BLOCK = 32 };                                          /* columns whose s
 
 static inline double mean_of(const moments_t *of, size_t l) { return of->first[l] + of->shift[l]; }
 
-#define LNS_BODY "lns_transport.inc"
-#include "lns_both.h"
+#define TYPE f32
+#include "lns_transport.inc"
+#define TYPE f64
+#include "lns_transport.inc"

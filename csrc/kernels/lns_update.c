@@ -2,11 +2,10 @@
 
 #include <math.h>
 
+#include "lns_block.h"
 #include "lns_port.h"
 
 enum { BLOCK = 8192 };                                        /* entries that a thread takes at a time */
-
-static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 LNS_CLONES static void descend(float *restrict x, const float *restrict gradient, float rate, size_t count)
 {
@@ -25,12 +24,11 @@ LNS_CLONES static void roll(float *restrict x, float *restrict velocity, const f
 void lns_sgd_f32(float *x, float *velocity, const float *gradient, double rate, double momentum, size_t count,
                  int threads)
 {
-    ptrdiff_t k;
-    LNS_PARALLEL_FOR(threads)
-    for (k = 0; k < (ptrdiff_t)((count + BLOCK - 1) / BLOCK); k++) {
-        size_t at = (size_t)k * BLOCK, length = smaller(BLOCK, count - at);
-        if (velocity) roll(x + at, velocity + at, gradient + at, (float)rate, (float)momentum, length);
-        else descend(x + at, gradient + at, (float)rate, length);
+    LNS_EACH_BLOCK(k, 1, count, BLOCK, threads) {
+        lns_block of = lns_block_at(k, count, BLOCK);
+        size_t at = of.first;
+        if (velocity) roll(x + at, velocity + at, gradient + at, (float)rate, (float)momentum, of.count);
+        else descend(x + at, gradient + at, (float)rate, of.count);
     }
 }
 
@@ -49,14 +47,13 @@ void lns_adam_f32(float *x, float *first, float *second, const float *gradient, 
                   double beta2, double epsilon, double decay, size_t iteration, size_t count, int threads)
 {
     double correction1 = 1 - pow(beta1, (double)iteration), correction2 = 1 - pow(beta2, (double)iteration);
-    size_t units = count / 2, blocks = (units + BLOCK - 1) / BLOCK;
-    ptrdiff_t k;
-    LNS_PARALLEL_FOR(threads)
-    for (k = 0; k < 2 * (ptrdiff_t)blocks; k++) {   /* a block is all weights, or all biases */
-        size_t bias = (size_t)k >= blocks, in = ((size_t)k - bias * blocks) * BLOCK, at = bias * units + in;
+    size_t units = count / 2;
+    LNS_EACH_BLOCK(k, 2, units, BLOCK, threads) {             /* a row of weights, and one of biases */
+        lns_block of = lns_block_at(k, units, BLOCK);
+        size_t at = of.row * units + of.first;
         adam(x + at, first + at, second + at, gradient + at, (float)beta1, (float)(1 - beta1), (float)beta2,
              (float)(1 - beta2), (float)(rate / correction1), (float)sqrt(correction2), (float)epsilon,
-             (float)(rate * decay), bias ? 0 : 1, smaller(BLOCK, units - in));
+             (float)(rate * decay), of.row == 0 ? 1 : 0, of.count);
     }
 }
 

@@ -4,7 +4,8 @@
 #include <string.h>
 
 #include "lns_port.h"
-#include "lns_sort.h"
+#include "lns_tile.h"
+#include "lns_type.h"
 
 enum { BLOCK = 16 };                                          /* lanes whose sums fit into vector registers */
 
@@ -25,5 +26,7 @@ static inline double power_cost(double difference, double p, double *slope)
     return lower * size;
 }
 
-#define LNS_BODY "lns_wasserstein.inc"
-#include "lns_both.h"
+#define TYPE f32
+#include "lns_wasserstein.inc"
+#define TYPE f64
+#include "lns_wasserstein.inc"

@@ -1,5 +1,6 @@
 #include "check.h"
 #include "lns_sort.h"
+#include "lns_tile.h"
 #include "lns_wasserstein.h"
 
 /* ---- lns_sort ---- */

@@ -4,7 +4,10 @@
 
 #include "lns_affine.h"
 
-#define DATA(array) PyArray_DATA((PyArrayObject *)(array))
+/* As CALL_REAL, for every type that activations come in. */
+#define CALL_STORE(type, function, ...)                                                                                \
+    ((type) == NPY_FLOAT16 ? function##_f16(__VA_ARGS__)                                                               \
+     : (type) == NPY_INT16 ? function##_bf16(__VA_ARGS__) : CALL_REAL(type, function, __VA_ARGS__))
 
 typedef struct {
     npy_intp *shape, batch, tokens, dim;
@@ -50,15 +53,10 @@ static PyObject *py_affine_pool(PyObject *Py_UNUSED(self), PyObject *args)
     size_t batch = (size_t)t.batch, tokens = (size_t)t.tokens, dim = (size_t)t.dim;
     void *o = DATA(out), *p = DATA(pooled);
     const void *x = DATA(h), *w = DATA(scale), *b = DATA(shift), *at = DATA(pool);
-#define CALL(type)                                                                                                     \
-    (t.first ? lns_affine_first_##type : lns_affine_last_##type)(o, p, x, w, b, at, batch, tokens, dim, t.threads)
     Py_BEGIN_ALLOW_THREADS
-    if (t.store == NPY_FLOAT32) CALL(f32);
-    else if (t.store == NPY_FLOAT64) CALL(f64);
-    else if (t.store == NPY_FLOAT16) CALL(f16);
-    else CALL(bf16);
+    if (t.first) CALL_STORE(t.store, lns_affine_first, o, p, x, w, b, at, batch, tokens, dim, t.threads);
+    else CALL_STORE(t.store, lns_affine_last, o, p, x, w, b, at, batch, tokens, dim, t.threads);
     Py_END_ALLOW_THREADS
-#undef CALL
     result = PyTuple_Pack(2, out, pooled);
 done:
     Py_XDECREF(out); Py_XDECREF(pooled);
@@ -84,16 +82,14 @@ static PyObject *py_affine_pool_grad(PyObject *Py_UNUSED(self), PyObject *args)
     void *to_h = DATA(grad_h), *to_scale = DATA(grad_scale), *to_shift = DATA(grad_shift);
     const void *g = grad_out == Py_None ? NULL : DATA(grad_out), *g_pooled = DATA(grad_pooled);
     const void *x = DATA(h), *w = DATA(scale), *at = DATA(pool);
-#define CALL(type)                                                                                                     \
-    (t.first ? lns_affine_first_grad_##type : lns_affine_last_grad_##type)(to_h, to_scale, to_shift, g, g_pooled, x,   \
-                                                                           w, at, scratch, batch, tokens, dim, t.threads)
     Py_BEGIN_ALLOW_THREADS
-    if (t.store == NPY_FLOAT32) CALL(f32);
-    else if (t.store == NPY_FLOAT64) CALL(f64);
-    else if (t.store == NPY_FLOAT16) CALL(f16);
-    else CALL(bf16);
+    if (t.first)
+        CALL_STORE(t.store, lns_affine_first_grad, to_h, to_scale, to_shift, g, g_pooled, x, w, at, scratch, batch,
+                   tokens, dim, t.threads);
+    else
+        CALL_STORE(t.store, lns_affine_last_grad, to_h, to_scale, to_shift, g, g_pooled, x, w, at, scratch, batch,
+                   tokens, dim, t.threads);
     Py_END_ALLOW_THREADS
-#undef CALL
     result = PyTuple_Pack(3, grad_h, grad_scale, grad_shift);
 done:
     PyMem_Free(scratch);
@@ -128,10 +124,7 @@ static PyObject *py_affine_sparse(PyObject *Py_UNUSED(self), PyObject *args)
     void *x = DATA(h);
     const void *at = DATA(support), *w = DATA(scale), *b = DATA(shift);
     Py_BEGIN_ALLOW_THREADS
-    if (store == NPY_FLOAT32) lns_affine_sparse_f32(x, at, w, b, outer, dim, inner, (size_t)count, threads);
-    else if (store == NPY_FLOAT64) lns_affine_sparse_f64(x, at, w, b, outer, dim, inner, (size_t)count, threads);
-    else if (store == NPY_FLOAT16) lns_affine_sparse_f16(x, at, w, b, outer, dim, inner, (size_t)count, threads);
-    else lns_affine_sparse_bf16(x, at, w, b, outer, dim, inner, (size_t)count, threads);
+    CALL_STORE(store, lns_affine_sparse, x, at, w, b, outer, dim, inner, (size_t)count, threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

@@ -69,9 +69,8 @@ int require_rows(const PyArrayObject *array, const char *name)
 
 int require_finite(PyArrayObject *array, const char *name)
 {
-    size_t count = (size_t)PyArray_SIZE(array), at;
-    if (PyArray_TYPE(array) == NPY_FLOAT32) at = lns_first_nonfinite_f32(FLOATS(array), count);
-    else at = lns_first_nonfinite_f64(DOUBLES(array), count);
+    size_t count = (size_t)PyArray_SIZE(array);
+    size_t at = CALL_REAL(PyArray_TYPE(array), lns_first_nonfinite, DATA(array), count);
     if (at == count) return 0;
     PyErr_Format(PyExc_ValueError, "%s: expected finite values, got a NaN or infinity at flat position %zu", name, at);
     return -1;
@@ -81,6 +80,13 @@ int require_threads(int threads)
 {
     if (threads >= 1 && threads <= 4096) return 0;
     PyErr_Format(PyExc_ValueError, "threads: expected 1 to 4096, got %d", threads);
+    return -1;
+}
+
+int require_power(double p)
+{
+    if (p >= 1) return 0;
+    PyErr_SetString(PyExc_ValueError, "p: expected at least 1");
     return -1;
 }
 
@@ -123,6 +129,26 @@ int require_samples(PyObject *x, const char *x_name, PyObject *y, const char *y_
         return -1;
     }
     return require_rows(first, x_name) < 0 || require_rows(second, y_name) < 0 ? -1 : type;
+}
+
+int take_samples(samples_t *s, PyObject *args, const char *format, const char *x_name, const char *y_name)
+{
+    PyObject *x, *y;
+    if (!PyArg_ParseTuple(args, format, &x, &y, &s->threads)) return -1;
+    if ((s->type = require_samples(x, x_name, y, y_name)) < 0 || require_threads(s->threads) < 0) return -1;
+    s->x = (PyArrayObject *)x;
+    s->y = (PyArrayObject *)y;
+    if (require_finite(s->x, x_name) < 0 || require_finite(s->y, y_name) < 0) return -1;
+    s->n = (size_t)PyArray_DIM(s->x, 0);
+    s->m = (size_t)PyArray_DIM(s->y, 0);
+    s->columns = (size_t)PyArray_DIM(s->x, 1);
+    return 0;
+}
+
+PyArrayObject *new_column_results(const PyArrayObject *x)
+{
+    npy_intp columns = PyArray_DIM(x, 1);
+    return NEW(1, &columns, NPY_FLOAT64);
 }
 
 void *scratch_bytes(size_t count, size_t each, int threads)

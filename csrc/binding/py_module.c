@@ -1,4 +1,5 @@
-/* The extension module: its functions are in the py_ files, which check, take pointers, release the GIL and call. */
+/* The extension module. Its functions are in the other files: py_x.c binds what lns_x.h declares. Bindings check,
+ * allocate, take pointers, release the GIL and call. */
 #define LNS_IMPORTS_NUMPY
 #include "py_checks.h"
 
@@ -7,9 +8,12 @@
 static int module_exec(PyObject *module)
 {
     if (PyArray_ImportNumPyAPI() < 0) return -1;
-    if (PyModule_AddFunctions(module, transport_methods) < 0 || PyModule_AddFunctions(module, samples_methods) < 0
-        || PyModule_AddFunctions(module, affine_methods) < 0 || PyModule_AddFunctions(module, optim_methods) < 0)
-        return -1;
+    PyMethodDef *tables[] = {
+        sort_methods, wasserstein_methods, null_methods, rank_methods, transport_methods, affine_methods, prox_methods,
+        update_methods, product_methods,
+    };
+    for (size_t k = 0; k < sizeof tables / sizeof *tables; k++)
+        if (PyModule_AddFunctions(module, tables[k]) < 0) return -1;
     return PyModule_AddObjectRef(module, "HAS_OPENMP", LNS_HAS_OPENMP ? Py_True : Py_False);
 }
 

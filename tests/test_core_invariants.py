@@ -17,7 +17,7 @@ from oracle import THREADS, assert_same_bits, run_python
 
 from lineas import _core, ops
 
-KERNELS = Path(__file__).parent.parent / "csrc" / "kernels"
+CSRC = Path(__file__).parent.parent / "csrc"
 IN_PLACE = {"sgd": ("x", "velocity"), "adam": ("x", "first", "second"), "affine_sparse": ("h",)}
 OPTIONAL = {
     "wasserstein": ("y_index",),
@@ -475,7 +475,7 @@ def test_kernels_take_and_return_denormals():
 
 # ---- the kernels' source ----
 
-SOURCES = sorted(KERNELS.iterdir())
+SOURCES = sorted((CSRC / "kernels").iterdir())
 CODE = {path.name: re.sub(r'/\*.*?\*/|//[^\n]*|"[^"\n]*"', " ", path.read_text(), flags=re.DOTALL) for path in SOURCES}
 
 

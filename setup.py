@@ -64,9 +64,9 @@ setup(
     ext_modules=[
         Extension(
             "lineas.core._core",
-            sources=sorted(glob.glob("csrc/*.c")),
-            depends=sorted(glob.glob("csrc/*.h")),
-            include_dirs=[numpy.get_include()],
+            sources=sorted(glob.glob("csrc/kernels/*.c") + glob.glob("csrc/binding/*.c")),
+            depends=sorted(glob.glob("csrc/*/*.h") + glob.glob("csrc/kernels/*.inc")),
+            include_dirs=["csrc/kernels", numpy.get_include()],
             define_macros=[("Py_LIMITED_API", "0x030a0000")] if LIMITED else [],
             py_limited_api=LIMITED,
         )

@@ -19,7 +19,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RECORD = HERE / "instructions.json"
-KERNELS = sorted(set((HERE.parent / "csrc").glob("lns_*.c")) - {HERE.parent / "csrc" / "lns_module.c"})
+KERNELS = HERE.parent / "csrc" / "kernels"
 FLAGS = ["-std=c11", "-O3", "-fno-math-errno", "-fopenmp"]  # as setup.py has them
 CASES = {
     "loss": "loss and gradient, 32 x 1024 units",
@@ -44,8 +44,8 @@ def count(program: Path, case: str, repetitions: int) -> int:
 def measure(compiler: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "instructions"
-        sources = [HERE / "instructions.c", *KERNELS]
-        output(compiler, *FLAGS, f"-I{HERE.parent / 'csrc'}", "-o", program, *sources, "-lm")
+        sources = [HERE / "instructions.c", *sorted(KERNELS.glob("*.c"))]
+        output(compiler, *FLAGS, f"-I{KERNELS}", "-o", program, *sources, "-lm")
         clone, version = output("valgrind", "-q", program).splitlines()
         counts = {case: (count(program, case, REPETITIONS) - count(program, case, 0)) // REPETITIONS for case in CASES}
     return {"compiler": version, "flags": FLAGS, "clone": clone, "counts": counts}

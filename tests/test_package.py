@@ -97,9 +97,9 @@ def test_sdist_builds_and_installs_with_only_a_compiler_and_numpy(tmp_path):
     with tarfile.open(sdist) as archive:
         inside = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     for needed in (
-        "csrc/lns_port.h",
-        "csrc/lns_both.h",
-        "csrc/lns_sort_body.h",
+        "csrc/kernels/lns_port.h",
+        "csrc/kernels/lns_sort.inc",
+        "csrc/binding/py_checks.h",
         "tests/conftest.py",
         "LICENSE",
         "CITATION.cff",

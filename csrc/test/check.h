@@ -25,12 +25,29 @@ float *random_floats(size_t count);
 float *tied_floats(size_t count);
 double *widened(const float *x, size_t count);
 
-/* The files' tests, which main calls. */
-void test_transport(void);
+/* order[i] = row of the i-th smallest entry of column c, ties by row. */
+void stable_order(int32_t *order, const float *x, size_t n, size_t columns, size_t c);
+
+/* Two samples of the same columns, in both precisions. */
+typedef struct {
+    float *x, *y;
+    double *wide_x, *wide_y;
+    size_t n, m, columns;
+} samples_t;
+
+/* Whether the check passes for samples of many sizes, with one thread and with several. */
+int holds_for_samples(int (*passes)(samples_t s, int threads), int tied);
+
+/* The tests, test_x.c of lns_x.c, which main calls. */
+void test_tile(void);
+void test_sort(void);
+void test_wasserstein(void);
 void test_null(void);
-void test_samples(void);
-void test_product(void);
+void test_rank(void);
+void test_transport(void);
 void test_affine(void);
-void test_optim(void);
+void test_prox(void);
+void test_update(void);
+void test_product(void);
 
 #endif

@@ -1,6 +1,7 @@
 #include "check.h"
 #include "lns_null.h"
 #include "lns_sort.h"
+#include "lns_tile.h"
 #include "lns_wasserstein.h"
 
 /* Labels of so many blocks, n sources in each relabelling: the observed one, random ones, and at the end the observed

@@ -107,7 +107,7 @@ def test_sdist_builds_and_installs_with_only_a_compiler_and_numpy(tmp_path):
     ):
         assert needed in inside
     packed = zipfile.ZipFile(wheel).namelist()
-    for needed in ("lineas/_core.pyi", "lineas/py.typed", "lineas/samples/movie_reviews.csv", "lineas_cli/app.py"):
+    for needed in ("lineas/core/_core.pyi", "lineas/py.typed", "lineas/samples/movie_reviews.csv", "lineas_cli/app.py"):
         assert needed in packed
     assert any("LICENSE.movie_reviews_and_editorials" in name for name in packed)
     assert not any(name.startswith(("tests", "csrc")) for name in packed)
@@ -117,7 +117,7 @@ def test_sdist_builds_and_installs_with_only_a_compiler_and_numpy(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(target)}
     told = subprocess.check_output([target / "bin" / "lineas", "--version"], text=True, cwd=tmp_path, env=environment)
     assert told.split()[0] == "lineas"
-    (core,) = (path for path in target.glob("lineas/_core*") if path.suffix != ".pyi")
+    (core,) = (path for path in target.glob("lineas/core/_core*") if path.suffix != ".pyi")
     code = (
         "import importlib.util as tool, sys, numpy as np\n"
         f"spec = tool.spec_from_file_location('lineas._core', {str(core)!r})\n"

@@ -227,6 +227,7 @@ def in_c(monkeypatch):
     monkeypatch.setattr(ops, "_reference", SimpleNamespace(affine_pool=refuse, affine_sparse=refuse))
 
 
+IDS = torch.randint(2, 60, (3, 6), generator=torch.Generator().manual_seed(0))  # three texts as tokens of `tiny`
 SOURCE, TARGET = normal(14, 4), normal(11, 4, seed=1, shift=0.7)  # for Mlp
 
 

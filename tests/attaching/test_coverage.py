@@ -5,8 +5,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import Mlp, assert_untouched, normal, random_maps, snapshot, tiny
-from test_positions import IDS, NEW, OPTIONS, POSITIONS, PROMPTS, chosen, odd, padded
+from conftest import IDS, Mlp, assert_untouched, normal, random_maps, snapshot, tiny
+from test_positions import NEW, OPTIONS, POSITIONS, PROMPTS, chosen, odd, padded
 
 import lineas
 from lineas import Steering

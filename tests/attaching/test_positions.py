@@ -4,13 +4,12 @@ import copy
 
 import pytest
 import torch
-from conftest import LANGUAGE_MODELS, normal, random_maps, tiny
+from conftest import IDS, LANGUAGE_MODELS, normal, random_maps, tiny
 
 from lineas import Steering
 
 PROMPTS = [3, 6, 1]  # real tokens of three rows
 NEW = 5
-IDS = torch.randint(2, 60, (3, 6), generator=torch.Generator().manual_seed(0))
 OPTIONS = {
     "max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, "return_dict_in_generate": True,
     "output_logits": True,

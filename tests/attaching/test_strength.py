@@ -5,10 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import Mlp, normal, random_maps
+from conftest import IDS, Mlp, normal, random_maps
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_positions import IDS, OPTIONS, padded
+from test_positions import OPTIONS, padded
 
 import lineas
 from lineas import Steering

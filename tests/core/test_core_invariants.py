@@ -129,21 +129,6 @@ def test_bits_do_not_depend_on_threads(kernel):
             assert_same_bits(result, results[0])
 
 
-@pytest.mark.parametrize("first", [False, True], ids=["last", "first"])
-def test_gradients_of_the_map_do_not_depend_on_threads(first):
-    torch.manual_seed(0)
-    shape, dim = ((17, 33, 9), 33) if first else ((17, 9, 33), 33)
-    h, scale, shift, pool = torch.randn(shape), torch.randn(dim), torch.randn(dim), torch.rand(17, 9)
-    results = []
-    for threads in THREADS:
-        given = [x.clone().requires_grad_() for x in (h, scale, shift)]
-        out, pooled = ops.affine_pool(*given, pool, channels_first=first, threads=threads)
-        (out.square().sum() + pooled.exp().sum()).backward()
-        results.append(tuple(x.detach().numpy() for x in (out, pooled, *(x.grad for x in given))))
-    for result in results[1:]:
-        assert_same_bits(result, results[0])
-
-
 def test_thread_count_is_what_was_asked_else_torchs_and_one_where_the_work_is_small():
     before = torch.get_num_threads()
     try:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SOURCE, TARGET, Mlp, assert_untouched, snapshot
+from conftest import SOURCE, TARGET, Mlp, assert_untouched, flat, snapshot
 from kill import fit
 
 import lineas
@@ -14,15 +14,11 @@ from lineas.log import Log
 from lineas.penalties import L1
 
 
-def flat(steering):
-    return np.concatenate([part(name) for name in steering.sites for part in (steering.weight, steering.bias)])
-
-
 @pytest.mark.parametrize("case", ["fast", "published adam"])
 def test_a_callback_can_have_the_maps_of_every_evaluation(case):
     seen = []
     steering = fit(case, callbacks=[lambda entry: seen.append((entry.steering(), dict(entry), entry.steps))])
-    assert len(seen) == len(steering.history["loss"])
+    assert [entry["loss"] for _, entry, _ in seen] == steering.history["loss"]
     assert not any(map(len, seen[0][0].support().values())), "the start"
     assert len({flat(maps).tobytes() for maps, *_ in seen}) == len(seen), "copies, which the fit does not overwrite"
     for maps, entry, _ in seen[:: len(seen) // 3]:

@@ -128,15 +128,24 @@ def test_an_optimiser_goes_on_from_any_of_its_states_and_repeats_nothing_accepte
 
 
 @pytest.fixture(scope="module")
-def killer():
-    """The program that kills fits: one for all cases, since most of its time goes into imports."""
-    program = subprocess.Popen(
-        [sys.executable, ROOT / "tests" / "kill.py"], env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    yield program
-    program.stdin.close()
-    assert program.wait(timeout=60) == 0
+def kill():
+    """Asks the program that kills fits: one for all cases, since most of its time goes into imports."""
+    programs = []
+
+    def ask(case, rounds):
+        if not programs or programs[-1].poll() is not None:
+            command = [sys.executable, ROOT / "tests" / "kill.py"]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            programs.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes))
+        programs[-1].stdin.write(f"{case}\t{rounds}\t{rounds}\n")
+        programs[-1].stdin.flush()
+        told = programs[-1].stdout.readline()
+        assert told, f"exit status {programs[-1].wait()}; what it said is on the standard error"
+        return json.loads(told)
+
+    yield ask
+    for program in programs:
+        program.communicate()  # which ends its input
 
 
 @pytest.mark.process
@@ -149,12 +158,8 @@ def killer():
         *(pytest.param(case, 16, marks=pytest.mark.slow) for case in CASES),
     ],
 )
-def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(case, rounds, killer):
-    killer.stdin.write(f"{case}\t{rounds}\t{rounds}\n")
-    killer.stdin.flush()
-    told = killer.stdout.readline()
-    assert told, "it failed; what it said is on the standard error"
-    report = json.loads(told)
+def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(case, rounds, kill):
+    report = kill(case, rounds)
     assert report["same"], report
     assert sum(report["kills"].values()) >= 1
     if rounds == 16:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import count_hooks, normal, tiny
+from conftest import IDS, count_hooks, normal, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +13,6 @@ import lineas
 from lineas import Steering
 from lineas.algebra import interpolate, merged_order, overlap
 
-IDS = torch.randint(2, 60, (3, 6), generator=torch.Generator().manual_seed(0))
 NAMES = ("a.0", "a.1", "a.2", "a.10")
 SIZES = dict(zip(NAMES, (1, 3, 4, 2), strict=True))
 

@@ -1,4 +1,8 @@
-"""Small models and data for all tests. Nothing is downloaded: models are built from a config with random weights."""
+"""Small models and data for all tests. Nothing is downloaded: models are built from a config with random weights.
+
+Every folder of tests imports this file and its neighbours by name (`from conftest import tiny`, `from oracle import
+bounded`): pytest puts their folder on the path. So no other folder has a conftest.py, and no two files one name.
+"""
 
 import functools
 import importlib.util

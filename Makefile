@@ -15,7 +15,7 @@ PYTEST = $(ONE_THREAD) $(BIN)/pytest $(SHARED)
 # Another build in the place of the installed one: first on the path, and the tests check that it is the one they got.
 PYTEST_ON = PYTHONPATH=$(1) LINEAS_EXPECT_BUILD=$(1) $(PYTEST) -q -m "not slow" -o addopts=--strict-markers $(2)
 
-.PHONY: demo test fast fuzz check kernels instructions sanitize serial dist wheel clean
+.PHONY: demo test fast fuzz check kernels instructions build-sanitize sanitize build-serial serial dist wheel clean
 
 demo: $(VENV)/.installed
 	$(if $(MODEL),,HF_HUB_OFFLINE=1) $(BIN)/python examples/demo.py $(if $(SRC),--src "$(SRC)") $(if $(TGT),--tgt "$(TGT)") $(if $(MODEL),--model "$(MODEL)")
@@ -62,9 +62,11 @@ instructions:
 	CC="$(CC)" $(PYTHON) benchmarks/instructions.py
 
 # The whole fast suite with the extension under AddressSanitizer and UBSan, built beside the ordinary one.
-sanitize: $(VENV)/.environment
+build-sanitize: $(VENV)/.environment
 	rm -rf build/sanitize && mkdir -p build/sanitize
 	LINEAS_SANITIZE=1 LINEAS_WERROR=1 $(BIN)/python setup.py --quiet build --build-base build/sanitize/tmp --build-lib build/sanitize/lib
+
+sanitize: build-sanitize
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 	$(call PYTEST_ON,build/sanitize/lib,tests)
 
@@ -72,9 +74,11 @@ sanitize: $(VENV)/.environment
 CORE = core ot optim test_penalties.py test_penalty_objects.py test_prox.py responses/test_layouts.py \
 	fitting/test_fit.py fitting/test_fit_leaves_alone.py fitting/test_golden.py fitting/test_losses.py \
 	fitting/test_ridge.py experts/test_significance.py project/test_package.py
-serial: $(VENV)/.environment
+build-serial: $(VENV)/.environment
 	rm -rf build/serial && mkdir -p build/serial
 	LINEAS_OPENMP=0 LINEAS_WERROR=1 $(BIN)/python setup.py --quiet build --build-base build/serial/tmp --build-lib build/serial/lib
+
+serial: build-serial
 	$(call PYTEST_ON,build/serial/lib,$(CORE:%=tests/%))
 
 dist: $(VENV)/.environment

@@ -1,8 +1,15 @@
-"""Small models and data for all tests. Nothing is downloaded: models are built from a config with random weights."""
+"""Small models and data for all tests. Nothing is downloaded: models are built from a config with random weights.
 
+Every folder of tests imports this file and its neighbours by name (`from conftest import tiny`, `from oracle import
+bounded`): pytest puts their folder on the path. So no other folder has a conftest.py, and no two files one name.
+"""
+
+import functools
 import importlib.util
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +18,12 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 DATA = Path(__file__).parent / "data"
 ROOT = Path(__file__).parent.parent
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the one hub model that the pages may name
+
+
+def pytest_collection_modifyitems(items):
+    """What is slow comes first, or the last of it would keep one of two workers busy when the other is done."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def count_hooks(model: torch.nn.Module) -> int:
@@ -111,11 +124,47 @@ def steering(model):
     return random_maps(model, size=0.3)
 
 
+def small_tokenizer():
+    """A word is a token; unlike WordTokenizer, it decodes, pads and knows a chat template."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from lineas import samples
+
+    words = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(vocab_size=500, special_tokens=["<unk>", "<eos>"], show_progress=False)
+    negative, positive = samples.movie_reviews()
+    words.train_from_iterator([*negative, *positive], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", eos_token="<eos>", pad_token="<eos>",
+        model_input_names=["input_ids", "attention_mask"],
+        chat_template="{% for turn in messages %}{{ turn.role }}: {{ turn.content }} <eos>{% endfor %}",
+    )  # fmt: skip
+
+
+def small_model(vocabulary: int):
+    import transformers
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.LlamaConfig(
+            vocab_size=vocabulary, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
+            intermediate_size=24, max_position_embeddings=256, bos_token_id=None, eos_token_id=1, pad_token_id=1,
+        )  # fmt: skip
+        model = transformers.LlamaForCausalLM(config)
+    model.name_or_path = HUB_NAME
+    return model.eval()
+
+
 LANGUAGE_MODELS = ("llama", "qwen2", "gemma2", "gpt2")
 NEGATIVE = [f"{a} is a {b} and dull film" for a in ("this", "that", "it") for b in ("bad", "sad", "poor", "weak")]
 POSITIVE = [
     f"what {b} joy {a} gave us all today" for a in ("she", "he") for b in ("great", "true", "pure", "much", "rare")
 ]
+
+# 12 and 10 texts of different lengths: unequal sets, padding on the right.
+TEXTS = NEGATIVE, [text + " indeed" * (k % 3) for k, text in enumerate(POSITIVE)]
 
 
 @pytest.fixture
@@ -125,8 +174,26 @@ def llama():
 
 @pytest.fixture
 def texts():
-    """12 and 10 texts of different lengths: unequal sets, padding on the right."""
-    return NEGATIVE, [text + " indeed" * (k % 3) for k, text in enumerate(POSITIVE)]
+    return tuple(map(list, TEXTS))
+
+
+@pytest.fixture(scope="session")
+def fitted_llama():
+    """A fit of the tiny Llama as everybody has it."""
+    import lineas
+
+    return lineas.fit(tiny("llama"), *TEXTS, tokenizer=WordTokenizer(), progress=False, steps=4)
+
+
+@pytest.fixture(scope="session")
+def llama_logits(fitted_llama):
+    """What the tiny Llama says under that steering, and without."""
+    from network_cases import IDS
+
+    model = tiny("llama")
+    with torch.no_grad(), fitted_llama.apply(model):
+        logits = model(IDS).logits
+    return logits, model(IDS).logits.detach()
 
 
 class Mlp(torch.nn.Module):
@@ -150,6 +217,73 @@ def mlp():
 
 def normal(*shape, seed=0, shift=0.0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+@pytest.fixture
+def in_c(monkeypatch):
+    """Fails a test that takes the reference path."""
+
+    def refuse(*arguments):
+        raise AssertionError("the reference was called")
+
+    from lineas.core import ops
+
+    monkeypatch.setattr(ops, "device", SimpleNamespace(affine_pool=refuse, affine_sparse=refuse))
+
+
+IDS = torch.randint(2, 60, (3, 6), generator=torch.Generator().manual_seed(0))  # three texts as tokens of `tiny`
+SOURCE, TARGET = normal(14, 4), normal(11, 4, seed=1, shift=0.7)  # for Mlp
+
+
+def flat(steering):
+    """All weights, then all biases."""
+    return np.concatenate([part(name) for part in (steering.weight, steering.bias) for name in steering.sites])
+
+
+@pytest.fixture
+def random_state_stays():
+    from lineas.network.state import seeded
+
+    with seeded(0, torch.device("cpu")):
+        yield
+
+
+@pytest.fixture(scope="session")
+def command_line_folder(tmp_path_factory):
+    from command_line import fill
+
+    folder = tmp_path_factory.mktemp("cli")
+    fill(folder)
+    return folder
+
+
+@pytest.fixture
+def there(command_line_folder, tmp_path, monkeypatch):
+    """A copy of that folder, to work in."""
+    monkeypatch.chdir(shutil.copytree(command_line_folder, tmp_path / "work"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path / "work"
+    torch.set_num_threads(threads)
+
+
+@functools.cache
+def read_real_model():
+    """SmolLM2 and its tokenizer, by the examples' own loader, which takes a quarter of a minute."""
+    import embedded_model
+
+    return embedded_model.load()
+
+
+@pytest.fixture
+def real_model(monkeypatch):
+    """What the examples load without a path is read once for all tests, which leave it as it was."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import embedded_model
+
+    model = read_real_model()
+    monkeypatch.setattr(embedded_model, "load", lambda path: model if path is None else pytest.fail(path))
+    return model
 
 
 def load_example(name: str):

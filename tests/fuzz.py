@@ -21,6 +21,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).parent / "core"))
 from test_core_invariants import IN_PLACE, arguments, variants
 
 REFUSALS = (TypeError, ValueError, MemoryError, OverflowError, BufferError)

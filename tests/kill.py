@@ -1,13 +1,14 @@
-"""Run a fit that is killed by SIGKILL again and again, then print what became of it. A program of its own:
+"""Run fits that are killed by SIGKILL again and again, and print what became of them. A program of its own:
 
-    python tests/kill.py CASE ROUNDS SEED
+    python tests/kill.py        # from lines CASE, ROUNDS, SEED, with tabs between them, to a line of JSON for each
 
-Each part of the fit is a fork of this process, which itself computes nothing, so that a fork is safe. Half the parts
+Each part of a fit is a fork of this process, which itself computes nothing, so that a fork is safe. Half the parts
 kill themselves at an event drawn at random: in a forward pass, before, within or after the writing of a checkpoint. The
 others are killed from here, after a time drawn at random.
 """
 
 import json
+import multiprocessing.synchronize  # noqa: F401 -- this and the others so marked are imported late, else in every fork
 import os
 import random
 import signal
@@ -17,15 +18,16 @@ import time
 from pathlib import Path
 
 import numpy as np
-import safetensors.numpy  # noqa: F401 -- this and the one below are imported late, else in every fork
+import numpy.ma
+import numpy.random
+import safetensors.numpy  # noqa: F401
 import torch
 import torch.fx.experimental.symbolic_shapes
-from conftest import Mlp, normal
+from conftest import SOURCE, TARGET, Mlp
 
 import lineas
 from lineas.fitting import checkpoint
 
-SOURCE, TARGET = normal(14, 4), normal(11, 4, seed=1, shift=0.7)
 CASES = {
     "fast": {},
     "fast with penalty": {"penalty": lineas.penalties.SparseGroupLasso(0.003, 0.003)},
@@ -40,6 +42,7 @@ CASES = {
 }  # fmt: skip
 
 LIVES = 25  # of a fit, at most
+MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # no slow fsync: it is processes that die
 
 
 def fit(case: str, **options):
@@ -123,8 +126,13 @@ def live(*args, seconds: float | None = None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def main(case: str, rounds: int, seed: int) -> None:
-    draw, home = random.Random(seed), Path(tempfile.mkdtemp())
+def killed(case: str, rounds: int, seed: int) -> dict:
+    """What became of one fit."""
+    with tempfile.TemporaryDirectory(dir=MEMORY) as home:
+        return killed_in(Path(home), case, rounds, random.Random(seed))
+
+
+def killed_in(home: Path, case: str, rounds: int, draw: random.Random) -> dict:
     whole, resumed = home / "whole", home / "resumed"
     started = time.perf_counter()
     assert live(case, home, whole, None) == 0
@@ -146,8 +154,10 @@ def main(case: str, rounds: int, seed: int) -> None:
         assert [file.name for file in folder.iterdir()] == [checkpoint.FILE], "nothing but the last one is left"
     diaries = [path for k in range(rounds) if (path := home / f"{k}" / "diary").exists()]
     where = sorted({line for path in diaries for line in path.read_text().splitlines()})
-    print(json.dumps({"same": same, "kills": kills, "where": where}))
+    return {"same": same, "kills": kills, "where": where}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    for line in sys.stdin:
+        case, rounds, seed = line.rstrip("\n").split("\t")
+        print(json.dumps(killed(case, int(rounds), int(seed))), flush=True)

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 THREADS = (1, 2, 3, 8, 16)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 # The same examples at every run: a test that fails, fails for everybody.
 bounded = settings(deadline=None, max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -65,6 +67,28 @@ def assert_same_bits(a, b) -> None:
     assert a.tobytes() == b.tobytes()
 
 
+def same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal to the last bit, except that a NaN is a NaN, whichever."""
+    numbers = ~(a.isnan() & b.isnan())
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return a.dtype == b.dtype and torch.equal(a.view(kind)[numbers], b.view(kind)[numbers])
+
+
+def make_mask(kind: str, batch: int, tokens: int) -> torch.Tensor:
+    """1 for tokens that count; every sample has at least one."""
+    generator = torch.Generator().manual_seed(batch + tokens)
+    lengths = torch.randint(1, tokens + 1, (batch, 1), generator=generator)
+    at = torch.arange(tokens)
+    mask = {
+        "none": torch.ones(batch, tokens),
+        "left": (at >= tokens - lengths).float(),
+        "right": (at < lengths).float(),
+        "arbitrary": (torch.rand(batch, tokens, generator=generator) < 0.5).float(),
+    }[kind]
+    mask[:, tokens // 2] = 1 if kind == "arbitrary" else mask[:, tokens // 2]
+    return mask
+
+
 def finite_difference(function: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-6) -> np.ndarray:
     """Central differences of a function of a float64 array, entry by entry."""
     gradient = np.empty_like(x)
@@ -73,6 +97,12 @@ def finite_difference(function: Callable[[np.ndarray], float], x: np.ndarray, st
         shifted[at] = step
         gradient[at] = (function(x + shifted) - function(x - shifted)) / (2 * step)
     return gradient
+
+
+def import_pot():
+    """POT, or the test is skipped. `ot` alone could be a folder of tests."""
+    pytest.importorskip("ot.lp")
+    return sys.modules["ot"]
 
 
 def run_python(code: str, timeout: float = 120, **environment: str) -> str:

@@ -1,0 +1,102 @@
+"""Losses that leave out what sampling alone explains: against torch, at the identity and away from it."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import SOURCE, TARGET, Mlp, normal
+
+import lineas
+from lineas.core import ops
+from lineas.core.reference import wasserstein
+from lineas.fitting import losses
+
+
+def fit(loss, **options):
+    return lineas.fit(Mlp(), SOURCE, TARGET, sites="first|second", loss=loss, progress=False, **options)
+
+
+def problem(n=12, m=9, units=40):
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=(n, units)).astype(np.float32), draw.normal(size=(m, units)).astype(np.float32)
+    y[:, ::2] += 1.5  # half of the units are shifted, half differ by chance
+    return x, y, draw.uniform(0.5, 1, size=units)
+
+
+@pytest.mark.parametrize("loss", ["excess", "significant"])
+def test_what_counts_is_what_torch_differentiates(loss):
+    x, y, coefficient = problem()
+    noise = losses.sampling_noise(x, y)
+    assert (noise.p_value < losses.LEVEL).any()
+    assert (noise.p_value >= losses.LEVEL).any()
+    source = torch.from_numpy(x).double().requires_grad_()
+    cost = wasserstein(source, torch.from_numpy(y).double())
+    if loss == "excess":
+        expected = torch.from_numpy(coefficient) * (cost - torch.from_numpy(noise.mean)).clamp(min=0)
+    else:
+        expected = torch.from_numpy(coefficient * (noise.p_value < losses.LEVEL)) * cost
+    expected.sum().backward()
+    unit_loss, slopes = ops.loss(x, ops.prepare_target(y), coefficient)
+    value, derivative = losses.find(loss).of_distance(unit_loss / coefficient, noise)
+    unit_loss, slopes = coefficient * value, slopes * derivative.astype(np.float32)
+    np.testing.assert_allclose(unit_loss, expected.detach(), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(slopes, source.grad, rtol=1e-5, atol=1e-7)
+    assert slopes.dtype == np.float32
+    assert (unit_loss[1::2] == 0).any(), "some unit differs by chance alone"
+
+
+def test_sampling_noise_is_the_null_of_the_two_sets_and_costs_the_same_for_more_samples(monkeypatch):
+    asked = []
+    monkeypatch.setattr(losses, "permutation_null", lambda x, y, n_permutations: asked.append(n_permutations))
+    for n in (32, 128, 1000, 4096, 10**6):
+        losses.sampling_noise(np.zeros((n, 0)), np.zeros((n, 0)))
+    assert asked == [1000, 1000, 128, 99, 99]
+
+
+def test_fit_counts_what_the_loss_says():
+    started = {name: fit(name).history["loss"][0] for name in losses.LOSSES}
+    assert 0 < started["excess"] < started["wasserstein"]
+    assert 0 < started["significant"] <= started["wasserstein"]
+    steering = fit("excess")
+    assert steering.info["loss"] == "excess"
+    assert steering.history["loss"][-1] < 0.5 * steering.history["loss"][0]
+
+
+def test_noise_is_that_of_the_unsteered_sources_wherever_the_fit_starts():
+    first = fit("excess")
+    again = fit("excess", resume_from=first, max_evaluations=1)
+    kept = [v for v, accepted in zip(first.history["loss"], first.history["accepted"], strict=True) if accepted]
+    assert again.history["loss"][0] == pytest.approx(kept[-1], rel=1e-6)
+
+
+def test_units_that_differ_by_chance_alone_are_left_where_they_are():
+    """Source and target from one distribution, at one site: most of what "wasserstein" does is to fit noise."""
+    net = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(60, 60))
+    x, y = normal(32, 60), normal(32, 60, seed=1)
+    moved = {}
+    for loss in ("wasserstein", "excess"):
+        steering = lineas.fit(net, x, y, sites="0", loss=loss, ridge=0, progress=False)
+        moved[loss] = np.linalg.norm(steering.bias("0"))
+    assert moved["excess"] < 0.7 * moved["wasserstein"]
+
+
+def test_micro_batches_and_one_batch_discount_alike():
+    one, several = fit("excess", max_evaluations=3), fit("excess", max_evaluations=3, batch_size=5)
+    np.testing.assert_allclose(one.history["loss"], several.history["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({}, 5e-3),
+        ({"loss": "significant"}, 5e-3),
+        ({"loss": "wasserstein"}, 5e-3),  # the ridge stands for the noise
+        ({"loss": "wasserstein", "ridge": 0}, 1e-3),
+    ],
+)
+def test_only_the_plain_loss_is_minimised_to_its_end(options, tolerance, monkeypatch):
+    seen, whole = [], lineas.optim.fast
+    monkeypatch.setattr(
+        lineas.optim, "fast", lambda *args, **kwargs: seen.append(kwargs["tolerance"]) or whole(*args, **kwargs)
+    )
+    fit(**{"loss": "auto", **options})
+    assert seen == [tolerance]

@@ -1,0 +1,43 @@
+"""What the tests of networks share: a fit of a few steps, models with seeded weights, token ids."""
+
+import torch
+from conftest import TEXTS, WordTokenizer
+from torch import nn
+
+import lineas
+
+IDS = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 3]])
+
+
+def fit(model, **options):
+    sides = options.pop("sides", TEXTS)
+    return lineas.fit(model, *sides, tokenizer=WordTokenizer(), **{"progress": False, "steps": 4, **options})
+
+
+def seeded(make):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
+
+
+class Blocks(nn.Module):
+    """Modules with weights of their own around the sites, which accelerate loads until their forward pass ends."""
+
+    class Block(nn.Module):
+        def __init__(self, dim=4):
+            super().__init__()
+            self.scale, self.inner = nn.Parameter(torch.ones(dim)), nn.Linear(dim, dim)
+
+        def forward(self, x):
+            return x + self.scale * torch.tanh(self.inner(x))
+
+    def __init__(self):
+        super().__init__()
+        self.shift, self.blocks = nn.Parameter(torch.zeros(4)), nn.Sequential(self.Block(), self.Block())
+
+    def forward(self, x):
+        return self.blocks(x + self.shift)

@@ -1,0 +1,176 @@
+"""The benchmarks run, at tiny sizes, and write down what they print."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import NEGATIVE, POSITIVE, ROOT, WordTokenizer, tiny
+
+import lineas
+
+pytest.importorskip("ot.lp")  # of POT; the folder of tests called so has none
+pytest.importorskip("scipy")
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+SCRIPT = ROOT / "benchmarks" / "kernels.py"
+FIT, GENERATE = SCRIPT.with_name("fit.py"), SCRIPT.with_name("generate.py")
+if not SCRIPT.exists():
+    pytest.skip("tests without the source tree", allow_module_level=True)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """A benchmark in this process, as if it were its program: what it prints."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    threads, environment = torch.get_num_threads(), dict(os.environ)
+
+    def call(*words, script=SCRIPT):
+        monkeypatch.setattr(sys, "argv", [str(script), *map(str, words)])
+        runpy.run_path(str(script), run_name="__main__")
+        return capsys.readouterr().out
+
+    yield call
+    torch.set_num_threads(threads)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def test_every_group_of_cases_runs_and_its_figures_are_written_and_drawn(run, tmp_path):
+    groups = "loss,sort,sliced,null,closed,rank,affine,updates"
+    told = run(
+        "--quick", "--only", groups, "--json", tmp_path / "figures.json", "--picture", tmp_path / "kernels.png"
+    )  # fmt: skip
+    assert (tmp_path / "kernels.png").read_bytes().startswith(b"\x89PNG")
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert written["machine"]["threads"] == 2
+    starts = {case["case"].split(",")[0].split(":")[0] for case in written["cases"]}
+    assert starts >= {
+        "loss", "sort", "sliced distance", "permutation null", "linear_act", "auroc", "average_precision",
+        "map and pooling", "proximal step", "Adam",
+    }  # fmt: skip
+    for case in written["cases"]:
+        assert case["case"] in told
+        ours, *others = case["figures"].values()
+        assert next(iter(case["figures"])) == "lineas"
+        assert ours["ratio"] == 1
+        assert others
+        for row in (ours, *others):
+            assert 0 < row["minimum"] <= row["median"]
+            assert row["ratio"] == pytest.approx(row["minimum"] / ours["minimum"])
+            assert row["goal"] is None or row["met"] == (row["ratio"] >= row["goal"])
+
+
+def test_only_the_groups_that_were_asked_for_run(run):
+    told = run("--quick", "--only", "null", "--threads", "1")
+    assert "permutation null" in told
+    assert "Adam" not in told
+    assert "threads 1" in told
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_every_table_of_a_steps_cost_runs_and_is_written(run, tmp_path):
+    tables = [
+        "recipes",
+        "once",
+        "step",
+        "padding",
+        "precision",
+        "prefix",
+        "memory",
+        "samples",
+        "tokens",
+        "sites",
+        "gpu",
+    ]
+    picture = tmp_path / "fit.png"
+    told = run(
+        "--quick", "--only", ",".join(tables), "--json", tmp_path / "figures.json", "--picture", picture, script=FIT
+    )  # fmt: skip
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert list(written["tables"]) == tables
+    for name, rows in written["tables"].items():
+        assert f"\n{name}: " in told
+        assert len(rows) >= 2
+        assert all(row.get("ratio", 1) > 0 for row in rows)
+    for row in written["tables"]["recipes"]:
+        assert row["evaluations"] > 1
+        assert 0 < row["fitted"] < 1 < row["held out"] * 100
+    assert [row["peak"] > 0 for row in written["tables"]["memory"]] == [True] * 5
+
+
+def test_choices_of_units_are_compared_at_equal_support_and_beside_no_steering(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import units
+
+    texts = [NEGATIVE[:6], POSITIVE[:6], NEGATIVE[6:], POSITIVE[6:]]
+    options = {"neutral": ["3 4 5", "6 7 8 9"], "max_evaluations": 3}
+    rows = list(units.run(tiny("llama"), WordTokenizer(), texts, 0, units.CHOICES, [10], **options))
+    assert [(row["choice"], row["units"], row["support"]) for row in rows[2:]] == [
+        (choice, 10, 10) for choice in ("significant", "auroc", "l1", "random")
+    ]
+    assert [row["choice"] for row in rows[:2]] == ["none", "all"]
+    assert rows[0]["support"] == 0
+    assert len({row["held_out"] for row in rows}) == len({row["perplexity"] for row in rows}) == 6
+    known = {("sentiment", 0, row["choice"], row["units"]) for row in rows[1:]}
+    again = list(units.run(tiny("llama"), WordTokenizer(), texts, 0, units.CHOICES, [10], known, **options))
+    assert again == rows[:1], "what is known is not measured again"
+    printed = capsys.readouterr().out
+    assert "10 units, significant and auroc: 0." in printed
+    assert "with the whole support of L1" in printed
+    lines = list(units.table(rows))
+    assert len(lines) == 6
+    share = rows[2]["held_out"] / rows[0]["held_out"]
+    assert f"significant     10     1 {share:6.3f} ({share:.3f} to {share:.3f})" in lines[2]
+
+
+def test_shares_of_units_are_parts_of_what_a_fit_does_to_the_output(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import shares
+
+    model, options = tiny("llama"), {"tokenizer": WordTokenizer(), "progress": False}
+    draw = SimpleNamespace(
+        model=model, tokenizer=WordTokenizer(), fitted=[NEGATIVE, POSITIVE],
+        fit=lambda: lineas.fit(model, NEGATIVE, POSITIVE, max_evaluations=3, ridge=0.1, **options),
+    )  # fmt: skip
+    steering, each = shares.moved(draw)
+    still = np.concatenate([(steering.weight(site) == 1) & (steering.bias(site) == 0) for site in steering.sites])
+    assert len(each) == len(still) > 20
+    assert (each[~still] > 0).all()
+    assert (each[still] == 0).all()
+    found = shares.shares(draw, [0.01, 0.1, 0.5, 1])
+    np.testing.assert_allclose(found[-1], [1, 1])
+    assert found[0][0] == pytest.approx(each.max() / each.sum()), "1% of so few units is one"
+    assert [most for most, _ in found] == sorted(most for most, _ in found)
+    assert all(0 < known <= most for most, known in found)
+    assert found[2][1] < found[2][0], "AUROC does not know what the output minds"
+
+
+@pytest.mark.process
+def test_an_unknown_table_is_refused():
+    """By a program that starts as a user starts it."""
+    done = subprocess.run([sys.executable, FIT, "--only", "stpe"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "expected some of recipes, once, step, padding" in done.stderr
+
+
+def test_generation_is_timed_bare_merged_and_attached_and_attaching_is_too(run, tmp_path):
+    told = run("--quick", "--json", tmp_path / "figures.json", script=GENERATE)
+    tables = json.loads((tmp_path / "figures.json").read_text())["tables"]
+    assert list(tables) == ["one", "many", "attach"]
+    for name in ("one", "many"):
+        bare, *others = tables[name]
+        assert bare["ratio"] == bare["by turn"] == 1
+        assert {row[""] for row in others} > {"merged", "dense", "1% support", "a steering for each row"}
+        for row in others:
+            assert row["tokens/s"] >= row["median"] > 0
+            assert row["ratio"] == pytest.approx(row["tokens/s"] / bare["tokens/s"])
+    assert all(0 < row["attach"] <= row["median"] for row in tables["attach"])
+    assert "\nmany: Tokens per second, a batch of 16 texts" in told

@@ -1,0 +1,101 @@
+"""The notebook: what is stored was made by its own code, and that code still runs, here with little of everything."""
+
+import ast
+import sys
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import load_example, small_model, small_tokenizer
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("nbclient")
+nbformat = pytest.importorskip("nbformat")
+runner = load_example("run_notebook")
+if not runner.NOTEBOOK.exists():
+    pytest.skip("tests without the source tree", allow_module_level=True)
+SMALL = "SENTENCES, EVALUATIONS, CONTINUATIONS, NEUTRAL, STRENGTHS = 4, 2, 1, 2, [0.0, 1.0]"
+
+
+@pytest.fixture
+def stored():
+    return nbformat.read(runner.NOTEBOOK, as_version=4)
+
+
+def outputs(notebook, kind):
+    return [output for cell in runner.code_cells(notebook) for output in cell.outputs if output.output_type == kind]
+
+
+def parameters(notebook):
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    return cell
+
+
+def assigned(source):
+    """Names in the order in which code assigns them."""
+    names = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+    return [node.id for node in names if isinstance(node.ctx, ast.Store)]
+
+
+def test_the_stored_outputs_come_from_the_stored_code_run_once_in_order(stored):
+    cells = runner.code_cells(stored)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert stored.metadata[runner.EXECUTED] == runner.code_digest(stored), "run examples/run_notebook.py"
+
+
+def test_a_changed_cell_makes_the_digest_another(stored):
+    before = runner.code_digest(stored)
+    runner.code_cells(stored)[-1].source += "\n"
+    assert runner.code_digest(stored) != before
+
+
+def test_the_stored_notebook_has_outputs_pictures_and_no_failure(stored):
+    assert not outputs(stored, "error")
+    assert not [output for output in outputs(stored, "stream") if output.name == "stderr"]
+    rich = [output.data for kind in ("display_data", "execute_result") for output in outputs(stored, kind)]
+    assert sum("image/png" in data for data in rich) == 3
+    assert any("<table>" in data.get("text/html", "") for data in rich)
+    printed = "".join(output.text for output in outputs(stored, "stream"))
+    assert "the same logits: True" in printed
+    assert "strength 1.0: sentiment" in printed
+    assert runner.NOTEBOOK.stat().st_size < 500_000
+
+
+def test_the_stored_outputs_name_no_place_on_the_machine_that_made_them(stored):
+    assert not [word for word in ("/home/", "/root/", "/tmp/", "/work/") if word in nbformat.writes(stored)]
+
+
+def test_the_small_settings_are_those_of_the_notebook(stored):
+    assert assigned(SMALL) == assigned(parameters(stored).source)
+
+
+def test_the_code_runs_on_a_tiny_model(stored, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("vaderSentiment")
+    tokenizer = small_tokenizer()
+    model = small_model(len(tokenizer))
+    monkeypatch.setitem(sys.modules, "embedded_model", SimpleNamespace(load=lambda: (model, tokenizer)))
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.chdir(tmp_path)
+    parameters(stored).source = SMALL
+    namespace = {"__name__": "notebook"}
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.filterwarnings("ignore", "FigureCanvasAgg is non-interactive")
+        for cell in runner.code_cells(stored):
+            exec(compile(cell.source, runner.NOTEBOOK.name, "exec"), namespace)
+    namespace["pyplot"].close("all")
+    assert "the same logits: True" in capsys.readouterr().out
+    assert {"positive-reviews", "smollm2-positive"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(stored):
+    parameters(stored).source = SMALL
+    runner.execute(stored)
+    assert not outputs(stored, "error")
+    assert [cell.execution_count for cell in runner.code_cells(stored)] == list(
+        range(1, len(runner.code_cells(stored)) + 1)
+    )
+    assert "the same logits: True" in "".join(output.text for output in outputs(stored, "stream"))
+    assert sum("image/png" in output.data for output in outputs(stored, "display_data")) == 3

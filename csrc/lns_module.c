@@ -3,13 +3,16 @@
 #include "py_checks.h"
 
 #include "lns_port.h"
+#include "lns_quadratic.h"
 
 static int module_exec(PyObject *module)
 {
     if (PyArray_ImportNumPyAPI() < 0) return -1;
     if (PyModule_AddFunctions(module, transport_methods) < 0 || PyModule_AddFunctions(module, samples_methods) < 0
-        || PyModule_AddFunctions(module, affine_methods) < 0 || PyModule_AddFunctions(module, optim_methods) < 0)
+        || PyModule_AddFunctions(module, affine_methods) < 0 || PyModule_AddFunctions(module, optim_methods) < 0
+        || PyModule_AddFunctions(module, quadratic_methods) < 0 || PyModule_AddFunctions(module, ridge_methods) < 0)
         return -1;
+    if (PyModule_AddIntConstant(module, "INNER_STEPS", LNS_INNER_STEPS) < 0) return -1;
     return PyModule_AddObjectRef(module, "HAS_OPENMP", LNS_HAS_OPENMP ? Py_True : Py_False);
 }
 

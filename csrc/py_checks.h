@@ -29,7 +29,8 @@
 #define NEW(dims, shape, type) ((PyArrayObject *)PyArray_SimpleNew(dims, shape, type))
 
 /* The functions of each file, which lns_module.c adds to the module. */
-extern PyMethodDef transport_methods[], samples_methods[], affine_methods[], optim_methods[];
+extern PyMethodDef transport_methods[], samples_methods[], affine_methods[], optim_methods[], quadratic_methods[],
+    ridge_methods[];
 
 /* All of these return 0, or -1 with an exception set. */
 
@@ -41,6 +42,8 @@ int require_writeable(PyObject *object, const char *name, npy_intp size);
 /* No more rows than LNS_MAX_ROWS. */
 int require_rows(const PyArrayObject *array, const char *name);
 int require_finite(PyArrayObject *array, const char *name);
+/* Every number from 0 to its size - 1, once; int64. */
+int require_permutation(PyArrayObject *order, const char *name);
 int require_threads(int threads);
 /* The first so many of the arrays are written: they share no memory with any other. All passed require, which makes of
  * each one range of addresses; None stands for one that is not there. */

@@ -28,7 +28,7 @@ typedef struct {
     int threads;
 } lns_quadratic;
 
-enum { LNS_PIECE = 256, LNS_MOST_ROWS = 64, LNS_INNER_STEPS = 100 };
+enum { LNS_PIECE = 512, LNS_MOST_ROWS = 64, LNS_INNER_STEPS = 100 };
 
 /* How many pieces there are; their starts too, unless NULL. offsets: (sites + 1,), ascending from 0. */
 size_t lns_pieces(int64_t *starts, const int64_t *offsets, size_t sites);

@@ -98,11 +98,11 @@ void lns_move_sums(double *sums, const float *to, const float *from, const float
 }
 
 static void discount_units(double *unit_loss, uint8_t *counts, const double *coefficient, const double *mean,
-                           double scale, size_t width)
+                           size_t width)
 {
     for (size_t j = 0; j < width; j++) {
         if (mean) {
-            unit_loss[j] -= scale * coefficient[j] * mean[j];
+            unit_loss[j] -= coefficient[j] * mean[j];
             counts[j] = unit_loss[j] > 0;
         }
         unit_loss[j] = counts[j] ? unit_loss[j] : 0;
@@ -115,13 +115,13 @@ LNS_CLONES static void keep(float *restrict slopes, const uint8_t *restrict coun
 }
 
 void lns_discount(double *unit_loss, float *slopes, uint8_t *counts, const double *coefficient, const double *mean,
-                  double scale, size_t n, size_t units, int threads)
+                  size_t n, size_t units, int threads)
 {
     ptrdiff_t k;
     LNS_PARALLEL_FOR(threads)
     for (k = 0; k < (ptrdiff_t)lns_ridge_blocks(units); k++) {
         size_t at = (size_t)k * BLOCK, width = smaller(BLOCK, units - at);
-        discount_units(unit_loss + at, counts + at, coefficient + at, mean ? mean + at : NULL, scale, width);
+        discount_units(unit_loss + at, counts + at, coefficient + at, mean ? mean + at : NULL, width);
         for (size_t i = 0; i < n; i++) keep(slopes + i * units + at, counts + at, width);
     }
 }

@@ -22,11 +22,11 @@ double lns_dot(const double *a, const double *b, size_t count, double *parts, in
 void lns_move_sums(double *sums, const float *to, const float *from, const float *after, const float *before,
                    size_t count, double *parts, int threads);
 
-/* What a loss leaves out. unit_loss: (units,) becomes max(0, unit_loss - scale * coefficient * mean); where mean is NULL,
+/* What a loss leaves out. unit_loss: (units,) becomes max(0, unit_loss - coefficient * mean); where mean is NULL,
  * it becomes 0 for the units that do not count. slopes: (n, units) become 0 where it is. counts: (units,) bytes, written
  * where mean is given, read where it is NULL. */
 void lns_discount(double *unit_loss, float *slopes, uint8_t *counts, const double *coefficient, const double *mean,
-                  double scale, size_t n, size_t units, int threads);
+                  size_t n, size_t units, int threads);
 
 /* The largest |x|, of float; 0 where all are NaN. */
 float lns_largest(const float *x, size_t count, double *parts, int threads);

@@ -81,10 +81,8 @@ done:
 static PyObject *py_discount(PyObject *Py_UNUSED(self), PyObject *args)
 {
     PyObject *unit_loss, *slopes, *counts, *coefficient, *mean;
-    double scale;
     int threads;
-    if (!PyArg_ParseTuple(args, "OOOOOdi:discount", &unit_loss, &slopes, &counts, &coefficient, &mean, &scale, &threads))
-        return NULL;
+    if (!PyArg_ParseTuple(args, "OOOOOi:discount", &unit_loss, &slopes, &counts, &coefficient, &mean, &threads)) return NULL;
     if (require(slopes, "slopes", NPY_FLOAT32, 2) < 0 || PyArray_FailUnlessWriteable((PyArrayObject *)slopes, "slopes") < 0)
         return NULL;
     npy_intp n = PyArray_DIM((PyArrayObject *)slopes, 0), units = PyArray_DIM((PyArrayObject *)slopes, 1);
@@ -98,8 +96,7 @@ static PyObject *py_discount(PyObject *Py_UNUSED(self), PyObject *args)
                          (const char *[]){"unit_loss", "slopes", "counts", "coefficient", "mean"}, 3, 5) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     lns_discount(DOUBLES_OF(unit_loss), FLOATS_OF(slopes), (uint8_t *)PyArray_DATA((PyArrayObject *)counts),
-                 DOUBLES_OF(coefficient), mean == Py_None ? NULL : DOUBLES_OF(mean), scale, (size_t)n, (size_t)units,
-                 threads);
+                 DOUBLES_OF(coefficient), mean == Py_None ? NULL : DOUBLES_OF(mean), (size_t)n, (size_t)units, threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -130,7 +127,7 @@ PyMethodDef ridge_methods[] = {
     {"move_sums", py_move_sums, METH_VARARGS,
      "move_sums(to, from, after, before, threads) -> |move|^2, move . change, |change|^2"},
     {"discount", py_discount, METH_VARARGS,
-     "discount(unit_loss, slopes, counts, coefficient, mean, scale, threads): the first three in place"},
+     "discount(unit_loss, slopes, counts, coefficient, mean, threads): the first three in place"},
     {"largest", py_largest, METH_VARARGS, "largest(x, threads) -> the largest |x|"},
     {NULL, NULL, 0, NULL},
 };

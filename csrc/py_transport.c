@@ -179,6 +179,41 @@ done:
     return result;
 }
 
+/* The same for a training loss, at every step: into arrays that are kept, since new ones would be fresh pages each time.
+ * Not looked through for NaN: the caller sees it in the cost. */
+static PyObject *py_unit_loss(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    PyObject *cost, *gradient, *x, *y, *coefficient;          /* borrowed */
+    void *scratch;
+    double p;
+    int threads, type;
+    if (!PyArg_ParseTuple(args, "OOOOOdi:unit_loss", &cost, &gradient, &x, &y, &coefficient, &p, &threads)) return NULL;
+    if ((type = require_samples(x, "x", y, "y")) < 0 || require_threads(threads) < 0 || require_power(p) < 0) return NULL;
+    npy_intp *shape = PyArray_DIMS((PyArrayObject *)x);
+    if (require_shape(gradient, "gradient", type, 2, shape) < 0
+        || PyArray_FailUnlessWriteable((PyArrayObject *)gradient, "gradient") < 0
+        || require_vector(cost, "cost", NPY_FLOAT64, shape[1]) < 0
+        || PyArray_FailUnlessWriteable((PyArrayObject *)cost, "cost") < 0
+        || require_vector(coefficient, "coefficient", NPY_FLOAT64, shape[1]) < 0
+        || require_apart((PyObject *[]){cost, gradient, x, y, coefficient},
+                         (const char *[]){"cost", "gradient", "x", "y", "coefficient"}, 2, 5) < 0) return NULL;
+    PyArrayObject *from = (PyArrayObject *)x, *to = (PyArrayObject *)y, *slope = (PyArrayObject *)gradient;
+    double *costs = DOUBLES((PyArrayObject *)cost), *counts = DOUBLES((PyArrayObject *)coefficient);
+    size_t n = (size_t)shape[0], m = (size_t)PyArray_DIM(to, 0), columns = (size_t)shape[1];
+    size_t each = type == NPY_FLOAT32 ? lns_wasserstein_scratch_f32(n) : lns_wasserstein_scratch_f64(n);
+    if (!(scratch = tile_scratch(each, shape[1], &threads))) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    if (type == NPY_FLOAT32)
+        lns_wasserstein_f32(costs, FLOATS(slope), FLOATS(from), FLOATS(to), NULL, NULL, NULL, counts, p, n, m, columns,
+                            on_line(scratch), threads);
+    else
+        lns_wasserstein_f64(costs, DOUBLES(slope), DOUBLES(from), DOUBLES(to), NULL, NULL, NULL, counts, p, n, m, columns,
+                            on_line(scratch), threads);
+    Py_END_ALLOW_THREADS
+    PyMem_Free(scratch);
+    Py_RETURN_NONE;
+}
+
 /* ---- lns_null ---- */
 
 /* Every relabelling calls n samples source, those that fill the last block included: the kernel relies on it. */
@@ -281,6 +316,8 @@ PyMethodDef transport_methods[] = {
      "wasserstein(x, y_sorted, y_index, x_weights, y_weights, p, threads) -> cost"},
     {"wasserstein_grad", py_wasserstein_grad, METH_VARARGS,
      "wasserstein_grad(x, y_sorted, y_index, x_weights, y_weights, coefficient, p, threads) -> cost, grad"},
+    {"unit_loss", py_unit_loss, METH_VARARGS,
+     "unit_loss(cost, gradient, x, y_sorted, coefficient, p, threads): the first two in place"},
     {"permutation_null", py_permutation_null, METH_VARARGS,
      "permutation_null(x, labels, n, relabellings, p, threads) -> mean, std, p_value"},
     {"product", py_product, METH_VARARGS, "product(a, b, threads) -> a @ b"},

@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _core
+from .ops import thread_count
 from .ot import PermutationNull, permutation_null
 
 LOSSES = ("wasserstein", "excess", "significant")
@@ -26,17 +28,15 @@ def discount(
     loss: str, unit_loss: NDArray[np.float64], slopes: NDArray[np.float32], noise: PermutationNull,
     coefficient: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:  # fmt: skip
-    """The units' loss, coefficient * W_2^2, and its slopes (n, N), less what `loss` leaves out.
+    """The units' loss, coefficient * W_2^2, and its slopes (n, N), less what `loss` leaves out: in place.
 
     "excess" counts max(0, W_2^2 - mean of the null): a unit pulls until what is left could be chance. "significant"
     counts W_2^2 of the units whose distance few relabellings reach (`LEVEL`) before anything is steered.
     """
-    if loss == "excess":
-        unit_loss = unit_loss - coefficient * noise.mean
-        counts = unit_loss > 0
-    else:
-        counts = noise.p_value < LEVEL
-    return np.where(counts, unit_loss, 0.0), slopes * counts.astype(slopes.dtype)
+    counts = noise.p_value < LEVEL
+    mean = noise.mean if loss == "excess" else None  # then it says itself which count
+    _core.discount(unit_loss, slopes, counts, coefficient, mean, thread_count(None, slopes.size))
+    return unit_loss, slopes
 
 
 def noise_to_signal(distance: float, noise: float) -> float:

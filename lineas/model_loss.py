@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from . import losses, ops, optim
+from . import _core, losses, ops, optim
 from .data import Batch
 from .distributed import Alone
 from .ot import PermutationNull
@@ -32,16 +32,18 @@ class ModelLoss:
         The processes whose samples, sources and targets, count together.
     free : (N,) bool, optional
         Which mapped units may move. The gradient is zero for the others, and so they stay where they are.
+    room : ops.Room, optional
+        Where slopes and the like lie from one evaluation to the next: that of a whole problem and of its minibatches.
     """
 
     def __init__(
         self, runner: Runner, sources: list[Batch], targets: list[NDArray[np.float32]], loss: str = "wasserstein",
         ridge: Ridge | None = None, strength: float | None = None, world: Alone | None = None,
-        free: NDArray[np.bool_] | None = None,
+        free: NDArray[np.bool_] | None = None, room: ops.Room | None = None,
     ):  # fmt: skip
         self.runner, self.sources, self.targets, self.loss = runner, sources, targets, loss
         self.ridge, self.strength, self.world = ridge, strength, world or Alone()
-        self.sizes, self.free = runner.mapped.sizes, free
+        self.sizes, self.free, self.room = runner.mapped.sizes, free, room or ops.Room()
         self.samples = sum(self.world.share(sum(batch.size for batch in sources)))
         all_targets, _ = self.world.gather(lambda: np.concatenate(targets))
         self.target = ops.prepare_target(all_targets, self.samples)
@@ -55,6 +57,7 @@ class ModelLoss:
         self._may_overflow = torch.float16 in (runner.compute_dtype, *weights)
         self._minibatches: dict[tuple[int, int], ModelLoss] = {}
         self._graph: list[torch.Tensor] = []
+        self._scaled = 1.0, self.coefficient
 
     def identity(self) -> optim.Vector:
         return self.runner.mapped.identity()
@@ -65,7 +68,7 @@ class ModelLoss:
         pair = k % len(self.sources), k % len(self.targets)
         if pair not in self._minibatches:
             part = [self.sources[pair[0]]], [self.targets[pair[1]]]
-            self._minibatches[pair] = ModelLoss(self.runner, *part, world=self.world, free=self.free)
+            self._minibatches[pair] = ModelLoss(self.runner, *part, world=self.world, free=self.free, room=self.room)
         return self._minibatches[pair]
 
     def evaluate(self, x: optim.Vector, scale: float = 1.0) -> optim.Evaluation:
@@ -80,26 +83,34 @@ class ModelLoss:
             return self.runner.gather(graph[0])
 
         responses, own = self.world.gather(collect, x)
-        unit_loss, slopes = ops.loss(responses, self.target, self.coefficient * scale)
+        if self._scaled[0] != scale:
+            self._scaled = scale, self.coefficient * scale
+        coefficient = self._scaled[1]
+        unit_loss, slopes = ops.loss(responses, self.target, coefficient, room=self.room)
         if self._unlooked is not None:
             self._look_at_noise(responses, x, self._unlooked)
             self._unlooked = None
         if self._noise is not None and self.loss != "wasserstein":
-            unit_loss, slopes = losses.discount(self.loss, unit_loss, slopes, self._noise, self.coefficient * scale)
-        held, pull = 0.0, np.zeros_like(x)
+            unit_loss, slopes = losses.discount(self.loss, unit_loss, slopes, self._noise, coefficient)
+        held, pull = 0.0, None
         if self.ridge:
-            held, pull = self.ridge.value_and_gradient(x, scale * self._ridge_strength())
+            pull = self.room.take("pull", len(x))
+            held, pull = self.ridge.value_and_gradient(x, scale * self._ridge_strength(), pull)
         site_loss = np.add.reduceat(unit_loss, self.runner.compared.offsets[:-1]) * len(self.runner.compared.sites)
-        unit = _power_of_two(np.abs(slopes).max())  # slopes of 1e-7 would be lost in half precision
-        slopes = slopes[own]
+        largest = _core.largest(slopes, ops.thread_count(None, slopes.size))
+        unit = _power_of_two(np.float32(largest))  # slopes of 1e-7 would be lost in half precision
+        slopes, turn = slopes[own], self.room.begin()
 
         def gradient() -> optim.Vector:
+            self.room.require(turn)
             total, start = np.zeros_like(x), 0
             for batch in self.sources:
                 responses = graph.pop() if graph else self.runner.run(batch, leaf)
                 total += self._pull_back(responses, leaf, slopes[start : start + batch.size], unit)
                 start += batch.size
-            total = self.world.total(total) + pull
+            total = self.world.total(total)
+            if pull is not None:
+                total = total + pull
             return total if self.free is None else np.where(np.tile(self.free, 2), total, np.float32(0))
 
         return optim.Evaluation(
@@ -128,7 +139,8 @@ class ModelLoss:
         self._noise = losses.sampling_noise(responses, targets)
         if self.strength is None:
             distance = float(ops.loss(responses, self.target, self.coefficient)[0].sum())
-            self.strength = losses.noise_to_signal(distance, float(self.coefficient @ self._noise.mean))
+            threads = ops.thread_count(None, len(self.coefficient))
+            self.strength = losses.noise_to_signal(distance, _core.dot(self.coefficient, self._noise.mean, threads))
 
     def _ridge_strength(self) -> float:
         return (self.strength or 0.0) * float(self.coefficient.mean())
@@ -142,7 +154,8 @@ class ModelLoss:
         """
         for power in (0, 8, 16, 24) if self._may_overflow else (0,):
             step = np.ldexp(unit, power)
-            part = torch.from_numpy(slopes / step).to(responses.device, responses.dtype)
+            part = np.divide(slopes, step, out=self.room.take("units of slopes", slopes.shape))
+            part = torch.from_numpy(part).to(responses.device, responses.dtype)
             total = torch.autograd.grad(responses, leaf, part, retain_graph=self._may_overflow)[0].numpy() * step
             if not self._may_overflow or np.isfinite(total).all():
                 return total

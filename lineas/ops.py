@@ -209,6 +209,32 @@ class NonFiniteError(ValueError):
     """A response is NaN or infinite; the message names its site."""
 
 
+class Room:
+    """Arrays that are made once and used at every step: new ones would be fresh pages each time, which is what makes
+    large problems slow. What an array holds lasts until the next `take` of its name.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, NDArray] = {}
+        self._turn = 0
+
+    def take(self, name: str, shape: int | tuple[int, ...], dtype: type = np.float32) -> NDArray:
+        array = self._arrays.get(name)
+        if array is None or array.shape != (shape if isinstance(shape, tuple) else (shape,)) or array.dtype != dtype:
+            array = self._arrays[name] = np.empty(shape, dtype)
+        return array
+
+    def begin(self) -> int:
+        """A number for what the arrays hold now."""
+        self._turn += 1
+        return self._turn
+
+    def require(self, turn: int) -> None:
+        """RuntimeError where they hold something else by now."""
+        if turn != self._turn:
+            raise RuntimeError("expected the last evaluation, got one whose slopes later ones have overwritten")
+
+
 class Target(NamedTuple):
     """The target's samples, sorted once and used at every step."""
 
@@ -244,7 +270,7 @@ def _parts(n: int, m: int) -> list[tuple[int, int, float]]:
 
 def loss(
     responses: NDArray[np.float32], target: Target, coefficient: NDArray[np.float64], *, p: float = 2,
-    threads: int | None = None,
+    threads: int | None = None, room: Room | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:  # fmt: skip
     """The training loss of all units at once, and its gradient.
 
@@ -256,6 +282,8 @@ def loss(
         From `prepare_target`; m need not be n unless it was prepared for n.
     coefficient : (N,) float64
         What one unit's W_p^p counts in the loss.
+    room : Room, optional
+        Where the results lie, until the next call with it.
 
     Returns
     -------
@@ -270,7 +298,12 @@ def loss(
         raise ValueError(
             f"target: prepared for p = 2 and {len(target.values)} sources, got p = {p} and {len(responses)}"
         )
-    cost, gradient = _core.wasserstein_grad(
-        responses, target.values, None, None, None, coefficient, p, thread_count(threads, responses.size)
-    )
-    return coefficient * (cost if target.spread is None else cost + target.spread), gradient
+    threads, room = thread_count(threads, responses.size), room or Room()
+    cost, gradient = room.take("unit loss", len(coefficient), np.float64), room.take("slopes", responses.shape)
+    _core.unit_loss(cost, gradient, responses, target.values, coefficient, p, threads)
+    if _core.first_nonfinite(cost) >= 0:  # say where it comes from, or that it overflowed
+        _core.wasserstein_grad(responses, target.values, None, None, None, coefficient, p, threads)
+    if target.spread is not None:
+        cost += target.spread
+    cost *= coefficient
+    return cost, gradient

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from . import ops
+from . import _core, ops
 from .data import Batch
 from .distributed import Alone
 from .responses import Layout, call
@@ -34,12 +34,12 @@ class Ridge:
     cross: Vector
     shift: Vector
 
-    def value_and_gradient(self, x: NDArray[np.float32], strength: float) -> tuple[float, NDArray[np.float32]]:
-        weight, bias = np.split(x.astype(np.float64), 2)
-        u = weight - 1
-        by_weight, by_bias = self.stretch * u + self.cross * bias, self.cross * u + self.shift * bias
-        slope = 2 * strength * np.concatenate([by_weight, by_bias])
-        return float(strength * (u @ by_weight + bias @ by_bias)), slope.astype(np.float32)
+    def value_and_gradient(
+        self, x: NDArray[np.float32], strength: float, out: NDArray[np.float32] | None = None
+    ) -> tuple[float, NDArray[np.float32]]:
+        """strength times this at the maps x = [weights, biases], and its gradient (2 N,), in `out` where it is given."""
+        out, threads = np.empty_like(x) if out is None else out, ops.thread_count(None, x.size)
+        return _core.ridge(out, x, self.stretch, self.cross, self.shift, strength, threads), out
 
     def curvature(self) -> Vector:
         """(3, N): second derivatives of each unit for (weight, weight), (weight, bias) and (bias, bias)."""

@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .core import checks
+from .core import _core, checks
+from .core.threads import thread_count
 from .transport import WeightBias, mean_act
 
 __all__ = ["actadd", "caa", "iti_c", "repe"]
@@ -96,7 +97,7 @@ def iti_c(source: ArrayLike, target: ArrayLike) -> WeightBias:
     x, y = checks.samples(source, target)
     pooled = np.concatenate([x, y]).astype(np.float64)
     normal = _probe(pooled, np.repeat([-1.0, 1.0], [len(x), len(y)]))
-    spread, size = (pooled @ normal).std(), np.sqrt(normal @ normal)
+    spread, size = np.einsum("ij,j", pooled, normal).std(), np.sqrt(np.square(normal).sum())
     # Where the probe tells nothing apart, the sets are alike, and its normal is but rounding: no direction, no shift.
     bias = spread / size**2 * normal if spread > NOTHING else np.zeros_like(normal)
     return np.ones(len(bias)), bias
@@ -128,7 +129,7 @@ def repe(source: ArrayLike, target: ArrayLike) -> WeightBias:
     pairs = max(len(x), len(y))
     difference = np.resize(y, (pairs, y.shape[1])).astype(np.float64) - np.resize(x, (pairs, x.shape[1]))
     theta = np.linalg.svd(difference, full_matrices=False)[2][0]
-    return np.ones(len(theta)), (difference.mean(0) @ theta) * theta + 0.0
+    return np.ones(len(theta)), (difference.mean(0) * theta).sum() * theta + 0.0
 
 
 def _probe(x: NDArray[np.float64], labels: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -136,15 +137,17 @@ def _probe(x: NDArray[np.float64], labels: NDArray[np.float64]) -> NDArray[np.fl
 
     w = x' a, so that the unknowns are a (samples,) and c, whatever the number of units.
     """
-    gram, samples = x @ x.T, len(x)
+    gram, samples = _core.product(x, np.ascontiguousarray(x.T), thread_count(None, 2 * x.size)), len(x)
     point = np.zeros(samples + 1)  # a, c
 
     def value(point: NDArray[np.float64]) -> float:
-        bent = gram @ point[:-1]
+        bent = np.einsum("ij,j", gram, point[:-1])
         return float(np.logaddexp(0, -labels * (bent + point[-1])).sum() + L2 / 2 * point[:-1] @ bent)
 
     for _ in range(ROUNDS):
-        miss = np.exp(-np.logaddexp(0, labels * (gram @ point[:-1] + point[-1])))  # 1 - probability of the label
+        miss = np.exp(
+            -np.logaddexp(0, labels * (np.einsum("ij,j", gram, point[:-1]) + point[-1]))
+        )  # 1 - probability of the label
         spread = miss * (1 - miss)
         slope = np.append(L2 * point[:-1] - labels * miss, -labels @ miss)
         jacobian = np.block([
@@ -158,4 +161,4 @@ def _probe(x: NDArray[np.float64], labels: NDArray[np.float64]) -> NDArray[np.fl
         point = point + step * move
         if step <= 1e-6 or np.abs(step * move).max() <= 1e-10 * (1 + np.abs(point).max()):
             break
-    return x.T @ point[:-1]
+    return np.einsum("ij,i->j", x, point[:-1])

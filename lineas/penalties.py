@@ -153,17 +153,23 @@ class SparseGroupLasso:
         return self._step(x, gradient, sizes, sizes_of, scale, threads)
 
     def _step(self, x, gradient, sizes, scales, step, threads=None) -> ProximalStep:
-        offsets, order = self._layout(x, sizes)
+        offsets, order, l1, group, l1_bias, group_bias, ridge = self.in_c(x, sizes)
+        strengths = l1, group, l1_bias, group_bias, ridge
+        threads = thread_count(threads, x.size)
+        return ProximalStep(*_core.proximal_step(x, gradient, scales, offsets, order, step, *strengths, threads))
+
+    @property
+    def is_ridge(self) -> bool:
+        """Whether there is a ridge at most, so that the penalty is smooth and separable."""
+        return not any((self.l1, self.group, self.l1_bias, self.group_bias))
+
+    def in_c(self, x: Vector, sizes: Sequence[int]) -> tuple[Any, ...]:
+        """As kernels take it: offsets and order of the groups of x = [weights, biases], and five strengths."""
         l1, group = self.l1, self.group
         l1_bias, group_bias = float(self.l1_bias or 0), float(self.group_bias or 0)  # never None once made
         if isinstance(self.groups, str):  # a unit's own norm is its absolute value
             l1, group, l1_bias, group_bias = l1 + group, 0.0, l1_bias + group_bias, 0.0
-        return ProximalStep(
-            *_core.proximal_step(
-                x, gradient, scales, offsets, order, step, l1, group, l1_bias, group_bias, self.ridge,
-                thread_count(threads, x.size),
-            )
-        )  # fmt: skip
+        return (*self._layout(x, sizes), l1, group, l1_bias, group_bias, self.ridge)
 
     def _layout(self, x: Vector, sizes: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
         """Where each group ends, and its units if they do not lie side by side."""

@@ -76,6 +76,26 @@ int require_finite(PyArrayObject *array, const char *name)
     return -1;
 }
 
+int require_permutation(PyArrayObject *order, const char *name)
+{
+    npy_intp count = PyArray_DIM(order, 0), seen = 0;
+    const int64_t *unit = LONGS(order);
+    char *met = PyMem_Calloc((size_t)count, 1);
+    if (!met) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (npy_intp j = 0; j < count; j++)
+        if (unit[j] >= 0 && unit[j] < count && !met[unit[j]]) {
+            met[unit[j]] = 1;
+            seen++;
+        }
+    PyMem_Free(met);
+    if (seen == count) return 0;
+    PyErr_Format(PyExc_ValueError, "%s: expected every unit from 0 to %zd once", name, (Py_ssize_t)(count - 1));
+    return -1;
+}
+
 int require_threads(int threads)
 {
     if (threads >= 1 && threads <= 4096) return 0;

@@ -36,7 +36,8 @@
 
 /* The functions of each py_x.c, which py_module.c adds to the module. */
 extern PyMethodDef sort_methods[], wasserstein_methods[], null_methods[], rank_methods[], transport_methods[],
-    affine_methods[], prox_methods[], update_methods[], product_methods[];
+    affine_methods[], prox_methods[], update_methods[], product_methods[], quadratic_methods[],
+    ridge_methods[];
 
 /* All of these return 0, or -1 with an exception set. */
 
@@ -48,6 +49,8 @@ int require_writeable(PyObject *object, const char *name, npy_intp size);
 /* No more rows than LNS_MAX_ROWS. */
 int require_rows(const PyArrayObject *array, const char *name);
 int require_finite(PyArrayObject *array, const char *name);
+/* Every number from 0 to its size - 1, once; int64. */
+int require_permutation(PyArrayObject *order, const char *name);
 int require_threads(int threads);
 /* Of a cost |difference|^p. */
 int require_power(double p);

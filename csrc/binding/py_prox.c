@@ -30,26 +30,6 @@ static int require_offsets(proximal_t *t)
     return -1;
 }
 
-static int require_permutation(PyArrayObject *order)
-{
-    npy_intp count = PyArray_DIM(order, 0), seen = 0;
-    const int64_t *unit = LONGS(order);
-    char *met = PyMem_Calloc((size_t)count, 1);
-    if (!met) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    for (npy_intp j = 0; j < count; j++)
-        if (unit[j] >= 0 && unit[j] < count && !met[unit[j]]) {
-            met[unit[j]] = 1;
-            seen++;
-        }
-    PyMem_Free(met);
-    if (seen == count) return 0;
-    PyErr_Format(PyExc_ValueError, "order: expected every unit from 0 to %zd once", (Py_ssize_t)(count - 1));
-    return -1;
-}
-
 static int require_strengths(const proximal_t *t)
 {
     if (t->weights.l1 >= 0 && t->weights.group >= 0 && t->weights.ridge >= 0 && t->biases.l1 >= 0
@@ -82,7 +62,7 @@ static int require_proximal(proximal_t *t, PyObject *args)
     if (order != Py_None) {
         if (require_vector(order, "order", NPY_INT64, t->units) < 0) return -1;
         t->order = (PyArrayObject *)order;
-        if (require_permutation(t->order) < 0) return -1;
+        if (require_permutation(t->order, "order") < 0) return -1;
     }
     if (!(t->step >= 0)) {
         PyErr_SetString(PyExc_ValueError, "step: expected at least 0");

@@ -56,7 +56,7 @@ static int require_finite_samples(const wasserstein_t *t, PyArrayObject *cost)
     return require_finite(t->x, "x") < 0 ? -1 : require_finite(t->y, "y");
 }
 
-/* Fill cost (columns,), and grad (like x) unless it is NULL. */
+/* Fill cost (columns,), and grad (like x) unless it is NULL; a NaN among the samples shows in the cost. */
 static int fill_results(const wasserstein_t *t, PyArrayObject *cost, PyArrayObject *grad)
 {
     size_t n = (size_t)PyArray_DIM(t->x, 0), m = (size_t)PyArray_DIM(t->y, 0), columns = (size_t)PyArray_DIM(t->x, 1);
@@ -72,7 +72,12 @@ static int fill_results(const wasserstein_t *t, PyArrayObject *cost, PyArrayObje
               coefficient, t->p, n, m, columns, on_line(scratch), threads);
     Py_END_ALLOW_THREADS
     PyMem_Free(scratch);
-    return require_finite_samples(t, cost);
+    return 0;
+}
+
+static int fill_finite(const wasserstein_t *t, PyArrayObject *cost, PyArrayObject *grad)
+{
+    return fill_results(t, cost, grad) < 0 ? -1 : require_finite_samples(t, cost);
 }
 
 static PyObject *py_wasserstein(PyObject *Py_UNUSED(self), PyObject *args)
@@ -83,7 +88,7 @@ static PyObject *py_wasserstein(PyObject *Py_UNUSED(self), PyObject *args)
     if (!PyArg_ParseTuple(args, "OOOOOdi:wasserstein", &x, &y, &y_index, &x_weights, &y_weights, &t.p, &t.threads))
         return NULL;
     if (require_wasserstein(&t, x, y, y_index, x_weights, y_weights, Py_None) < 0) return NULL;
-    if ((cost = new_column_results(t.x)) && fill_results(&t, cost, NULL) < 0) Py_CLEAR(cost);
+    if ((cost = new_column_results(t.x)) && fill_finite(&t, cost, NULL) < 0) Py_CLEAR(cost);
     return (PyObject *)cost;
 }
 
@@ -96,11 +101,31 @@ static PyObject *py_wasserstein_grad(PyObject *Py_UNUSED(self), PyObject *args)
                           &t.p, &t.threads)) goto done;
     if (require_wasserstein(&t, x, y, y_index, x_weights, y_weights, coefficient) < 0) goto done;
     if (!(cost = new_column_results(t.x)) || !(grad = NEW(2, PyArray_DIMS(t.x), t.type))) goto done;
-    if (fill_results(&t, cost, grad) < 0) goto done;
+    if (fill_finite(&t, cost, grad) < 0) goto done;
     result = PyTuple_Pack(2, cost, grad);
 done:
     Py_XDECREF(cost); Py_XDECREF(grad);
     return result;
+}
+
+/* The same for a training loss, at every step: into arrays that are kept, since new ones would be fresh pages each time.
+ * Not looked through for NaN: what is refused must not have been written into, and the caller sees it in the cost. */
+static PyObject *py_unit_loss(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    PyObject *cost, *gradient, *x, *y, *coefficient;          /* borrowed */
+    wasserstein_t t = {0};
+    if (!PyArg_ParseTuple(args, "OOOOOdi:unit_loss", &cost, &gradient, &x, &y, &coefficient, &t.p, &t.threads)
+        || require_wasserstein(&t, x, y, Py_None, Py_None, Py_None, coefficient) < 0) return NULL;
+    npy_intp *shape = PyArray_DIMS(t.x);
+    if (require_vector(coefficient, "coefficient", NPY_FLOAT64, shape[1]) < 0
+        || require_shape(gradient, "gradient", t.type, 2, shape) < 0
+        || PyArray_FailUnlessWriteable((PyArrayObject *)gradient, "gradient") < 0
+        || require_vector(cost, "cost", NPY_FLOAT64, shape[1]) < 0
+        || PyArray_FailUnlessWriteable((PyArrayObject *)cost, "cost") < 0
+        || require_apart((PyObject *[]){cost, gradient, x, y, coefficient},
+                         (const char *[]){"cost", "gradient", "x", "y", "coefficient"}, 2, 5) < 0) return NULL;
+    if (fill_results(&t, (PyArrayObject *)cost, (PyArrayObject *)gradient) < 0) return NULL;
+    Py_RETURN_NONE;
 }
 
 PyMethodDef wasserstein_methods[] = {
@@ -108,5 +133,7 @@ PyMethodDef wasserstein_methods[] = {
      "wasserstein(x, y_sorted, y_index, x_weights, y_weights, p, threads) -> cost"},
     {"wasserstein_grad", py_wasserstein_grad, METH_VARARGS,
      "wasserstein_grad(x, y_sorted, y_index, x_weights, y_weights, coefficient, p, threads) -> cost, grad"},
+    {"unit_loss", py_unit_loss, METH_VARARGS,
+     "unit_loss(cost, gradient, x, y_sorted, coefficient, p, threads): the first two in place"},
     {NULL, NULL, 0, NULL},
 };

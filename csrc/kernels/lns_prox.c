@@ -154,6 +154,12 @@ static double step_each(float *out, const float *x, const float *gradient, const
     return by.l1 * norms[0] + by.group * sqrt(norms[1]) + by.ridge * norms[1];
 }
 
+void lns_proximal_group_f32(float *out, const float *x, const float *gradient, const float *steps, float center,
+                            lns_strengths by, size_t count)
+{
+    step_each(out, x, gradient, steps, center, by, 1, count);
+}
+
 /* ---- all of it ---- */
 
 enum { RUN = 256 };                                           /* entries summed in float before double takes over */

@@ -31,4 +31,8 @@ void lns_proximal_step_f32(float *out, double *sums, const float *x, const float
                            const int64_t *offsets, const int64_t *order, lns_strengths weights, lns_strengths biases,
                            double step, double *parts, float *rows, size_t groups, size_t widest, int threads);
 
+/* The same for the weights (center 1) or biases (center 0) of one group, all arrays (count,), and nothing but out. */
+void lns_proximal_group_f32(float *out, const float *x, const float *gradient, const float *steps, float center,
+                            lns_strengths by, size_t count);
+
 #endif

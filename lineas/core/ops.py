@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import _core, device
+from .room import Room
 from .threads import thread_count
 
 REAL_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -208,7 +209,7 @@ def _parts(n: int, m: int) -> list[tuple[int, int, float]]:
 
 def loss(
     responses: NDArray[np.float32], target: Target, coefficient: NDArray[np.float64], *, p: float = 2,
-    threads: int | None = None,
+    threads: int | None = None, room: Room | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:  # fmt: skip
     """The training loss of all units at once, and its gradient.
 
@@ -220,6 +221,8 @@ def loss(
         From `prepare_target`; m need not be n unless it was prepared for n.
     coefficient : (N,) float64
         What one unit's W_p^p counts in the loss.
+    room : Room, optional
+        Where the results lie, until the next call with it.
 
     Returns
     -------
@@ -234,7 +237,12 @@ def loss(
         raise ValueError(
             f"target: prepared for p = 2 and {len(target.values)} sources, got p = {p} and {len(responses)}"
         )
-    cost, gradient = _core.wasserstein_grad(
-        responses, target.values, None, None, None, coefficient, p, thread_count(threads, responses.size)
-    )
-    return coefficient * (cost if target.spread is None else cost + target.spread), gradient
+    threads, room = thread_count(threads, responses.size), room or Room()
+    cost, gradient = room.take("unit loss", len(coefficient), np.float64), room.take("slopes", responses.shape)
+    _core.unit_loss(cost, gradient, responses, target.values, coefficient, p, threads)
+    if _core.first_nonfinite(cost) >= 0:  # say where it comes from, or that it overflowed
+        _core.wasserstein_grad(responses, target.values, None, None, None, coefficient, p, threads)
+    if target.spread is not None:
+        cost += target.spread
+    cost *= coefficient
+    return cost, gradient

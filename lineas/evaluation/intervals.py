@@ -74,7 +74,7 @@ def ratio(totals: ArrayLike, counts: ArrayLike, confidence: float) -> Estimate:
     if n < 2:
         return Estimate(value)
     rest = total - value * count
-    error = math.sqrt(n / (n - 1) * float(rest @ rest)) / float(count.sum())
+    error = math.sqrt(n / (n - 1) * float(np.square(rest).sum())) / float(count.sum())
     half = student_t(confidence, n - 1) * error
     return Estimate(value, error, value - half, value + half, "samples", n)
 

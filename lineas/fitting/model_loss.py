@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import optim
-from ..core import ops
+from ..core import _core, ops
 from ..core.arrays import Floats, Vector
+from ..core.threads import thread_count
 from ..ot import PermutationNull
 from ..responses.runner import Runner
 from .losses import LOSSES, Loss
@@ -45,7 +46,7 @@ class ModelLoss:
         all_targets, _ = passes.world.gather(lambda: np.concatenate(targets))
         self.target = ops.prepare_target(all_targets, self.samples)
         self.coefficient = self.runner.compared.coefficients()
-        self._place = _places(self.runner)
+        self._place, self._scaled = _places(self.runner), (1.0, self.coefficient)
         self._minibatches: dict[tuple[int, int], ModelLoss] = {}
 
     def identity(self) -> Vector:
@@ -62,21 +63,29 @@ class ModelLoss:
         return self._minibatches[pair]
 
     def evaluate(self, x: Vector, scale: float = 1.0) -> optim.Evaluation:
-        at = self.passes.at(x)
-        coefficient = self.coefficient * scale
-        unit_loss, slopes = ops.loss(at.responses, self.target, coefficient)
+        at, room = self.passes.at(x), self.passes.room
+        if self._scaled[0] != scale:
+            self._scaled = scale, self.coefficient * scale
+        coefficient = self._scaled[1]
+        unit_loss, slopes = ops.loss(at.responses, self.target, coefficient, room=room)
         value, derivative = self.loss.of_distance(unit_loss / coefficient, self.noise)
         if derivative is not None:
-            unit_loss, slopes = coefficient * value, slopes * derivative.astype(slopes.dtype)
-        held, pull = 0.0, np.zeros_like(x)
+            unit_loss = coefficient * value
+            _core.scale_columns(slopes, derivative, thread_count(None, slopes.size))
+        held, pull = 0.0, None
         if self.ridge:
-            held, pull = self.ridge.value_and_gradient(x, scale * self._ridge_strength())
+            held, pull = self.ridge.value_and_gradient(
+                x, scale * self._ridge_strength(), room.take("pull of the ridge", len(x))
+            )
         compared = self.runner.compared
         site_loss = np.add.reduceat(unit_loss, compared.offsets[:-1]) * len(compared.sites)
-        unit = _power_of_two(np.abs(slopes).max())
+        unit = _power_of_two(np.float32(_core.largest(slopes, thread_count(None, slopes.size))))
+        turn = room.begin()
 
         def gradient() -> Vector:
-            total = self.passes.world.total(at.pull_back(slopes, unit)) + pull
+            room.require(turn)
+            total = self.passes.world.total(at.pull_back(slopes, unit))
+            total = total if pull is None else total + pull
             return total if self.free is None else np.where(np.tile(self.free, 2), total, np.float32(0))
 
         return optim.Evaluation(

@@ -8,8 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..core import _core
 from ..core.arrays import Floats
 from ..core.errors import NonFiniteError
+from ..core.threads import thread_count
 from ..network.calls import call, output_of
 from ..network.data import Batch
 from ..network.hooks import hooked
@@ -35,12 +37,12 @@ class Ridge:
     cross: Floats
     shift: Floats
 
-    def value_and_gradient(self, x: NDArray[np.float32], strength: float) -> tuple[float, NDArray[np.float32]]:
-        weight, bias = np.split(x.astype(np.float64), 2)
-        u = weight - 1
-        by_weight, by_bias = self.stretch * u + self.cross * bias, self.cross * u + self.shift * bias
-        slope = 2 * strength * np.concatenate([by_weight, by_bias])
-        return float(strength * (u @ by_weight + bias @ by_bias)), slope.astype(np.float32)
+    def value_and_gradient(
+        self, x: NDArray[np.float32], strength: float, out: NDArray[np.float32] | None = None
+    ) -> tuple[float, NDArray[np.float32]]:
+        """strength times this at the maps x = [weights, biases], and its gradient (2 N,), in `out` if given."""
+        out, threads = np.empty_like(x) if out is None else out, thread_count(None, x.size)
+        return _core.ridge(out, x, self.stretch, self.cross, self.shift, strength, threads), out
 
     def curvature(self) -> Floats:
         """(3, N): second derivatives of each unit for (weight, weight), (weight, bias) and (bias, bias)."""

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ..core.arrays import Vector
 from ..core.errors import NonFiniteError
+from ..core.room import Room
 from ..network.data import Batch
 from ..responses.runner import Runner
 from .distributed import Alone
@@ -23,17 +24,21 @@ class SourcePasses:
     ----------
     world : Alone
         The processes whose samples count together.
+    room : Room
+        Where slopes and the like lie from one evaluation to the next: that of a whole problem and of its minibatches.
     """
 
-    def __init__(self, runner: Runner, batches: Sequence[Batch], world: Alone | None = None):
-        self.runner, self.batches, self.world = runner, list(batches), world or Alone()
+    def __init__(
+        self, runner: Runner, batches: Sequence[Batch], world: Alone | None = None, room: Room | None = None
+    ):  # fmt: skip
+        self.runner, self.batches, self.world, self.room = runner, list(batches), world or Alone(), room or Room()
         self.samples = sum(self.world.share(sum(batch.size for batch in batches)))
         weights = (weight.dtype for weight in runner.model.parameters())
         self.may_overflow = torch.float16 in (runner.compute_dtype, *weights)
         self._last: SourcePass | None = None
 
     def minibatch(self, k: int) -> "SourcePasses":
-        return SourcePasses(self.runner, [self.batches[k]], self.world)
+        return SourcePasses(self.runner, [self.batches[k]], self.world, self.room)
 
     def at(self, x: Vector) -> "SourcePass":
         """All sources under the maps x. NonFiniteError where the model overflows."""
@@ -91,7 +96,8 @@ class SourcePass:
         may_overflow = self.passes.may_overflow
         for power in (0, 8, 16, 24) if may_overflow else (0,):
             step = np.ldexp(unit, power)
-            part = torch.from_numpy(slopes / step).to(responses.device, responses.dtype)
+            scaled = np.divide(slopes, step, out=self.passes.room.take("slopes in units", slopes.shape))
+            part = torch.from_numpy(scaled).to(responses.device, responses.dtype)
             total = torch.autograd.grad(responses, self.leaf, part, retain_graph=may_overflow)[0].numpy() * step
             if not may_overflow or np.isfinite(total).all():
                 return total

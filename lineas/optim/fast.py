@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from ..core import _core
 from ..core.arrays import Floats, Vector
 from ..core.errors import NonFiniteError
-from ..penalties import SparseGroupLasso
+from ..core.threads import thread_count
+from ..penalties import Penalty
 from .problem import NO_PENALTY, Evaluation, Problem, Recorder
-from .quadratic import Box, Quadratic, block_product, dot
+from .quadratic import MEMORY, Quadratic
 
-RAISED = 1.3  # by how much the model's own curvatures are raised: later sites feel a map too
-MEMORY = 14  # past moves that the model remembers
 START_DAMPING = 0.6
 SUFFICIENT = 1e-3  # the share of its promise that a trial must keep
 ROUNDING = 1e-7  # gains below that share of the objective are float32's noise
@@ -28,12 +28,13 @@ class State:
     penalty: float
     gradient: Vector
     curvature: Floats  # (3, N), as in `Evaluation`
-    moves: Vector  # (k, 2 N), the last ones, oldest first
+    moves: Vector  # (k, 2 N), the last ones
     changes: Vector  # (k, 2 N), of the gradient
     damping: float
     start: float  # the first objective
     taken: int  # accepted steps
     loss_sites: int
+    oldest: int = 0  # the row with which moves and changes begin: they are a ring once they are full
 
     @property
     def objective(self) -> float:
@@ -41,7 +42,7 @@ class State:
 
 
 def fast(
-    problem: Problem, x: Vector, penalty: SparseGroupLasso | None, record: Recorder, *, steps: int | None = None,
+    problem: Problem, x: Vector, penalty: Penalty | None, record: Recorder, *, steps: int | None = None,
     tolerance: float = 1e-3, save: Callable[[dict[str, Any]], None] | None = None, state: dict[str, Any] | None = None,
 ) -> tuple[Vector, str]:  # fmt: skip
     """Proximal quasi-Newton: each trial minimises a quadratic model of the loss, plus the penalty itself.
@@ -55,28 +56,28 @@ def fast(
     goes on with the same bits from there, and without x.
     Source: Lee, Sun & Saunders, Proximal Newton-type methods, SIAM J. Optim. 24 (2014), with a damped, bounded model.
     """
-    penalty = penalty or NO_PENALTY
+    penalty, model = penalty or NO_PENALTY, Quadratic(problem.sizes)
     if state is not None:
-        here = State(**state)
+        here = _remembered(State(**state), model)
     else:
         first = problem.evaluate(x)
-        held = penalty.proximal_step(x, None, problem.sizes, 0.0).penalty
+        held = _held(penalty, x, problem.sizes)
         if enough := record(first, held, 0.0):
             return x, enough
-        none, gradient = np.empty((0, len(x)), np.float32), first.gradient()
+        gradient = first.gradient()
         here = State(
-            x, first.loss, held, gradient, _curvature(first, gradient, None), none, none, START_DAMPING,
-            first.loss + held, 0, len(first.site_loss),
+            x, first.loss, held, gradient, _curvature(first, gradient, None), model.moves[:0], model.changes[:0],
+            START_DAMPING, first.loss + held, 0, len(first.site_loss),
         )  # fmt: skip
         if save:
             save(dict(vars(here)))
     while True:
         if steps is not None and here.taken >= steps:
             return here.x, "all steps done"
-        model = _model(here, problem.sizes)
-        there = model.minimise(here.x, penalty, problem.sizes, _box(here, problem.sizes))
-        holds = penalty.proximal_step(there, None, problem.sizes, 0.0).penalty
-        promise = here.penalty - holds - model.value(there.astype(float) - here.x)
+        model.make(here.x, here.loss, here.gradient, here.curvature, len(here.moves), here.oldest, here.damping)
+        there, value = model.minimise(penalty)
+        holds = _held(penalty, there, problem.sizes)
+        promise = here.penalty - holds - value
         if promise <= max(tolerance * (here.start - here.objective), ROUNDING * here.objective):
             return here.x, "no longer improving"
         try:
@@ -87,16 +88,31 @@ def fast(
         accepted = gain > SUFFICIENT * promise
         if enough := record(trial, holds, 1 / (1 + here.damping), accepted):
             return (there if accepted else here.x), enough
-        here = _learn(here, there, trial, holds, gain / promise, accepted)
+        here = _learn(here, there, trial, holds, gain / promise, accepted, model)
         if save:
             save(dict(vars(here)))
+
+
+def _held(penalty: Penalty, x: Vector, sizes: tuple[int, ...]) -> float:
+    weight, bias = np.split(x, 2)
+    return float(penalty.value(weight, bias, sizes))
+
+
+def _remembered(saved: State, model: Quadratic) -> State:
+    """The saved state with its memory where the model looks for it, and arrays that C takes."""
+    rows = len(saved.moves)
+    model.moves[:rows], model.changes[:rows] = saved.moves, saved.changes
+    own = {key: value.copy() for key, value in vars(saved).items() if isinstance(value, np.ndarray)}
+    return replace(saved, **{**own, "moves": model.moves[:rows], "changes": model.changes[:rows]})
 
 
 def _overflow(loss_sites: int, x: Vector) -> Evaluation:
     return Evaluation(np.inf, np.full(loss_sites, np.inf), lambda: np.empty(0, np.float32), x)
 
 
-def _learn(here: State, there: Vector, trial: Evaluation, holds: float, ratio: float, accepted: bool) -> State:
+def _learn(
+    here: State, there: Vector, trial: Evaluation, holds: float, ratio: float, accepted: bool, model: Quadratic
+) -> State:
     """The state after a trial. A rejected one teaches too, by its gradient, unless it overflowed."""
     damping = here.damping
     if not accepted:
@@ -107,10 +123,14 @@ def _learn(here: State, there: Vector, trial: Evaluation, holds: float, ratio: f
     if not np.isfinite(trial.loss):
         return here
     gradient = trial.gradient()
-    move, change = there - here.x, gradient - here.gradient
-    if dot(move, change) > 1e-8 * np.sqrt(dot(move, move) * dot(change, change)):
-        moves, changes = np.vstack([here.moves, move])[-MEMORY:], np.vstack([here.changes, change])[-MEMORY:]
-        here = replace(here, moves=moves, changes=changes)
+    moved, along, changed = _core.move_sums(there, here.x, gradient, here.gradient, thread_count(None, there.size))
+    if along > 1e-8 * np.sqrt(moved * changed):
+        rows, full = len(here.moves), len(here.moves) == MEMORY
+        row = here.oldest if full else rows
+        np.subtract(there, here.x, out=model.moves[row])
+        np.subtract(gradient, here.gradient, out=model.changes[row])
+        rows, oldest = (rows, (row + 1) % MEMORY) if full else (rows + 1, 0)
+        here = replace(here, moves=model.moves[:rows], changes=model.changes[:rows], oldest=oldest)
     if not accepted:
         return here
     return replace(
@@ -126,35 +146,7 @@ def _curvature(at: Evaluation, gradient: Vector, before: Floats | None) -> Float
     known = np.full((3, len(gradient) // 2), np.nan) if at.curvature is None else at.curvature()
     if before is None:
         rest = known[2][np.isfinite(known[2])]
-        steep = dot(gradient, gradient) / (2 * at.loss) if at.loss > 0 else 0.0
+        steep = float(np.einsum("j,j", gradient, gradient)) / (2 * at.loss) if at.loss > 0 else 0.0
         middle = float(np.median(rest)) if len(rest) else steep or 1.0
         before = np.broadcast_to(np.array([[middle], [0.0], [middle]]), known.shape)
     return np.where(np.isfinite(known).all(0), known, before)
-
-
-def _model(here: State, sizes: tuple[int, ...]) -> Quadratic:
-    """Each unit's own curvature, scaled by site to what the last moves met; BFGS from there."""
-    weight, both, bias = here.curvature
-    weight = np.maximum(weight, 1e-3 * weight.mean())  # a unit whose responses are all zero
-    blocks = np.stack([RAISED * weight, both, RAISED * bias])
-    slope = here.gradient.astype(float)
-    if len(here.moves):
-        of_site, met, expected = np.repeat(np.arange(len(sizes)), sizes), *np.zeros((2, len(sizes)))
-        for move, change in zip(here.moves[-3:].astype(float), here.changes[-3:].astype(float), strict=True):
-            own = block_product(here.curvature, move)
-            met += np.bincount(of_site, np.add(*np.split(move * change, 2)))
-            expected += np.bincount(of_site, np.add(*np.split(move * own, 2)))
-        scale = np.divide(met, expected, out=np.ones_like(met), where=expected > 0)
-        blocks *= np.clip(scale, 1, 10)[of_site]
-    elif here.loss > 0:  # as much as keeps the promise below the whole loss
-        gain = -dot(slope, Quadratic(slope, blocks, here.moves, here.changes, here.damping).newton(slope)) / 2
-        blocks *= max(1.0, gain / here.loss)
-    return Quadratic(slope, blocks, here.moves, here.changes, here.damping)
-
-
-def _box(here: State, sizes: tuple[int, ...]) -> Box:
-    """Weights change by a quarter and keep their sign, or order would turn round; biases by half of a response."""
-    weight, bias = np.split(here.x.astype(float), 2)
-    down, up = (share * np.maximum(np.abs(weight), 0.1) for share in (1 / 4, 1 / 3))
-    reach = np.sqrt(here.curvature[0] / here.curvature[2]) / 2
-    return Box(np.concatenate([weight - down, bias - reach]), np.concatenate([weight + up, bias + reach]))

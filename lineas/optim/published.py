@@ -9,7 +9,7 @@ from ..core import _core
 from ..core.arrays import Vector
 from ..core.errors import NonFiniteError
 from ..core.threads import thread_count
-from ..penalties import SparseGroupLasso
+from ..penalties import Penalty
 from .problem import NO_PENALTY, Problem, Recorder
 
 
@@ -70,7 +70,7 @@ PUBLISHED_FLOOR = 1e-3  # the cosine's end, relative to its start
 
 
 def published(
-    problem: Problem, x: Vector, penalty: SparseGroupLasso | None, record: Recorder, *, optimizer: str,
+    problem: Problem, x: Vector, penalty: Penalty | None, record: Recorder, *, optimizer: str,
     learning_rate: float | None, steps: int,
     save: Callable[[dict[str, Any]], None] | None = None, state: dict[str, Any] | None = None,
 ) -> tuple[Vector, str]:  # fmt: skip

@@ -14,14 +14,22 @@ from oracle import THREADS, assert_same_bits
 from lineas.core import _core
 from lineas.core import threads as thread_rules
 
-IN_PLACE = {"sgd": ("x", "velocity"), "adam": ("x", "first", "second"), "affine_sparse": ("h",)}
+IN_PLACE = {
+    "sgd": ("x", "velocity"), "adam": ("x", "first", "second"), "affine_sparse": ("h",),
+    "unit_loss": ("cost", "gradient"), "ridge": ("gradient",), "scale_columns": ("slopes",),
+    "quadratic_make": ("low", "high", "blocks", "correction"), "quadratic_newton": ("out",),
+    "quadratic_steps": ("steps", "p"), "quadratic_ahead": ("ahead", "slope"), "quadratic_settle": ("fresh", "pace"),
+    "quadratic_minimise": ("points", "ahead", "slope", "pace"),
+}  # fmt: skip
 OPTIONAL = {
     "wasserstein": ("y_index",),
     "wasserstein_grad": ("y_index", "coefficient"),
     "affine_pool_grad": ("grad_out",),
     "sgd": ("velocity",),
     "proximal_step": ("gradient", "scales", "order"),
-}
+    "quadratic_value": ("pace", "moves"),
+    "quadratic_minimise": ("order", "moves"),
+} | {f"quadratic_{stage}": ("moves",) for stage in ("make", "newton", "steps", "ahead", "settle")}
 
 
 PAIRS = dict.fromkeys(("mean_shift", "gaussian_map", "linear_map"), ("x", "y"))
@@ -29,6 +37,7 @@ PAIRS["rank"] = ("positive", "negative")
 
 # A dimension that no other argument shares.
 FREE = {("permutation_null", "x"): 1, ("product", "a"): 0, ("product", "b"): 1}
+FREE |= {("unit_loss", "y"): 0, ("scale_columns", "slopes"): 0}
 FREE |= {(kernel, name): 0 for kernel, names in PAIRS.items() for name in names}
 
 
@@ -53,6 +62,20 @@ def arguments(kernel: str, big: bool = False, sizes: tuple | None = None) -> dic
     vectors = {name: np.abs(reals(count)) for name in ("x", "first", "second", "velocity", "gradient", "scales")}
     groups = {"offsets": np.array([0, 2, 2, count // 2]), "order": rng.permutation(count // 2), "step": 0.5}
     strengths = {"l1": 0.1, "group": 0.01, "l1_bias": 0.2, "group_bias": 0.02, "ridge": 0.3, "threads": 2}
+
+    units, rows = count // 2, 3
+    model = {
+        "x": vectors["x"], "gradient": vectors["gradient"],
+        "blocks": 1 + rng.uniform(size=(3, units)) / [[1], [9], [1]],
+        "correction": np.full((2 * rows, 2 * rows), 0.01), "moves": reals(rows, count), "changes": reals(rows, count),
+        "offsets": groups["offsets"], "damping": 0.3, "threads": 2,
+    }  # fmt: skip
+    pace = {"pace": rng.uniform(size=2 + 4 * rows)}
+    box = {"low": -vectors["first"], "high": vectors["second"], "steps": vectors["scales"]}
+    ends = {"group_offsets": np.array([0, 1, units]), "order": groups["order"]}
+
+    def like_x(*names):
+        return {name: reals(count) for name in names}
 
     def same_sources(rows, n):  # of 512 relabellings, the first n rows
         return np.tile((np.arange(rows) < n)[:, None], (2, 1, 4)) * np.uint64(2**64 - 1)
@@ -81,6 +104,25 @@ def arguments(kernel: str, big: bool = False, sizes: tuple | None = None) -> dic
         "sgd": lambda: {**some("x", "velocity", "gradient"), "rate": 0.1, "momentum": 0.9, "threads": 2},
         "adam": lambda: {**some("x", "first", "second", "gradient"), "rate": 0.1, "beta1": 0.9, "beta2": 0.9,
                          "epsilon": 1e-8, "decay": 0.1, "iteration": 3, "threads": 2},
+        "unit_loss": lambda: {"cost": np.zeros(columns), "gradient": reals(n, columns), "x": samples["x"],
+                              "y": samples["y"], "coefficient": rng.uniform(size=columns), "p": 2.0, "threads": 2},
+        "ridge": lambda: {**like_x("gradient"), **some("x"), "stretch": rng.uniform(size=units),
+                          "cross": rng.uniform(size=units), "shift": rng.uniform(size=units), "strength": 0.3,
+                          "threads": 2},
+        "dot": lambda: {"a": rng.normal(size=count), "b": rng.normal(size=count), "threads": 2},
+        "largest": lambda: {"x": samples["x"], "threads": 2},
+        "move_sums": lambda: {**like_x("to", "from", "after", "before"), "threads": 2},
+        "scale_columns": lambda: {"slopes": reals(n, columns), "factor": rng.uniform(size=columns), "threads": 2},
+        "quadratic_make": lambda: {**like_x("low", "high"), "curvature": 1 + rng.uniform(size=(3, units)), "oldest": 1,
+                                   "loss": 0.5, **model},
+        "quadratic_value": lambda: {**like_x("point"), **pace, **model},
+        "quadratic_newton": lambda: {**like_x("out"), "ridge": 0.1, **model},
+        "quadratic_steps": lambda: {**like_x("steps"), "p": rng.normal(size=count),
+                                    "direction": rng.normal(size=count), **model},
+        "quadratic_ahead": lambda: {**like_x("ahead", "slope", "point", "before"), **pace, **model},
+        "quadratic_settle": lambda: {**like_x("fresh"), **pace, **like_x("point", "before"), **box, **model},
+        "quadratic_minimise": lambda: {"points": reals(3, count), **like_x("ahead", "slope"), **pace, **box, **ends,
+                                       **{name: x for name, x in strengths.items() if name != "threads"}, **model},
         "cosine": lambda: {"rate": 0.1, "floor": 0.01, "at": 2, "total": 5},
     }[kernel]()  # fmt: skip
 
@@ -98,15 +140,28 @@ def outcome(kernel: str, given: dict):
     """What a call returns, or what it changes."""
     given = {name: x.copy() if name in IN_PLACE.get(kernel, ()) and x is not None else x for name, x in given.items()}
     returned = call(kernel, given)
-    return tuple(given[name] for name in IN_PLACE[kernel]) if kernel in IN_PLACE else returned
+    return (*(given[name] for name in IN_PLACE[kernel]), returned) if kernel in IN_PLACE else returned
 
 
 # ---- threads ----
 
 
+def without_memory(kernel: str) -> dict:
+    """The model knows no moves: nothing that comes with them, and a pace without their products."""
+    pace = {"pace": np.array([1.0, 0.0])} if "pace" in arguments(kernel) else {}
+    oldest = {"oldest": 0} if "oldest" in arguments(kernel) else {}
+    return {"moves": None, "changes": None, "correction": None, **pace, **oldest}
+
+
 def variants(kernel: str) -> list[dict]:
     """Changes of the arguments that take other paths through the kernel."""
     uniform = {"x_weights": None, "y_weights": None}
+    if kernel.startswith("quadratic_"):
+        return [{}, without_memory(kernel), *({
+            "quadratic_value": [{"pace": None}],
+            "quadratic_minimise": [{"order": None}, {"group": 0.0, "group_bias": 0.0},
+                                   {"order": None, "group_offsets": arguments(kernel, True)["offsets"]}],
+        }.get(kernel, []))]  # fmt: skip
     if kernel.startswith("wasserstein"):
         return [{**change, "p": p} for p in (1.0, 1.5, 2.0) for change in ({}, uniform)]
     if kernel == "permutation_null":
@@ -115,6 +170,7 @@ def variants(kernel: str) -> list[dict]:
         "affine_pool": [{}, {"channels_first": True, "pool": np.full((17, 33), 1 / 33, np.float32)}],
         "affine_pool_grad": [{}, {"grad_out": None}],
         "sgd": [{}, {"velocity": None, "momentum": 0.0}],
+        "unit_loss": [{"p": p} for p in (1.0, 1.5, 2.0)],
         "proximal_step": [{}, {"scales": None}, {"order": None}, {"gradient": None, "scales": None, "order": None}],
     }.get(kernel, [{}])
 
@@ -179,17 +235,19 @@ def refusals(kernel: str):
 
         any_rank = kernel == "first_nonfinite"
         any_type = kernel.startswith("affine") and name == "h"  # halves as well
-        either = any_rank or kernel.startswith("sort_") or name in ("a", "positive")  # float32 or float64
+        either = any_rank or kernel.startswith("sort_") or (kernel, name) == ("product", "a")
+        either = either or name == "positive"  # float32 or float64
         either = either or (name == "x" and bool({"y", "labels"} & set(arrays)))
         kind = "a float32 or float64 array" if either else "an array of float32" if any_type else "an array|dtype"
         yield wrong("{} is a list", a.tolist(), TypeError, f"{mine}({kind}).*got .*list")
         other = np.int32 if any_type else np.float16
         yield wrong(f"{{}} is {other.__name__}", np.ones(a.shape, other), TypeError,
                     f"{mine}({kind}).*got dtype.*{other.__name__}")  # fmt: skip
-        yield wrong("{} is byteswapped", a.astype(a.dtype.newbyteorder()), TypeError, f"{mine}dtype.*got dtype.*>")
+        if a.itemsize > 1:
+            yield wrong("{} is byteswapped", a.astype(a.dtype.newbyteorder()), TypeError, f"{mine}dtype.*got dtype.*>")
+            yield wrong("{} is misaligned", misaligned(a), ValueError, f"{mine}a C-contiguous, aligned")
         yield wrong("{} is empty", a[:0], ValueError, f"{mine}at least one entry, got none")
         yield wrong("{} is strided", np.repeat(a, 2, axis=-1)[..., ::2], ValueError, f"{mine}a C-contiguous")
-        yield wrong("{} is misaligned", misaligned(a), ValueError, f"{mine}a C-contiguous, aligned")
         if name not in OPTIONAL.get(kernel, ()):
             yield wrong("{} is None", None, TypeError, f"{mine}.*got .*NoneType")
         if not any_rank:
@@ -258,11 +316,23 @@ def refusals(kernel: str):
         for bad in ([0, 4, 2, 6], [0, 2, 5], [0, 2, 7], [1, 2, 6], [0], [6], [0, -1, 6], [-1, 2, 6], [0, 2, 12]):
             yield instead(f"offsets {bad}", ValueError, "offsets: expected an ascent from 0 to half of the 12 entries",
                           offsets=np.array(bad))  # fmt: skip
+    if "oldest" in right:
+        for bad in (-1, 3):
+            yield instead(f"oldest {bad}", ValueError, f"oldest: expected one of 3 rows, got {bad}", oldest=bad)
+    if "moves" in right:
+        yield instead("changes without moves", ValueError, "moves: expected an array with changes and", moves=None)
+        many = {"moves": np.zeros((65, 12), np.float32), "changes": np.zeros((65, 12), np.float32)}
+        yield instead("too many rows", ValueError, "moves: expected at most 64 rows, got 65", **many)
+    if "group_offsets" in right:
+        yield instead("groups that end early", ValueError, "group_offsets: expected an ascent from 0 to half of the 12",
+                      group_offsets=np.array([0, 5]))  # fmt: skip
+    if "order" in right:
         for bad in ([0, 1, 2, 3, 4, 4], [-1, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 6], [2**40, 1, 2, 3, 4, 5]):
             yield instead(f"order {bad}", ValueError, "order: expected every unit from 0 to 5 once",
                           order=np.array(bad))  # fmt: skip
         for bad in (-1.0, np.nan):
-            yield instead(f"step {bad}", ValueError, "step: expected at least 0", step=bad)
+            if "step" in right:
+                yield instead(f"step {bad}", ValueError, "step: expected at least 0", step=bad)
             for name in ("l1", "group", "l1_bias", "group_bias", "ridge"):
                 yield instead(f"{name} {bad}", ValueError, "ridge: expected strengths of at least 0", **{name: bad})
 
@@ -361,6 +431,7 @@ def test_optional_arguments_may_be_left_out():
     for kernel, names in OPTIONAL.items():
         for name in names:
             along = {"y_index": {"x_weights": None, "y_weights": None}, "velocity": {"momentum": 0.0}}.get(name, {})
+            along = without_memory(kernel) if name == "moves" else along
             call(kernel, {**arguments(kernel), **along, name: None})
     with pytest.raises(ValueError, match="velocity: expected an array where momentum is not 0"):
         call("sgd", {**arguments("sgd"), "velocity": None})

@@ -1,0 +1,30 @@
+"""Arrays that a problem keeps from step to step."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Room:
+    """Arrays that are made once and used at every step: new ones would be fresh pages each time, which is what makes
+    large problems slow. What an array holds lasts until the next `take` of its name.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, NDArray] = {}
+        self._turn = 0
+
+    def take(self, name: str, shape: int | tuple[int, ...], dtype: type = np.float32) -> NDArray:
+        array = self._arrays.get(name)
+        if array is None or array.shape != (shape if isinstance(shape, tuple) else (shape,)) or array.dtype != dtype:
+            array = self._arrays[name] = np.empty(shape, dtype)
+        return array
+
+    def begin(self) -> int:
+        """A number for what the arrays hold now."""
+        self._turn += 1
+        return self._turn
+
+    def require(self, turn: int) -> None:
+        """RuntimeError where they hold something else by now."""
+        if turn != self._turn:
+            raise RuntimeError("expected the last evaluation, got one whose slopes later ones have overwritten")

@@ -221,8 +221,8 @@ class Quadratic:
     """The fast recipe's model of the loss near x: gradient . m + m . B m / 2, B = damping A + the BFGS update of A.
 
     A holds a symmetric 2 x 2 block for each unit's (weight, bias): its own curvature (3, N), raised, and scaled by site
-    to what the last three moves met; without moves, as much as keeps the promised gain below the loss. moves and changes
-    (k, 2 N) are oldest first; the update is unrolled into a sum of b b' - a a' (Nocedal & Wright, Numerical
+    to what the last three moves met; without moves, as much as keeps the promised gain below the loss. moves
+    and changes (k, 2 N) are oldest first; the update is unrolled into a sum of b b' - a a' (Nocedal & Wright, Numerical
     Optimization, 2006, sec. 7.2). NumPy, float64, points float32.
     """
 

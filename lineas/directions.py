@@ -137,7 +137,8 @@ def _probe(x: NDArray[np.float64], labels: NDArray[np.float64]) -> NDArray[np.fl
 
     w = x' a, so that the unknowns are a (samples,) and c, whatever the number of units.
     """
-    gram, samples = _core.product(x, np.ascontiguousarray(x.T), thread_count(None, 2 * x.size)), len(x)
+    samples = len(x)
+    gram = _core.product(x, np.ascontiguousarray(x.T), thread_count(None, 2 * x.size))
     point = np.zeros(samples + 1)  # a, c
 
     def value(point: NDArray[np.float64]) -> float:
@@ -145,7 +146,9 @@ def _probe(x: NDArray[np.float64], labels: NDArray[np.float64]) -> NDArray[np.fl
         return float(np.logaddexp(0, -labels * (bent + point[-1])).sum() + L2 / 2 * point[:-1] @ bent)
 
     for _ in range(ROUNDS):
-        miss = np.exp(-np.logaddexp(0, labels * (np.einsum("ij,j", gram, point[:-1]) + point[-1])))  # 1 - probability of the label
+        miss = np.exp(
+            -np.logaddexp(0, labels * (np.einsum("ij,j", gram, point[:-1]) + point[-1]))
+        )  # 1 - probability of the label
         spread = miss * (1 - miss)
         slope = np.append(L2 * point[:-1] - labels * miss, -labels @ miss)
         jacobian = np.block([

@@ -37,7 +37,7 @@ class Ridge:
     def value_and_gradient(
         self, x: NDArray[np.float32], strength: float, out: NDArray[np.float32] | None = None
     ) -> tuple[float, NDArray[np.float32]]:
-        """strength times this at the maps x = [weights, biases], and its gradient (2 N,), in `out` where it is given."""
+        """strength times this at the maps x = [weights, biases], and its gradient (2 N,), in `out` if given."""
         out, threads = np.empty_like(x) if out is None else out, ops.thread_count(None, x.size)
         return _core.ridge(out, x, self.stretch, self.cross, self.shift, strength, threads), out
 

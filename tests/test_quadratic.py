@@ -202,6 +202,7 @@ def test_ridge_discount_and_sums_are_the_twins(units):
     flat = x.detach().float().numpy()
     mean, coefficient, counts = rng.uniform(size=units), rng.uniform(size=units), rng.uniform(size=units) > 0.5
     a, b, c, d = rng.normal(size=(4, units)).astype(np.float32)
+    other = rng.permutation(mean)
     results = []
     for threads in THREADS:
         gradient = np.empty_like(flat)
@@ -211,10 +212,9 @@ def test_ridge_discount_and_sums_are_the_twins(units):
         found = [value, gradient, _core.dot(mean, coefficient, threads), _core.largest(a[None], threads)]
         found += _core.move_sums(a, b, c, d, threads)
         for of_null in (mean, None):
-            loss, slopes, which = coefficient * 1.5 * rng.permutation(mean), np.ones((3, units), np.float32), counts.copy()
-            loss = np.sort(loss)
-            left = _reference.discount(*map(torch.from_numpy, (loss, coefficient)),
-                                       None if of_null is None else torch.from_numpy(mean), torch.from_numpy(counts))  # fmt: skip
+            loss, slopes, which = coefficient * 1.5 * other, np.ones((3, units), np.float32), counts.copy()
+            given = (None if a is None else torch.from_numpy(a) for a in (loss, coefficient, of_null, counts))
+            left = _reference.discount(*given)
             _core.discount(loss, slopes, which, coefficient, of_null, threads)
             np.testing.assert_allclose(loss, left, rtol=1e-12, atol=1e-15)
             np.testing.assert_array_equal(which, (left > 0).numpy() if of_null is not None else counts)

@@ -1,4 +1,4 @@
-"""The default recipe's fit has the same bits for any number of threads, a BLAS's included, at sizes where that shows."""
+"""A fit by the default recipe has the same bits for any number of threads, a BLAS's included, at sizes that matter."""
 
 import pytest
 from oracle import run_python

@@ -32,5 +32,6 @@ void test_samples(void);
 void test_product(void);
 void test_affine(void);
 void test_optim(void);
+void test_quadratic(void);
 
 #endif

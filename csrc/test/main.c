@@ -62,6 +62,7 @@ int main(void)
     test_product();
     test_affine();
     test_optim();
+    test_quadratic();
     printf("%d checks, %d failed\n", checks, failures);
     return failures != 0;
 }

@@ -112,7 +112,7 @@ NO_PENALTY = SparseGroupLasso(0.0, 0.0)
 
 
 def published(
-    problem: Problem, x: Vector, penalty: SparseGroupLasso | None, record: Record, *, optimizer: str,
+    problem: Problem, x: Vector, penalty: Any, record: Record, *, optimizer: str,
     learning_rate: float | None, steps: int,
     save: Callable[[dict[str, Any]], None] | None = None, state: dict[str, Any] | None = None,
 ) -> tuple[Vector, str]:  # fmt: skip
@@ -126,7 +126,7 @@ def published(
     update = OPTIMIZERS[optimizer]()
     start = update.learning_rate if learning_rate is None else learning_rate
     penalty = penalty or NO_PENALTY
-    x, held, *_ = penalty.proximal_step(x, None, problem.sizes, 0.0)  # a copy, and its penalty
+    x, held = x.copy(), _held(penalty, x, problem.sizes)
     done = 0
     if state is not None:
         x, held, done = state["x"], state["penalty"], state["done"]
@@ -142,7 +142,8 @@ def published(
         rate = _core.cosine(start, PUBLISHED_FLOOR * start, k, steps)
         enough = record(at, held, rate)
         update.step(x, at.gradient(), rate)
-        x, held, *_ = penalty.proximal_step(x, None, problem.sizes, rate)
+        after = penalty.proximal_step(x, None, problem.sizes, rate)
+        x, held = after.x, after.penalty
         if enough:
             return x, enough
         if save:
@@ -174,7 +175,7 @@ class State:
 
 
 def fast(
-    problem: Problem, x: Vector, penalty: SparseGroupLasso | None, record: Record, *, steps: int | None = None,
+    problem: Problem, x: Vector, penalty: Any, record: Record, *, steps: int | None = None,
     tolerance: float = 1e-3, save: Callable[[dict[str, Any]], None] | None = None, state: dict[str, Any] | None = None,
 ) -> tuple[Vector, str]:  # fmt: skip
     """Proximal quasi-Newton: each trial minimises a quadratic model of the loss, plus the penalty itself.
@@ -183,6 +184,9 @@ def fast(
     that rises with every rejected trial keeps its steps short where it is wrong. It stops after `steps` accepted steps,
     or when the model promises less than `tolerance` of all that was gained. Returns the last accepted point, whose
     objective is the least of all, and why it stopped.
+
+    The penalty may be anybody's: `value(weight, bias, sizes)`, and `proximal_step(x, gradient, sizes, step)`, whose
+    result has the new point as `x` and, for the published recipe, its penalty as `penalty`; see `SparseGroupLasso`.
 
     After each evaluation `save` gets the state, a flat dict of arrays and numbers. Given back as `state`, the run
     goes on with the same bits from there, and without x.

@@ -27,7 +27,7 @@ def run(*words, script=SCRIPT):
 
 
 def test_every_group_of_cases_runs_and_its_figures_are_written_and_drawn(tmp_path):
-    groups = "loss,sort,sliced,null,closed,rank,affine,updates"
+    groups = "loss,sort,sliced,null,closed,rank,affine,updates,quadratic,steps"
     done = run(
         "--quick", "--only", groups, "--json", tmp_path / "figures.json", "--picture", tmp_path / "kernels.png"
     )  # fmt: skip
@@ -38,7 +38,7 @@ def test_every_group_of_cases_runs_and_its_figures_are_written_and_drawn(tmp_pat
     starts = {case["case"].split(",")[0].split(":")[0] for case in written["cases"]}
     assert starts >= {
         "loss", "sort", "sliced distance", "permutation null", "linear_act", "auroc", "average_precision",
-        "map and pooling", "proximal step", "Adam",
+        "map and pooling", "proximal step", "Adam", "quadratic", "loss of a step",
     }  # fmt: skip
     for case in written["cases"]:
         assert case["case"] in done.stdout

@@ -13,8 +13,10 @@ import torch
 from _timing import Case
 
 import lineas
-from lineas.core import _core
+from lineas.core import _core, reference
+from lineas.core.room import Room
 from lineas.optim.published import SGD, Adam, AdamW, Momentum
+from lineas.optim.quadratic import MEMORY, Quadratic
 
 UNITS = 17280  # of SmolLM2-135M's 30 norms
 SIZES = ((32, UNITS), (64, UNITS), (256, UNITS), (1024, 4096))
@@ -386,7 +388,60 @@ def updates(plan: Plan) -> Iterator[Case]:
         )  # fmt: skip
 
 
+# ---- the fast recipe's model of the loss ----
+
+
+def quadratic(plan: Plan) -> Iterator[Case]:
+    """Made from a full memory and minimised, with a group penalty; beside it the NumPy twin of the tests, once."""
+    for sizes in ((576,) * 30, (2304,) * 26, (5120,) * 28) if not plan.quick else ((20, 30),):
+        units = sum(sizes)
+        rng = np.random.default_rng(0)
+        curvature = rng.uniform(0.1, 3, (3, units)) / units
+        curvature[1] = 0.5 * np.sqrt(curvature[0] * curvature[2]) * rng.uniform(-1, 1, units)
+        steep = 0.1 * rng.normal(size=(6, 2 * units))
+
+        def bend(p, curvature=curvature, steep=steep, units=units):
+            return (
+                1.5 * reference.block_product(curvature, p)
+                + np.einsum("kj,k->j", steep, np.einsum("kj,j->k", steep, p)) / units
+            )
+
+        moves = np.array([0.02 * rng.normal(size=2 * units) for _ in range(MEMORY)], np.float32)
+        changes = np.array([bend(move.astype(float)) for move in moves], np.float32)
+        x = np.repeat(np.array([1, 0], np.float32), units)
+        slope = bend(0.02 * rng.normal(size=2 * units)).astype(np.float32)
+        penalty = lineas.penalties.SparseGroupLasso(0.01 / units, 0.02 / units)
+        known = {"x": x, "loss": 1.0, "gradient": slope, "curvature": curvature, "damping": 0.2}
+        model = Quadratic(sizes)
+        model.moves[:], model.changes[:] = moves, changes
+
+        def ours(model=model, known=known, penalty=penalty):
+            model.make(rows=MEMORY, oldest=0, **known)
+            return (model.minimise(penalty)[0],)
+
+        def twin(sizes=sizes, known=known, penalty=penalty, moves=moves, changes=changes):
+            right = reference.Quadratic(**known, moves=moves, changes=changes, sizes=sizes)
+            return (right.minimise(lambda v, t: np.concatenate(penalty.prox(*np.split(v, 2), sizes, t))),)
+
+        yield Case(f"quadratic: {units} units, {MEMORY} moves", {"lineas": ours, "NumPy": twin}, agree=("NumPy",))
+
+
+def steps_loss(plan: Plan) -> Iterator[Case]:
+    """Loss and gradient into arrays that are kept from step to step, and into new ones."""
+    for units in (17_280, 143_360) if not plan.quick else (30,):
+        x, y = samples((32, units), (32, units))
+        target, ones, room = lineas.core.ops.prepare_target(y), np.ones(units), Room()
+        yield Case(
+            f"loss of a step: 32 x {units}",
+            {
+                "lineas": lambda x=x, t=target, c=ones, room=room: lineas.core.ops.loss(x, t, c, room=room),
+                "new arrays": lambda x=x, t=target, c=ones: lineas.core.ops.loss(x, t, c),
+            },
+            agree=("new arrays",),
+        )
+
+
 GROUPS = {
     "loss": loss, "sort": sort, "sliced": sliced, "null": null, "closed": closed, "rank": rank, "affine": affine,
-    "updates": updates,
+    "updates": updates, "quadratic": quadratic, "steps": steps_loss,
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """The kernels through their public functions, against their peers, in one process.
 
-    python benchmarks/kernels.py [--only loss,sort,sliced,null,closed,rank,affine,updates] [--json FILE]
-                                 [--picture FILE]
+    python benchmarks/kernels.py [--only loss,sort,sliced,null,closed,rank,affine,updates,quadratic,steps]
+                                 [--json FILE] [--picture FILE]
 
 All rivals of a case take turns over several rounds; in its turn each is called a few times in a row, so that everyone
 is measured warm, and the first call does not count. Both the minimum and the median are kept, and ratios are those of

@@ -137,7 +137,8 @@ def _probe(x: NDArray[np.float64], labels: NDArray[np.float64]) -> NDArray[np.fl
 
     w = x' a, so that the unknowns are a (samples,) and c, whatever the number of units.
     """
-    gram, samples = _core.product(x, np.ascontiguousarray(x.T), thread_count(None, 2 * x.size)), len(x)
+    samples = len(x)
+    gram = _core.product(x, np.ascontiguousarray(x.T), thread_count(None, 2 * x.size))
     point = np.zeros(samples + 1)  # a, c
 
     def value(point: NDArray[np.float64]) -> float:

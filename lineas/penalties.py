@@ -153,8 +153,7 @@ class SparseGroupLasso:
         return self._step(x, gradient, sizes, sizes_of, scale, threads)
 
     def _step(self, x, gradient, sizes, scales, step, threads=None) -> ProximalStep:
-        offsets, order, l1, group, l1_bias, group_bias, ridge = self.in_c(x, sizes)
-        strengths = l1, group, l1_bias, group_bias, ridge
+        (offsets, order), strengths = self._layout(x, sizes), self._strengths
         threads = thread_count(threads, x.size)
         return ProximalStep(*_core.proximal_step(x, gradient, scales, offsets, order, step, *strengths, threads))
 
@@ -165,11 +164,15 @@ class SparseGroupLasso:
 
     def in_c(self, x: Vector, sizes: Sequence[int]) -> tuple[Any, ...]:
         """As kernels take it: offsets and order of the groups of x = [weights, biases], and five strengths."""
+        return (*self._layout(x, sizes), *self._strengths)
+
+    @property
+    def _strengths(self) -> tuple[float, float, float, float, float]:
         l1, group = self.l1, self.group
         l1_bias, group_bias = float(self.l1_bias or 0), float(self.group_bias or 0)  # never None once made
         if isinstance(self.groups, str):  # a unit's own norm is its absolute value
             l1, group, l1_bias, group_bias = l1 + group, 0.0, l1_bias + group_bias, 0.0
-        return (*self._layout(x, sizes), l1, group, l1_bias, group_bias, self.ridge)
+        return l1, group, l1_bias, group_bias, self.ridge
 
     def _layout(self, x: Vector, sizes: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
         """Where each group ends, and its units if they do not lie side by side."""

@@ -49,5 +49,7 @@ void test_affine(void);
 void test_prox(void);
 void test_update(void);
 void test_product(void);
+void test_quadratic(void);
+void test_ridge(void);
 
 #endif

@@ -105,6 +105,8 @@ int main(void)
     test_prox();
     test_update();
     test_product();
+    test_quadratic();
+    test_ridge();
     printf("%d checks, %d failed\n", checks, failures);
     return failures != 0;
 }

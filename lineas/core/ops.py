@@ -238,7 +238,10 @@ def loss(
             f"target: prepared for p = 2 and {len(target.values)} sources, got p = {p} and {len(responses)}"
         )
     threads, room = thread_count(threads, responses.size), room or Room()
-    cost, gradient = room.take("unit loss", len(coefficient), np.float64), room.take("slopes", responses.shape)
+    cost, gradient = (
+        room.take("unit loss", len(coefficient), np.float64),
+        room.take("slopes", responses.shape, responses.dtype.type),
+    )
     _core.unit_loss(cost, gradient, responses, target.values, coefficient, p, threads)
     if _core.first_nonfinite(cost) >= 0:  # say where it comes from, or that it overflowed
         _core.wasserstein_grad(responses, target.values, None, None, None, coefficient, p, threads)

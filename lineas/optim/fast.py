@@ -11,7 +11,7 @@ from ..core.arrays import Floats, Vector
 from ..core.errors import NonFiniteError
 from ..core.threads import thread_count
 from ..penalties import Penalty
-from .problem import NO_PENALTY, Evaluation, Problem, Recorder
+from .problem import NO_PENALTY, Evaluation, Problem, Recorder, penalty_at
 from .quadratic import MEMORY, Quadratic
 
 START_DAMPING = 0.6
@@ -52,6 +52,9 @@ def fast(
     or when the model promises less than `tolerance` of all that was gained. Returns the last accepted point, whose
     objective is the least of all, and why it stopped.
 
+    The penalty may be anybody's: `value(weight, bias, sizes)`, and `proximal_step(x, gradient, sizes, step)`, whose
+    result has the new point as `x` and, for the published recipe, its penalty as `penalty`; see `SparseGroupLasso`.
+
     After each evaluation `save` gets the state, a flat dict of arrays and numbers. Given back as `state`, the run
     goes on with the same bits from there, and without x.
     Source: Lee, Sun & Saunders, Proximal Newton-type methods, SIAM J. Optim. 24 (2014), with a damped, bounded model.
@@ -61,7 +64,7 @@ def fast(
         here = _remembered(State(**state), model)
     else:
         first = problem.evaluate(x)
-        held = _held(penalty, x, problem.sizes)
+        held = penalty_at(penalty, x, problem.sizes)
         if enough := record(first, held, 0.0):
             return x, enough
         gradient = first.gradient()
@@ -76,7 +79,7 @@ def fast(
             return here.x, "all steps done"
         model.make(here.x, here.loss, here.gradient, here.curvature, len(here.moves), here.oldest, here.damping)
         there, value = model.minimise(penalty)
-        holds = _held(penalty, there, problem.sizes)
+        holds = penalty_at(penalty, there, problem.sizes)
         promise = here.penalty - holds - value
         if promise <= max(tolerance * (here.start - here.objective), ROUNDING * here.objective):
             return here.x, "no longer improving"
@@ -91,11 +94,6 @@ def fast(
         here = _learn(here, there, trial, holds, gain / promise, accepted, model)
         if save:
             save(dict(vars(here)))
-
-
-def _held(penalty: Penalty, x: Vector, sizes: tuple[int, ...]) -> float:
-    weight, bias = np.split(x, 2)
-    return float(penalty.value(weight, bias, sizes))
 
 
 def _remembered(saved: State, model: Quadratic) -> State:

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from ..core.arrays import Floats, Vector
-from ..penalties import SparseGroupLasso
+from ..penalties import Penalty, SparseGroupLasso
 
 NO_PENALTY = SparseGroupLasso(0.0, 0.0)
 
@@ -41,3 +43,8 @@ class Recorder(Protocol):
     """Takes note of one evaluation; says why it must be the last, or nothing."""
 
     def __call__(self, at: Evaluation, penalty: float, step_size: float, accepted: bool = True) -> str: ...
+
+
+def penalty_at(penalty: Penalty, x: Vector, sizes: tuple[int, ...]) -> float:
+    weight, bias = np.split(x, 2)
+    return float(penalty.value(weight, bias, sizes))

@@ -10,7 +10,7 @@ from ..core.arrays import Vector
 from ..core.errors import NonFiniteError
 from ..core.threads import thread_count
 from ..penalties import Penalty
-from .problem import NO_PENALTY, Problem, Recorder
+from .problem import NO_PENALTY, Problem, Recorder, penalty_at
 
 
 class SGD:
@@ -84,7 +84,7 @@ def published(
     update = OPTIMIZERS[optimizer]()
     start = update.learning_rate if learning_rate is None else learning_rate
     penalty = penalty or NO_PENALTY
-    x, held, *_ = penalty.proximal_step(x, None, problem.sizes, 0.0)  # a copy, and its penalty
+    x, held = x.copy(), penalty_at(penalty, x, problem.sizes)
     done = 0
     if state is not None:
         x, held, done = state["x"], state["penalty"], state["done"]
@@ -100,7 +100,8 @@ def published(
         rate = _core.cosine(start, PUBLISHED_FLOOR * start, k, steps)
         enough = record(at, held, rate)
         update.step(x, at.gradient(), rate)
-        x, held, *_ = penalty.proximal_step(x, None, problem.sizes, rate)
+        after = penalty.proximal_step(x, None, problem.sizes, rate)
+        x, held = after.x, after.penalty
         if enough:
             return x, enough
         if save:

@@ -66,7 +66,7 @@ def arguments(kernel: str, big: bool = False, sizes: tuple | None = None) -> dic
     units, rows = count // 2, 3
     model = {
         "x": vectors["x"], "gradient": vectors["gradient"],
-        "blocks": 1 + rng.uniform(size=(3, units)) / [[1], [9], [1]],
+        "blocks": rng.uniform(size=(3, units)) + np.array([[1], [0], [1]]),
         "correction": np.full((2 * rows, 2 * rows), 0.01), "moves": reals(rows, count), "changes": reals(rows, count),
         "offsets": groups["offsets"], "damping": 0.3, "threads": 2,
     }  # fmt: skip

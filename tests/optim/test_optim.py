@@ -14,7 +14,7 @@ from lineas.core.errors import NonFiniteError
 from lineas.fitting.model_loss import ModelLoss
 from lineas.fitting.source_passes import SourcePasses
 from lineas.network.data import as_batches
-from lineas.penalties import SparseGroupLasso
+from lineas.penalties import ProximalStep, SparseGroupLasso
 from lineas.responses.probe import probe
 from lineas.responses.runner import Runner
 
@@ -153,6 +153,53 @@ def test_no_step_takes_a_weight_through_zero_or_far():
         if (ratios != 1).any():
             assert ratios.max() <= 4 / 3 * 1.2  # from weights near a tenth a little more
             accepted = there
+
+
+# -- penalties of other people --
+
+
+class ElasticNet:
+    """What somebody who has never seen ours might write."""
+
+    def __init__(self, l1, l2):
+        self.l1, self.l2, self.calls = l1, l2, 0
+
+    def value(self, weight, bias, sizes):
+        u = np.concatenate([weight - 1, bias]).astype(float)
+        return self.l1 * np.abs(u).sum() + self.l2 * (u**2).sum()
+
+    def proximal_step(self, x, gradient, sizes, step):
+        self.calls += 1
+        center = np.repeat([1.0, 0.0], len(x) // 2)
+        v = x - center if gradient is None else x - step * gradient - center
+        u = np.sign(v) * np.maximum(np.abs(v) - step * self.l1, 0) / (1 + 2 * step * self.l2)
+        point = (center + u).astype(np.float32)
+        return ProximalStep(point, self.value(*np.split(point, 2), sizes), 0.0, 0.0)
+
+
+def test_the_fast_recipe_takes_anybodys_penalty():
+    ours, theirs = run(Curved(), SparseGroupLasso(0.05, 0.0, ridge=0.02)), run(Curved(), net := ElasticNet(0.05, 0.02))
+    assert net.calls > len(theirs[2].entries) > 3
+    np.testing.assert_allclose(theirs[0], ours[0], atol=1e-3)
+    assert (theirs[0] == identity()).any()
+    assert theirs[2].kept[-1] == pytest.approx(ours[2].kept[-1], rel=1e-6)
+    assert [at for at, _ in theirs[2].entries[:4]] == pytest.approx([at for at, _ in ours[2].entries[:4]], rel=1e-5)
+
+
+def test_so_does_the_published_recipe():
+    @dataclass
+    class Whole(Curved):
+        def minibatch(self, k):
+            return self
+
+    points = []
+    for penalty in (SparseGroupLasso(0.01, 0.0, ridge=0.005), ElasticNet(0.01, 0.005)):
+        point, _ = optim.published(
+            Whole(), identity(), penalty, Notes(), optimizer="sgd", learning_rate=0.02, steps=30
+        )  # fmt: skip
+        points.append(point)
+    np.testing.assert_allclose(points[1], points[0], rtol=1e-5, atol=1e-6)
+    assert not np.array_equal(points[0], identity())
 
 
 # -- overflow --

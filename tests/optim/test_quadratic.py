@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from oracle import THREADS, assert_same_bits, bounded
 
 from lineas.core import _core, ops, reference
-from lineas.fitting.model_loss import ModelLoss
 from lineas.optim.quadratic import MEMORY, Quadratic
 from lineas.penalties import L1, ProximalStep, SparseGroupLasso
 
@@ -238,14 +237,3 @@ def test_a_loss_with_room_has_the_same_bits_and_the_same_arrays_at_every_step():
     x[3, 5] = np.nan
     with pytest.raises(ValueError, match="x: expected finite values, got a NaN or infinity at flat position 125"):
         ops.loss(x, target, coefficient, room=room)
-
-
-def test_the_gradient_of_an_evaluation_that_was_overwritten_is_refused():
-    from test_optim import NEGATIVE, POSITIVE, WordTokenizer, model_loss, tiny
-
-    problem = model_loss(tiny("llama"), NEGATIVE, POSITIVE, WordTokenizer())
-    assert isinstance(problem, ModelLoss)
-    first = problem.evaluate(problem.identity())
-    problem.evaluate(problem.identity() + np.float32(0.1))
-    with pytest.raises(RuntimeError, match="expected the last evaluation"):
-        first.gradient()

@@ -42,7 +42,7 @@ def run(monkeypatch, capsys):
 
 
 def test_every_group_of_cases_runs_and_its_figures_are_written_and_drawn(run, tmp_path):
-    groups = "loss,sort,sliced,null,closed,rank,affine,updates"
+    groups = "loss,sort,sliced,null,closed,rank,affine,updates,quadratic,steps"
     told = run(
         "--quick", "--only", groups, "--json", tmp_path / "figures.json", "--picture", tmp_path / "kernels.png"
     )  # fmt: skip
@@ -52,7 +52,7 @@ def test_every_group_of_cases_runs_and_its_figures_are_written_and_drawn(run, tm
     starts = {case["case"].split(",")[0].split(":")[0] for case in written["cases"]}
     assert starts >= {
         "loss", "sort", "sliced distance", "permutation null", "linear_act", "auroc", "average_precision",
-        "map and pooling", "proximal step", "Adam",
+        "map and pooling", "proximal step", "Adam", "quadratic", "loss of a step",
     }  # fmt: skip
     for case in written["cases"]:
         assert case["case"] in told

@@ -274,4 +274,4 @@ def max_sliced_wasserstein_grad(
     cost, direction = _largest(slices)
     value, derivative = _root(cost, slices.p)
     slope = slices.cost_and_slope(direction)[1]
-    return value, (derivative * slope) * direction.T
+    return value, (derivative * slope) * direction.T + 0.0  # no negative zeros

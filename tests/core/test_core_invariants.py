@@ -235,7 +235,7 @@ def refusals(kernel: str):
 
         any_rank = kernel == "first_nonfinite"
         any_type = kernel.startswith("affine") and name == "h"  # halves as well
-        either = any_rank or kernel.startswith("sort_") or (kernel, name) == ("product", "a")
+        either = any_rank or kernel.startswith("sort_") or (name == "a" and kernel != "dot")
         either = either or name == "positive"  # float32 or float64
         either = either or (name == "x" and bool({"y", "labels"} & set(arrays)))
         kind = "a float32 or float64 array" if either else "an array of float32" if any_type else "an array|dtype"

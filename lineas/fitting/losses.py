@@ -4,8 +4,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from ..core import ops
 from ..core.arrays import Floats, Vector
-from ..ot import PermutationNull, permutation_null, wasserstein_1d
+from ..ot import PermutationNull, permutation_null
 
 LEVEL = 0.05  # of the test that lets a unit into the "significant" loss
 RELABELLINGS, AT_SAMPLES = 1000, 256  # for so many samples, and proportionally fewer for more
@@ -96,7 +97,7 @@ def sampling_noise(source: Vector, target: Vector) -> PermutationNull:
 
 def share_of_noise(source: Vector, target: Vector, noise: PermutationNull, coefficient: Floats) -> float:
     """The loss's ratio of sampling noise to signal, for source (n, N), target (m, N) and what a unit counts (N,)."""
-    distance = coefficient * wasserstein_1d(source, target)
+    distance, _ = ops.loss(source, ops.prepare_target(target, len(source)), coefficient)
     return noise_to_signal(float(distance.sum()), float((coefficient * noise.mean).sum()))
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import DTYPES, assert_matches, bounded, make_mask, same_tensor
 
-from lineas.core import ops, reference
+from lineas.core import device, ops, reference
 
 SHAPES = [(1, 1, 1), (2, 3, 7), (3, 5, 16), (2, 17, 33), (4, 2, 4097)]  # batch, tokens, dim: 1, odd, exact, one past
 MASKS = ("none", "left", "right", "arbitrary")
@@ -48,6 +48,27 @@ def test_affine_pool_matches_the_reference_in_value_and_gradient(shape, mask, po
             inputs,
             use=use,
         )
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["last", "first"])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_what_other_devices_run_matches_the_reference_in_value_and_gradient(shape, mask, first, monkeypatch):
+    monkeypatch.setattr(ops, "runs_in_c", lambda *tensors: False)
+    pool, inputs = make_pool(mask, *shape[:2]), make_inputs(*shape, first)
+    for use in (None, [0], [1]):
+        assert_matches(
+            mapping(ops.affine_pool, pool, first), mapping(reference.affine_pool, pool, first), inputs, use=use
+        )
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_what_other_devices_run_computes_halves_in_float32_and_rounds_once(dtype):
+    pool, inputs = make_pool("right", 3, 5), make_inputs(3, 5, 16, False, dtype)
+    got, expected = (run.affine_pool(**inputs, pool=pool) for run in (device, reference))
+    assert [x.dtype for x in got] == [dtype, torch.float32]
+    assert same_tensor(got[0], expected[0])
+    torch.testing.assert_close(got[1], expected[1])
 
 
 @pytest.mark.parametrize("first", [False, True], ids=["last", "first"])

@@ -100,3 +100,16 @@ def test_only_the_plain_loss_is_minimised_to_its_end(options, tolerance, monkeyp
     )
     fit(**{"loss": "auto", **options})
     assert seen == [tolerance]
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_to_know_the_noise_costs_no_pass_of_its_own(batch_size):
+    """What it must know of the unsteered sources comes from the pass that is the first evaluation."""
+    calls = {}
+    for loss in ("wasserstein", "excess"):
+        model, seen = Mlp(), []
+        model.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(1))
+        options = {"loss": loss, "ridge": 0, "max_evaluations": 1, "batch_size": batch_size}
+        lineas.fit(model, SOURCE, TARGET, sites="first|second", progress=False, **options)
+        calls[loss] = len(seen)
+    assert calls["excess"] == calls["wasserstein"] > 0

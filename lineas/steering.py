@@ -2,15 +2,15 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from .attaching.attach import Handle, attach
+from .attaching.attach import Application, Handle, attach
 from .attaching.positions import Position
 from .maps import algebra, files, hub, statedicts, summary
 from .maps.maps import Maps
@@ -99,7 +99,7 @@ class Steering(Maps):
         self, model: nn.Module, strength: float | Sequence[float] | Tensor = 1.0, *, position: Position = "all",
         count: bool | None = None, strict: bool = True,
     ) -> "Handle":  # fmt: skip
-        """Steer a model until the handle is removed.
+        """Steer a model until the handle is removed, kept or not: `lineas.attached(model)` finds it again.
 
         Parameters
         ----------
@@ -129,14 +129,15 @@ class Steering(Maps):
         """
         return attach(model, [self], 0, strength, position=position, count=count, strict=strict)
 
-    @contextmanager
     def apply(
         self, model: nn.Module, strength: float | Sequence[float] | Tensor = 1.0, *, position: Position = "all",
         count: bool | None = None, strict: bool = True,
-    ) -> Iterator["Handle"]:  # fmt: skip
-        """Steer a model inside a `with` block; it is restored whatever happens inside. See `attach`."""
-        with self.attach(model, strength, position=position, count=count, strict=strict) as handle:
-            yield handle
+    ) -> Application:  # fmt: skip
+        """Steer a model inside a `with` block; it is restored whatever happens inside. See `attach`.
+
+        By itself the call changes nothing, and warns (RuntimeWarning) where no `with` block came of it.
+        """
+        return Application(partial(self.attach, model, strength, position=position, count=count, strict=strict))
 
     # -- merging --
 

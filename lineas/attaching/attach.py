@@ -1,23 +1,28 @@
 """A steering that is on: forward hooks that map the sites' outputs, and the handle that takes them off."""
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, ContextDecorator
+from itertools import count as counted
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..maps.maps import Maps
-from ..network.hooks import CHANNELS_FIRST, Hook, hooked
+from ..network.hooks import CHANNELS_FIRST, Hook, put_hooks
 from ..network.sites import Site, find_sites, unwrapped
 from ..network.state import make_new_to_compilers
 from .base_model import check_base
 from .coverage import Coverage
 from .positions import ONLY_ALL, Position, TokenHook, Tokens, check_position
 from .rows import choose, named
-from .site_map import SiteMap
+from .site_map import SiteMap, copy_but
 
-__all__ = ["Handle", "attach"]
+__all__ = ["Application", "Handle", "attach", "attached", "detach"]
+
+NUMBERS = counted()  # of handles, in the order in which they were made
 
 # Keys and values of cross-attention are in the decoder and have the encoder's tokens.
 CROSS = r".*(encoder_attn|EncDecAttention|cross_?attn|cross_?attention)(\..*)?\.(k|v|k_proj|v_proj|key|value)"
@@ -25,6 +30,8 @@ CROSS = r".*(encoder_attn|EncDecAttention|cross_?attn|cross_?attention)(\..*)?\.
 
 class Handle:
     """Steering that is on; `remove()` ends it, and so does leaving a `with` block.
+
+    It stays on until then, whether anybody keeps the handle or not: `attached` finds it again.
 
     Attributes
     ----------
@@ -43,10 +50,13 @@ class Handle:
         self._model, self._steerings, self._maps, self._tokens = model, steerings, site_maps, tokens
         self.active, self.position = True, tokens.position
         self._modules = [model.get_submodule(site.path) for site in site_maps]
-        self._open = hooked(model, site_maps)
+        self._hooks: list[RemovableHandle] = []
+        self._number = next(NUMBERS)
         self._set(rows, strength)
-        self._open.__enter__()
+        for one in site_maps.values():
+            one.handle = self  # what the hooks know, lives as long as they do
         try:
+            self._hooks += put_hooks(model, site_maps)
             if tokens.position != "all" or tokens.counting:
                 tokens.watch_passes(model)
                 self._modules.extend(tokens.hosts)
@@ -126,16 +136,84 @@ class Handle:
         """Take the hooks off; a second call does nothing."""
         if self.active:
             self.active = False
-            self._open.__exit__(None, None, None)
+            for hook in self._hooks:
+                hook.remove()
             self._tokens.leave()
             for module in self._modules:
                 make_new_to_compilers(module, hooked=_is_hooked(module))
+
+    def __repr__(self) -> str:
+        state = "on" if self.active else "removed"
+        chosen = "" if self.rows == 0 and len(self._steerings) == 1 else f", rows {self.rows!r}"
+        return (
+            f"Handle({state}: {len(self._steerings)} steering{'s' * (len(self._steerings) > 1)} at {len(self._maps)} "
+            f"site{'s' * (len(self._maps) > 1)}, strength {self.strength!r}, position {self.position!r}{chosen})"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Handle":
+        """A copy of a steered model is steered, by a handle of its own, with the same steerings."""
+        return copy_but(self, memo, "_steerings")
 
     def __enter__(self) -> "Handle":
         return self
 
     def __exit__(self, *exception) -> None:
         self.remove()
+
+
+class Application(ContextDecorator):
+    """Steering that is on inside a `with` block; warns where it was made and there never was one."""
+
+    def __init__(self, attach_now: Callable[[], Handle]):
+        self._attach_now, self._is_used = attach_now, False
+        self._handles: list[Handle] = []
+
+    def __enter__(self) -> Handle:
+        self._is_used = True
+        self._handles.append(self._attach_now())
+        return self._handles[-1]
+
+    def __exit__(self, *exception) -> None:
+        self._handles.pop().remove()
+
+    def _recreate_cm(self) -> "Application":  # as a decorator: for each call of the function
+        self._is_used = True
+        return Application(self._attach_now)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_is_used", True):
+            warnings.warn(
+                "apply(model) steers inside a `with` block, and was left without one, so nothing was steered; "
+                "attach(model) stays on until it is removed",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def attached(model: nn.Module) -> list[Handle]:
+    """The handles of all that is on a model, in the order in which it was attached.
+
+    Examples
+    --------
+    >>> import torch, lineas
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    >>> _ = lineas.Steering({"0": ([1, 1], [5, 5])}).attach(net)
+    >>> lineas.attached(net)
+    [Handle(on: 1 steering at 1 site, strength 1.0, position 'all')]
+    >>> lineas.detach(net)
+    >>> lineas.attached(net)
+    []
+    """
+    hooks = (hook for module in unwrapped(model).modules() for hook in module._forward_hooks.values())
+    maps = (hook.function for hook in hooks if isinstance(hook, Hook) and isinstance(hook.function, SiteMap))
+    found = {id(one.handle): one.handle for one in maps}
+    return sorted(found.values(), key=lambda handle: handle._number)
+
+
+def detach(model: nn.Module) -> None:
+    """Take off all steerings that are on a model, the last one first."""
+    for handle in reversed(attached(model)):
+        handle.remove()
 
 
 def _is_hooked(module: nn.Module) -> bool:

@@ -1,6 +1,8 @@
 """What a forward hook does at one site: the maps of whatever is attached there, for all rows alike or for each."""
 
 from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +38,10 @@ class SiteMap:
         self.kind = common((maps.kind(site.name) for maps in at_this_site), f"site {site.name!r}")
         self.needs_tokens = tokens.counting or tokens.position != "all"
         self.count = Count()
+        self.handle: Any = None  # of whoever attached this
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SiteMap":
+        return copy_but(self, memo, "steerings")
 
     def set(self, choice: Choice) -> None:
         """From now on the maps of this choice: the one that all rows share, or a table and which each row takes."""
@@ -98,6 +104,15 @@ class SiteMap:
         if self.is_sparse and _is_worth_it(h):
             return ops.affine_sparse_(h.clone(), *self.sparse, channel_dim=dim)
         return self.kind.apply(h, *maps)
+
+
+def copy_but(original: Any, memo: dict[int, Any], shared: str) -> Any:
+    """A deep copy with one attribute shared: a copied model is steered by the same steerings, and known to be."""
+    new = object.__new__(type(original))
+    memo[id(original)] = new
+    for name, value in vars(original).items():
+        setattr(new, name, value if name == shared else deepcopy(value, memo))
+    return new
 
 
 def _is_worth_it(h: Tensor) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .sites import Site
 
@@ -61,13 +62,27 @@ class Hook:
         return replace_tensor(self.site, output, self.function(module, tensor_of(self.site, output)))
 
 
-@contextmanager
-def hooked(model: nn.Module, functions: Mapping[Site, Callable[[nn.Module, Tensor], Tensor]]) -> Iterator[None]:
-    """While open, each site's output passes through its function."""
-    handles = []
+Functions = Mapping[Site, Callable[[nn.Module, Tensor], Tensor]]
+
+
+def put_hooks(model: nn.Module, functions: Functions) -> list[RemovableHandle]:
+    """From now on each site's output passes through its function; no hook stays where one cannot be put."""
+    handles: list[RemovableHandle] = []
     try:
         for site, function in functions.items():
             handles.append(model.get_submodule(site.path).register_forward_hook(Hook(site, function)))
+    except BaseException:
+        for handle in handles:
+            handle.remove()
+        raise
+    return handles
+
+
+@contextmanager
+def hooked(model: nn.Module, functions: Functions) -> Iterator[None]:
+    """While open, each site's output passes through its function."""
+    handles = put_hooks(model, functions)
+    try:
         yield
     finally:
         for handle in handles:

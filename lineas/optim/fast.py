@@ -16,6 +16,7 @@ from .quadratic import MEMORY, Quadratic
 
 START_DAMPING = 0.6
 SUFFICIENT = 1e-3  # the share of its promise that a trial must keep
+FLAT = 1e-12  # of a bias's curvature: the least that a weight's may be
 ROUNDING = 1e-7  # gains below that share of the objective are float32's noise
 
 
@@ -147,4 +148,6 @@ def _curvature(at: Evaluation, gradient: Vector, before: Floats | None) -> Float
         steep = float(np.einsum("j,j", gradient, gradient)) / (2 * at.loss) if at.loss > 0 else 0.0
         middle = float(np.median(rest)) if len(rest) else steep or 1.0
         before = np.broadcast_to(np.array([[middle], [0.0], [middle]]), known.shape)
-    return np.where(np.isfinite(known).all(0), known, before)
+    found = np.where(np.isfinite(known).all(0), known, before)
+    found[0] = np.maximum(found[0], FLAT * found[2])  # where all responses are zero, a weight does nothing
+    return found

@@ -8,8 +8,10 @@ from ..core import _core
 from ..core.arrays import Floats, Vector
 from ..core.threads import thread_count
 from ..penalties import Penalty, SparseGroupLasso
+from .problem import penalty_at
 
 MEMORY = 14  # past moves that the model remembers
+SHORTER = 6  # times that inner steps are shortened, to a thousandth at last
 
 
 class Quadratic:
@@ -50,6 +52,10 @@ class Quadratic:
         self.x, self.rows = x, rows
         self._model = (x, gradient, self.blocks, correction, *memory, self.offsets, damping, threads)
         _core.quadratic_make(self.low, self.high, np.ascontiguousarray(curvature), oldest, loss, *self._model)
+        if not np.isfinite(self.blocks).all():
+            raise FloatingPointError(
+                "expected finite curvatures of the loss, got others: responses too large for float64?"
+            )
 
     def value(self, point: Vector) -> float:
         return _core.quadratic_value(point, None, *self._model)
@@ -64,17 +70,29 @@ class Quadratic:
         """The point in the box at which this plus the penalty is least, nearly, and this at that point.
 
         Closed form where the penalty is at most a ridge and the box does not matter; else by accelerated proximal
-        steps that restart. They all run in C for penalties of ours; any other is asked for each of its own.
+        steps that restart. They all run in C for penalties of ours; any other is asked for each of its own. Never a
+        point that is worse than to stay: where the steps were too long and led away, they are taken again, shorter.
         """
+        held = penalty_at(penalty, self.x, self.sizes)
         if _runs_in_c(penalty) and penalty.is_ridge:
             there = self.newton(penalty.ridge)
-            if ((there >= self.low) & (there <= self.high)).all():
-                return there, self.value(there)
+            value = self.value(there)
+            if ((there >= self.low) & (there <= self.high)).all() and self._is_no_worse(there, value, penalty, held):
+                return there, value
         _core.quadratic_steps(self.steps, self.scratch, self.direction, *self._model)
-        pace = np.zeros(2 + 4 * self.rows)
-        pace[0] = 1.0  # speed
-        there = self._minimise_in_c(penalty, pace) if _runs_in_c(penalty) else self._minimise_by_steps(penalty, pace)
-        return there, _core.quadratic_value(there, pace, *self._model)
+        for _ in range(SHORTER):
+            pace = np.zeros(2 + 4 * self.rows)
+            pace[0] = 1.0  # speed
+            run = self._minimise_in_c(penalty, pace) if _runs_in_c(penalty) else self._minimise_by_steps(penalty, pace)
+            value = _core.quadratic_value(run, pace, *self._model)
+            if self._is_no_worse(run, value, penalty, held):
+                return run, value
+            self.steps *= 0.25
+        return self.x.copy(), 0.0
+
+    def _is_no_worse(self, there: Vector, value: float, penalty: Penalty, held: float) -> bool:
+        """Than x, where this is 0 and the penalty is `held`, up to the rounding of the penalty's sum."""
+        return value + penalty_at(penalty, there, self.sizes) <= held + 1e-9 * abs(held)
 
     def _minimise_in_c(self, penalty: SparseGroupLasso, pace: Floats) -> Vector:
         last = _core.quadratic_minimise(

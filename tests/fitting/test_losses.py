@@ -113,3 +113,21 @@ def test_to_know_the_noise_costs_no_pass_of_its_own(batch_size):
         lineas.fit(model, SOURCE, TARGET, sites="first|second", progress=False, **options)
         calls[loss] = len(seen)
     assert calls["excess"] == calls["wasserstein"] > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"ridge": 0}, {"penalty": lineas.penalties.SparseGroupLasso(1e-5, 1e-5)}])
+def test_units_that_never_respond_are_left_alone_and_end_no_fit(options):
+    sides = normal(64, 4), normal(64, 4, seed=1, shift=2.0)
+    torch.manual_seed(0)
+    dead = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+    with torch.no_grad():
+        dead[0].bias[:] = -100.0
+    steering = lineas.fit(dead, *sides, sites="1", progress=False, **options)
+    assert len(steering.history["loss"]) == 1
+    assert not steering.support()["1"].size
+    with torch.no_grad():
+        dead[0].bias[:4] = 0.0
+    steering = lineas.fit(dead, *sides, sites="1", progress=False, **options)
+    assert np.isfinite(steering.history["objective"]).all()
+    assert steering.history["objective"][-1] < 0.7 * steering.history["objective"][0]
+    assert steering.support()["1"].max() < 4

@@ -237,3 +237,33 @@ def test_a_loss_with_room_has_the_same_bits_and_the_same_arrays_at_every_step():
     x[3, 5] = np.nan
     with pytest.raises(ValueError, match="x: expected finite values, got a NaN or infinity at flat position 125"):
         ops.loss(x, target, coefficient, room=room)
+
+
+# -- never worse than to stay --
+
+
+@pytest.mark.parametrize("too_long", [30.0, 300.0, 1e9])
+@pytest.mark.parametrize("name", [name for name in penalties(1) if name != "labels"])
+def test_steps_that_are_too_long_lead_nowhere_worse(name, too_long, monkeypatch):
+    """What the power iteration misses, where it happens to begin across what bends most."""
+    sizes = (5, 64, 31)
+    penalty, known = penalties(sum(sizes))[name], facts(sizes, 6)
+    steps = _core.quadratic_steps
+
+    def longer(found, *rest):
+        steps(found, *rest)
+        found *= np.float32(too_long)
+
+    monkeypatch.setattr(_core, "quadratic_steps", longer)
+    model = made(sizes, known)
+    there, value = model.minimise(penalty)
+    held, holds = (penalty.value(*np.split(x, 2), sizes) for x in (known["x"], there))
+    assert value + holds <= held * (1 + 1e-9)
+    if too_long < 1e9:  # else staying is all that is left
+        assert value + holds < held
+
+
+def test_curvatures_that_are_not_finite_are_refused():
+    known = facts((9,), 0) | {"curvature": np.full((3, 9), np.nan)}
+    with pytest.raises(FloatingPointError, match="expected finite curvatures of the loss"):
+        made((9,), known)

@@ -2,6 +2,8 @@
 
 import difflib
 import re
+import sys
+import warnings
 from collections.abc import Iterable
 
 import numpy as np
@@ -27,6 +29,14 @@ def first_units(chosen: NDArray[np.bool_]) -> str:
 def printable(text: str) -> str:
     """Without the characters that a terminal would obey: texts come from files and users."""
     return "".join(c if c.isprintable() else " " for c in text)
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """A warning that points to the line of whoever called lineas, through however many of its functions."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_back.f_globals.get("__name__", "").partition(".")[0] == "lineas":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level + 1)
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:

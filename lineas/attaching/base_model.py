@@ -3,25 +3,46 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
+from .._text import warn
 from ..maps.info import base_name
-from ..network.identity import name_of, weights_digest
+from ..network.identity import has_whole_weights, name_of, weights_digest
+from ..network.state import dtype_of
+
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def check_base(info: Mapping[str, Any], model: nn.Module) -> None:
-    """ValueError where maps were fitted on a model of another name, whose weights were others too.
+    """ValueError where maps were fitted on a model of another name, whose weights were others too; a warning where only
+    the weights were.
 
     Names are compared by their last part, since a folder on one disk is a repository elsewhere. A model that was made
-    in memory has none, nor has a steering made by hand: then shapes alone tell.
+    in memory has none, nor has a steering made by hand: then shapes alone tell. Weights are compared where all of them
+    are here, and in no lower precision than at the fit; those of a merged model are no longer its base's.
     """
-    base, given = base_name(info), name_of(model)
-    if not given or not base or _last(base) == _last(given) or info.get("weights") == weights_digest(model):
+    base, given, known = base_name(info), name_of(model), info.get("weights")
+    if known is not None and any(weights_digest(model, dtype) == known for dtype in (None, *HALVES)):
         return
-    raise ValueError(
-        f"expected the model that the steering was fitted on, {base!r}, or one of that name; got {given!r}, with other "
-        "weights. If it shall be steered all the same, pass strict=False"
-    )
+    if given and base and _last(base) != _last(given):
+        raise ValueError(
+            f"expected the model that the steering was fitted on, {base!r}, or one of that name; got {given!r}, with "
+            "other weights. If it shall be steered all the same, pass strict=False"
+        )
+    if known is not None and _can_tell(info, model):
+        name = base or info.get("model_class") or "a model"
+        warn(
+            f"expected the weights that the steering was fitted on, those of {name}; got a {given or 'model'} with "
+            "others: another checkpoint, or trained since. Its maps may not fit; strict=False says that they shall"
+        )
+
+
+def _can_tell(info: Mapping[str, Any], model: nn.Module) -> bool:
+    """Whether weights of another digest are others. Those of a fit in float32 cannot be found in halves of them."""
+    now = dtype_of(model)
+    rounded_since = now in HALVES and info.get("dtype") != str(now).removeprefix("torch.")
+    return has_whole_weights(model) and not rounded_since and not hasattr(model, "lineas_merge")
 
 
 def _last(name: str) -> str:

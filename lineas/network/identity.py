@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Batch
+from .state import dtype_of
 
 
 def of_model(model: nn.Module) -> dict[str, Any]:
@@ -20,6 +21,7 @@ def of_model(model: nn.Module) -> dict[str, Any]:
         "model_class": kind,
         "revision": getattr(config, "_commit_hash", None),
         "weights": weights_digest(model),
+        "dtype": str(dtype_of(model)).removeprefix("torch."),
     }
 
 
@@ -63,8 +65,14 @@ def data_digest(batches: Iterable[Batch]) -> str:
     return digest(value for value in values if isinstance(value, Tensor))
 
 
-def weights_digest(model: nn.Module) -> str:
-    """Of a few numbers of every weight: enough to tell models apart, at no cost."""
+def weights_digest(model: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """Of a few numbers of every weight, as they are or as another dtype has them: enough to tell models apart."""
     held = [weight.detach() for weight in model.parameters() if not weight.is_meta]
     plain = (weight for weight in held if type(weight) is Tensor)  # what packs its numbers cannot be sampled
-    return digest(weight.reshape(-1)[:: max(1, weight.numel() // 16)] for weight in plain)
+    few = (weight.reshape(-1)[:: max(1, weight.numel() // 16)] for weight in plain)
+    return digest(part.to(dtype) if dtype and part.is_floating_point() else part for part in few)
+
+
+def has_whole_weights(model: nn.Module) -> bool:
+    """Whether all of them are here and say their numbers: none offloaded, none packed."""
+    return all(not weight.is_meta and type(weight.detach()) is Tensor for weight in model.parameters())

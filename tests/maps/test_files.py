@@ -231,7 +231,28 @@ def test_a_model_of_another_name_is_refused_unless_told_otherwise():
 @pytest.mark.parametrize("name", ["/models/tiny-llama", "other/Tiny-Llama", "tiny-llama", ""])
 def test_a_model_of_the_same_name_elsewhere_or_of_none_is_taken(name):
     _, steering = fitted("org/tiny-llama")
-    steering.attach(other_model(name)).remove()
+    with pytest.warns(UserWarning, match="expected the weights that the steering was fitted on, .* got a .* others"):
+        steering.attach(other_model(name)).remove()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_same_weights_in_another_precision_or_moved_are_taken_without_a_word(dtype, recwarn):
+    model, steering = fitted("org/tiny-llama")
+    steering.attach(model.to(dtype)).remove()
+    again = Steering({name: (steering.weight(name), steering.bias(name)) for name in steering.sites})
+    again.attach(other_model("org/any")).remove()
+    assert not [w for w in recwarn.list if "weights" in str(w.message)]
+
+
+def test_another_checkpoint_of_a_run_is_warned_of_where_the_user_called(recwarn):
+    _, steering = fitted("runA/checkpoint-500")
+    with steering.apply(other_model("runB/checkpoint-500")):
+        pass
+    (warned,) = [w for w in recwarn.list if "expected the weights" in str(w.message)]
+    assert warned.filename == __file__
+    recwarn.clear()
+    steering.attach(other_model("runB/checkpoint-500"), strict=False).remove()
+    assert not recwarn.list
 
 
 def test_a_renamed_folder_with_the_same_weights_is_taken(tmp_path):

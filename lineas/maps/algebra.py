@@ -15,7 +15,8 @@ __all__ = ["Overlap", "interpolate", "overlap"]
 
 Pairs = dict[str, tuple[NDArray, NDArray]]  # site -> weight, bias
 LARGEST = float(np.finfo(np.float32).max)
-ORIGIN = ("model", "model_class", "revision", "weights", "dtype", "pooling", "position")  # facts that a result may inherit
+# The facts that a result may inherit.
+ORIGIN = ("model", "model_class", "revision", "weights", "dtype", "pooling", "position")
 
 
 def pairs_of(maps: Maps) -> Pairs:

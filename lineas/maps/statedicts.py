@@ -22,11 +22,15 @@ from .._text import natural_order
 SUFFIX = ".statedict"
 WEIGHT, BIAS, DIM = "net.w1", "net.b1", "dim"
 FILE_LIMIT, PICKLE_LIMIT, COUNT_LIMIT, TOTAL_LIMIT = 1 << 25, 1 << 12, 1 << 14, 1 << 30  # bytes, bytes, files, bytes
+STORAGES = {
+    f"torch {kind}Storage": size
+    for kind, size in {"Float": 4, "Double": 8, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4}.items()
+}  # with the bytes of a number
 GLOBALS = {
     "collections OrderedDict",
     "torch._utils _rebuild_tensor_v2",
     "torch._utils _rebuild_parameter",
-    *(f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int")),
+    *STORAGES,
 }
 END_RECORD = 22  # bytes of a zip archive's last record, where no comment follows it
 
@@ -58,7 +62,7 @@ def _load(path: Path) -> Any:
 
 
 def _check_archive(path: Path, data: bytes) -> None:
-    """Nothing is compressed, and nothing stands for more than it has bytes."""
+    """Nothing is compressed, nothing stands for more than it has bytes, and all bytes are those that were written."""
     if data[-END_RECORD:][:4] != b"PK\5\6":  # with anything behind it, two readers might see two archives
         raise ValueError(f"{path}: expected a file that torch.save wrote, a zip archive, got something else")
     try:
@@ -70,19 +74,30 @@ def _check_archive(path: Path, data: bytes) -> None:
             pickles = [entry for entry in entries if entry.filename.endswith(".pkl")]
             if len(pickles) != 1 or pickles[0].file_size > PICKLE_LIMIT:
                 raise ValueError(f"{path}: expected one data.pkl of at most {PICKLE_LIMIT} bytes")
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"{path} is corrupted: {damaged[:80]!r} has another checksum than when it was written")
             content = archive.read(pickles[0])
     except (zipfile.BadZipFile, NotImplementedError, OSError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is truncated or corrupted: {error}") from error
-    _check_pickle(path, content)
+    root = pickles[0].filename.removesuffix("data.pkl")
+    sizes = {entry.filename: entry.file_size for entry in entries}
+    for key, size in _storages(path, content):
+        found = sizes.get(f"{root}data/{key}")
+        if found != size:  # torch reads on into the next entry
+            raise ValueError(f"{path} is truncated: expected {size} bytes in data/{key:.20}, got {found}")
 
 
-def _check_pickle(path: Path, content: bytes) -> None:
-    """Only read, never run. `weights_only` allows more types than are needed here, some of which take memory.
+def _storages(path: Path, content: bytes) -> list[tuple[str, int]]:
+    """The storages that a pickle asks for, each with its bytes. It is only read, never run.
 
-    Only strings and types may be used twice: of nested values used twice, a few bytes make more than a computer holds.
+    `weights_only` allows more types than are needed here, some of which take memory. Only strings and types may be used
+    twice: of nested values used twice, a few bytes make more than a computer holds.
     """
-    kept: dict[Any, str] = {}
-    last = ""
+    kept: dict[Any, tuple[str, Any]] = {}
+    pushed: list[Any] = []  # the last values, of which a storage's type, name, device and length are made
+    storages = []
+    last: tuple[str, Any] = ("", None)
     try:
         for op, argument, _ in pickletools.genops(content):
             if op.name in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
@@ -90,11 +105,26 @@ def _check_pickle(path: Path, content: bytes) -> None:
                     raise ValueError(f"it names {argument or op.name!r}, which no tensor is made of")
             elif "PUT" in op.name or op.name == "MEMOIZE":
                 kept[len(kept) if op.name == "MEMOIZE" else argument] = last
-            elif op.name == "DUP" or ("GET" in op.name and kept.get(argument, "") not in ("BINUNICODE", "GLOBAL")):
+                continue
+            elif "GET" in op.name:
+                last = kept.get(argument, last)
+                if last[0] not in ("BINUNICODE", "GLOBAL"):
+                    raise ValueError("it uses a value twice")
+                pushed.append(last[1])
+                continue
+            elif op.name == "DUP":
                 raise ValueError("it uses a value twice")
-            last = op.name
+            elif op.name == "BINPERSID":
+                kind, key, _, length = pushed[-4:] if len(pushed) > 3 else [None] * 4
+                if kind not in STORAGES or not isinstance(key, str) or not isinstance(length, int):
+                    raise ValueError("it asks for something that is no storage")
+                storages.append((key, length * STORAGES[kind]))
+            last = op.name, argument
+            if argument is not None:
+                pushed.append(argument)
     except ValueError as error:
         raise ValueError(f"{path}: expected a state dict of plain tensors: {str(error)[:200]}") from error
+    return storages
 
 
 def _maps(path: Path, state: Any) -> tuple[NDArray, NDArray]:

@@ -321,6 +321,35 @@ def test_a_storage_that_claims_more_than_the_file_has_is_never_read(tmp_path):
         refused_there(tmp_path, "corrupted|truncated|one shape|floats")
 
 
+@pytest.mark.parametrize("name", ["net.w1", "net.b1"])
+def test_a_damaged_value_is_refused(tmp_path, name):
+    """The maps of any flipped bit are finite, mostly, and of the right shape."""
+    values = state()[name].numpy().tobytes()
+    path = saved(tmp_path, state()) / "layers.0.norm.statedict"
+    good = path.read_bytes()
+    for bit in range(0, 8 * len(values), 17):
+        raw = bytearray(good)
+        raw[good.index(values) + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(raw)
+        refused_there(tmp_path, "is corrupted: .* has another checksum")
+
+
+def test_a_record_of_another_size_is_refused(tmp_path):
+    """Its neighbours' bytes would be read as weights."""
+
+    def cut(name, content):
+        return content[:-4] if name.endswith("data/0") else content
+
+    refused_there(rezipped(tmp_path, cut), "expected 64 bytes in data/0, got 60")
+    refused_there(
+        rezipped(tmp_path, lambda name, content: content + bytes(4) * name.endswith("data/1")),
+        "expected 64 bytes in data/1, got 68",
+    )
+    refused_there(
+        rezipped(tmp_path, pickled(lambda c: c.replace(b"\x00\x00\x000q", b"\x00\x00\x007q"))), "in data/7, got None"
+    )
+
+
 def test_many_or_large_files_are_refused_before_any_is_opened(tmp_path, monkeypatch):
     for k in range(3):
         saved(tmp_path, state(), f"a.{k}")

@@ -12,9 +12,9 @@ import numpy as np
 from torch import nn
 
 from ..attaching.positions import Position
-from ..network.data import find_tokenizer
 from ..network.sites import unwrapped
 from ..network.state import device_of, frozen, seeded
+from ..network.texts import find_tokenizer
 
 if TYPE_CHECKING:
     from ..steering import Steering
@@ -77,7 +77,7 @@ def tasks(
     from lm_eval.models.huggingface import HFLM
 
     model = unwrapped(model)
-    tokenizer = copy.deepcopy(tokenizer if tokenizer is not None else find_tokenizer(model, "tasks"))  # it gets a pad
+    tokenizer = copy.deepcopy(find_tokenizer(model, "tasks", tokenizer))  # it gets a pad
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     on = nullcontext() if steering is None else steering.apply(model, strength, position=position, strict=strict)
     with _left_alone(), seeded(seed, device_of(model)), frozen(model), on:

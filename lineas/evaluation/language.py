@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..network.data import find_tokenizer
 from ..network.state import device_of, frozen, seeded
+from ..network.texts import find_tokenizer
 from .divergence import read
 
 LIKELIEST = 50  # tokens that `generate` draws from where a model's own settings do not say
@@ -55,7 +55,7 @@ def continuations(
     -------
     list of str, without the prompts: those of the first prompt, then those of the second, and so on.
     """
-    tokenizer = tokenizer if tokenizer is not None else find_tokenizer(model, "prompts")
+    tokenizer = find_tokenizer(model, "prompts", tokenizer)
     rows = [prompt for prompt in prompts for _ in range(count)]
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     top_k_of_model: int | None = model.generation_config.top_k  # type: ignore[union-attr, assignment]

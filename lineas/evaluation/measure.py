@@ -11,10 +11,10 @@ from tqdm.auto import tqdm
 
 from .. import samples
 from ..attaching.positions import Position
-from ..network.data import find_tokenizer
 from ..network.identity import name_of
 from ..network.sites import Site
 from ..network.state import eager
+from ..network.texts import as_texts, find_tokenizer
 from ..responses.collect import responses
 from ..steering import Steering
 from . import diversity, harness
@@ -128,8 +128,8 @@ def evaluate(
     harnessed = {"position": position, "strict": strict, "batch_size": text_batch_size, **(task_options or {})}
     if tasks and "task_manager" not in harnessed:
         harnessed["task_manager"] = harness.manager_of(tasks, harnessed.get("include_path"))
-    if tokenizer is None and (len(prompts) or texts or tasks):
-        tokenizer = find_tokenizer(model, "texts")
+    if len(prompts) or texts or tasks:
+        tokenizer = find_tokenizer(model, "texts", tokenizer)
     steps = bool(texts) + len(conditions) * (len(drawn) * bool(len(prompts)) + (src is not None) + bool(tasks))
     found = Findings(model, tokenizer, conditions, drawn, tqdm(desc="evaluate", total=steps, disable=not progress))
     with found.bar, eager():
@@ -237,8 +237,8 @@ class Findings:
 
 def _by_length(inputs: Any) -> Any:
     """Texts in the order of their lengths, which saves padding; a distance does not depend on it."""
-    is_texts = isinstance(inputs, (list, tuple)) and all(isinstance(one, str) for one in inputs)
-    return sorted(inputs, key=len) if is_texts else inputs
+    texts = as_texts(inputs, "texts")
+    return inputs if texts is None else sorted(texts, key=lambda one: len(str(one)))
 
 
 def _named(steering: Any) -> dict[str, Steering]:

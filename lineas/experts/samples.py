@@ -9,9 +9,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from ..core import checks
-from ..network.data import is_texts
 from ..network.identity import name_of
 from ..network.sites import Site
+from ..network.texts import as_texts
 from ..responses.collect import responses
 
 
@@ -63,7 +63,7 @@ def side_by_side(values: Mapping[str, NDArray]) -> NDArray:
 
 def shown(inputs: Any) -> list | None:
     """Inputs that can be shown beside what they do: texts and chats."""
-    return list(inputs) if is_texts(inputs) else None
+    return as_texts(inputs, "inputs")
 
 
 def collect(

@@ -113,6 +113,17 @@ class EarlyStopping:
         self.best, self.waited = state["best"], state["waited"]
 
 
+def listened(callbacks: Iterable[Callable[[Entry], Any]]) -> tuple[Callable[[Entry], Any], ...]:
+    """Callbacks that can be called, or a TypeError."""
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(f"callbacks: expected a list of functions, got {callbacks!r:.60}")
+    listed = tuple(callbacks)
+    for k, callback in enumerate(listed):
+        if not callable(callback):
+            raise TypeError(f"callbacks: expected functions, got {callback!r:.60} at position {k}")
+    return listed
+
+
 def states(callbacks: Iterable[Any]) -> dict[str, Any]:
     """What callbacks with a `state_dict` want to be kept, by their place and class; a copy."""
     kept = {}

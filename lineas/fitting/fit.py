@@ -26,7 +26,7 @@ from ..responses.probe import probe
 from ..responses.runner import Runner, blame
 from ..steering import Steering
 from . import losses, methods
-from .callbacks import Entry
+from .callbacks import Entry, listened
 from .checkpoint import Checkpoint, Keeper, fingerprint, locate, read, refuse_another
 from .differentiable import check_differentiable
 from .distributed import Alone, processes
@@ -109,7 +109,7 @@ def fit(
     >>> steering = lineas.fit(net, torch.randn(32, 4), torch.randn(40, 4) + 1, sites="0", progress=False)
     >>> assert steering.history["loss"][-1] < steering.history["loss"][0]
     """
-    callbacks = tuple(callbacks)
+    callbacks = listened(callbacks)
     options = Options.checked(locals())
     started = time.perf_counter()
     model = _checked(model)

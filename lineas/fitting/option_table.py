@@ -46,8 +46,8 @@ class Option:
 
 
 OPTIONS = (
-    Option("tokenizer", None, "tokenizer", "For strings and chats; looked up by the model's own name if not given.",
-           command=None),
+    Option("tokenizer", None, "tokenizer or str",
+           "For strings and chats; looked up by the model's own name if not given.", command=None),
     Option("sites", None, "str or list", "Where to put maps: a regular expression or paths; see `lineas.find_sites`.",
            command="Where to put maps: a regular expression; see lineas sites."),
     Option("loss_sites", None, "str or list", "Where to compare; as `sites` if not given.", only="fit",

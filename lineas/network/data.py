@@ -1,6 +1,6 @@
 """Whatever the user has, as batches of tensors with a mask."""
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from .texts import as_texts, check_fields, find_tokenizer, padded, token_rows
 
 __all__ = ["Batch", "as_batches"]
 
@@ -59,6 +61,15 @@ class Batch:
             return value.detach().to(device) if isinstance(value, Tensor) else value
 
         return replace(self, args=tuple(map(move, self.args)), kwargs={k: move(v) for k, v in self.kwargs.items()})
+
+    def cast(self, precision: torch.dtype | None) -> "Batch":
+        """With floats of double precision, which NumPy makes unasked, in the precision given if any."""
+
+        def change(value):
+            double = isinstance(value, Tensor) and value.dtype == torch.float64
+            return value.to(precision) if double and precision is not None else value
+
+        return replace(self, args=tuple(map(change, self.args)), kwargs={k: change(v) for k, v in self.kwargs.items()})
 
     def rows(self, start: int, stop: int) -> "Batch":
         return self._cut(slice(start, stop), min(stop, self.size) - start)
@@ -151,7 +162,8 @@ def as_batches(
         On inputs of another kind, too few samples, tensors that disagree in length, a row that is all padding.
     """
     raw = _raw_batches(inputs, name, model, tokenizer, batch_size, max_length)
-    batches = [replace(_with_decoder(batch, model, name), number=k) for k, batch in enumerate(raw)]
+    precision = _precision_of(model)
+    batches = [replace(_with_decoder(batch, model, name).cast(precision), number=k) for k, batch in enumerate(raw)]
     count = sum(batch.size for batch in batches)
     if count < least:
         why = "; one sample has no distribution" * (least > 1)
@@ -163,38 +175,32 @@ def as_batches(
 
 
 def _raw_batches(inputs, name, model, tokenizer, batch_size, max_length) -> Iterator[Batch]:
-    if isinstance(inputs, str):
-        raise TypeError(f"{name}: expected a list of strings, got one string")
-    if isinstance(inputs, (Tensor, Mapping)):
+    texts = as_texts(inputs, name)
+    if texts is not None:
+        yield from _text_batches(texts, name, model, tokenizer, batch_size, max_length)
+    elif isinstance(inputs, (Tensor, Mapping)):
         batch = _tensor_batch(inputs, name)
         for start in range(0, batch.size, batch_size or max(batch.size, 1)):
             yield batch.rows(start, start + (batch_size or batch.size))
-    elif is_texts(inputs):
-        yield from _text_batches(list(inputs), name, model, tokenizer, batch_size, max_length)
     elif isinstance(inputs, torch.utils.data.DataLoader):
         for item in inputs:
-            if is_texts(item):
-                yield from _text_batches(list(item), name, model, tokenizer, None, max_length)
+            texts = as_texts(item, name)
+            if texts is not None:
+                yield from _text_batches(texts, name, model, tokenizer, None, max_length)
             else:
+                check_fields(item, name, model)
                 yield _tensor_batch(item, name)
     elif hasattr(inputs, "__getitem__") and isinstance(inputs, Sized):
         if len(inputs) == 0:
             return
-        loader: Any = torch.utils.data.DataLoader(inputs, batch_size=batch_size or len(inputs))  # type: ignore[arg-type]
+        rows: Any = list(inputs) if hasattr(inputs, "iloc") else inputs  # type: ignore[call-overload]  # by position
+        loader = torch.utils.data.DataLoader(rows, batch_size=batch_size or len(rows))
         yield from _raw_batches(loader, name, model, tokenizer, batch_size, max_length)
     else:
         raise TypeError(
             f"{name}: expected strings, chats, a tensor, a dict of tensors, a Dataset or a DataLoader; "
             f"got {type(inputs).__name__}"
         )
-
-
-def is_texts(inputs: Any) -> bool:
-    return isinstance(inputs, (list, tuple)) and bool(inputs) and all(isinstance(x, str) or _is_chat(x) for x in inputs)
-
-
-def _is_chat(item: Any) -> bool:
-    return isinstance(item, Sequence) and bool(item) and all(isinstance(x, Mapping) and "role" in x for x in item)
 
 
 def _tensor_batch(item: Any, name: str) -> Batch:
@@ -214,6 +220,12 @@ def _tensor_batch(item: Any, name: str) -> Batch:
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{name}: expected tensors of one length in dimension 0, got {lengths}")
     return Batch(args, kwargs, next(iter(lengths.values())))
+
+
+def _precision_of(model: nn.Module | None) -> torch.dtype | None:
+    """Of the model's weights, where none is double."""
+    kinds = [] if model is None else [w.dtype for w in model.parameters() if w.is_floating_point()]
+    return kinds[0] if kinds and torch.float64 not in kinds else None
 
 
 def _check_mask(batch: Batch, name: str, side: str) -> None:
@@ -254,52 +266,9 @@ def _with_decoder(batch: Batch, model: Any, name: str) -> Batch:
     return replace(batch, kwargs={**given, "decoder_input_ids": torch.full((batch.size, 1), start)})
 
 
-def find_tokenizer(model: nn.Module, name: str) -> Any:
-    """The tokenizer of the model's own name, as transformers would load it."""
-    path = getattr(model, "name_or_path", "") or getattr(getattr(model, "config", None), "_name_or_path", "")
-    advice = f"{name}: strings need a tokenizer; pass tokenizer="
-    if not path:
-        raise ValueError(f"{advice} (this {type(model).__name__} has no name to look one up by)")
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise ValueError(f"{advice}, or install transformers to look it up") from error
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{advice} (there is none to load at {path!r})") from error
-
-
 def _text_batches(texts, name, model, tokenizer, batch_size, max_length) -> Iterator[Batch]:
-    tokenizer = tokenizer if tokenizer is not None else find_tokenizer(model, name)
-    if max_length is None:
-        limit = getattr(tokenizer, "model_max_length", None)
-        max_length = limit if isinstance(limit, int) and limit < 10**9 else None  # beyond that it means "not known"
-    rows = [_tokens(text, tokenizer, max_length) for text in texts]
-    for k, row in enumerate(rows):
-        if not len(row["input_ids"]):
-            raise ValueError(f"{name}: text {k} has no tokens: {texts[k]!r:.60}")
+    tokenizer = find_tokenizer(model, name, tokenizer)
+    rows = token_rows(texts, name, tokenizer, max_length)
     for start in range(0, len(rows), batch_size or len(rows)):
-        yield _pad(rows[start : start + (batch_size or len(rows))], tokenizer)
-
-
-def _tokens(text: Any, tokenizer: Any, max_length: int | None) -> dict[str, list[int]]:
-    options = {"truncation": True, "max_length": max_length} if max_length else {}
-    if isinstance(text, str):
-        encoded = tokenizer(text, **options)
-    else:
-        encoded = tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, **options)
-    return {key: list(encoded[key]) for key in ("input_ids", "token_type_ids") if key in encoded}
-
-
-def _pad(rows: list[dict[str, list[int]]], tokenizer: Any) -> Batch:
-    """Pad on the right, where no position depends on it; padding never counts, so any id can stand in for a pad."""
-    lengths = [len(row["input_ids"]) for row in rows]
-    longest = max(lengths)
-    fill = {"input_ids": getattr(tokenizer, "pad_token_id", None) or 0}
-    kwargs: dict[str, Any] = {
-        key: torch.tensor([row[key] + [fill.get(key, 0)] * (longest - len(row[key])) for row in rows])
-        for key in rows[0]
-    }
-    kwargs["attention_mask"] = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
-    return Batch((), kwargs, len(rows))
+        some = rows[start : start + (batch_size or len(rows))]
+        yield Batch((), padded(some, tokenizer), len(some))

@@ -102,8 +102,8 @@ def find_sites(model: nn.Module, pattern: "str | Iterable[str | Site] | None" = 
     ------
     LookupError
         No module matches; the message has the nearest names.
-    ValueError
-        A bad regular expression, an empty list, a site named twice, two names of one module.
+    TypeError, ValueError
+        Neither a pattern nor a list; a bad pattern, an empty list, a site named twice, two names of one module.
 
     Examples
     --------
@@ -118,6 +118,8 @@ def find_sites(model: nn.Module, pattern: "str | Iterable[str | Site] | None" = 
         names = _default_names(modules)
     elif isinstance(pattern, str):
         names = _matching_names(modules, pattern)
+    elif not isinstance(pattern, Iterable):
+        raise TypeError(f"sites: expected a regular expression, names or None, got {pattern!r:.60}")
     else:
         names = _listed_names(model, modules, [s.name if isinstance(s, Site) else s for s in pattern])
     return [_site(name, model.get_submodule(split_name(name)[0])) for name in names]

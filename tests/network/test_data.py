@@ -1,9 +1,13 @@
 """Whatever the user has becomes batches; what cannot is refused before any work."""
 
+from collections import deque
+
+import numpy as np
 import pytest
 import torch
 from conftest import WordTokenizer, normal
 
+import lineas
 from lineas.network.data import as_batches
 
 TEXTS = ["one two three", "four", "five six"]
@@ -120,3 +124,85 @@ def test_strings_without_a_tokenizer_are_refused(mlp, llama):
     llama.name_or_path = "no/such-model"
     with pytest.raises(ValueError, match="none to load at 'no/such-model'"):
         as_batches(TEXTS, "tgt", llama)
+
+
+@pytest.mark.parametrize("library", ["pandas", "datasets", "numpy", "deque"])
+def test_any_sequence_of_texts_goes_by_position(tokenizer, library):
+    expected = ids(as_batches(TEXTS, "src", None, tokenizer))
+    if library == "pandas":
+        frame = pytest.importorskip("pandas").DataFrame({"text": ["other", *TEXTS], "label": [0, 1, 1, 1]})
+        given = frame[frame.label == 1].text
+    elif library == "datasets":
+        given = pytest.importorskip("datasets").Dataset.from_dict({"text": TEXTS})["text"]
+    else:
+        given = np.array(TEXTS, object) if library == "numpy" else deque(TEXTS)
+    assert ids(as_batches(given, "src", None, tokenizer)) == expected
+
+
+def test_a_series_of_arrays_goes_by_position():
+    series = pytest.importorskip("pandas").Series(list(normal(3, 4).numpy()), index=[5, 6, 7])
+    (batch,) = as_batches(series, "src", None)
+    assert torch.equal(batch.args[0], normal(3, 4))
+
+
+def test_a_table_is_refused_with_its_columns(tokenizer):
+    frame = pytest.importorskip("pandas").DataFrame({"text": TEXTS, "label": [0, 1, 1]})
+    with pytest.raises(TypeError, match=r"got a DataFrame of columns \['text', 'label'\]; pass one of them"):
+        as_batches(frame, "src", None, tokenizer)
+
+
+@pytest.mark.parametrize("form", ["Dataset", "dicts"])
+def test_rows_with_a_text_are_refused_with_the_way_to_it(tokenizer, form):
+    rows = [{"text": text, "label": k} for k, text in enumerate(TEXTS)]
+    given = pytest.importorskip("datasets").Dataset.from_list(rows) if form == "Dataset" else rows
+    with pytest.raises(TypeError, match=r"fields \['text', 'label'\]; pass \[row\['text'\] for row in tgt\]"):
+        as_batches(given, "tgt", None, tokenizer)
+
+
+def test_rows_with_a_text_that_the_model_takes_are_its_own():
+    class Painter(torch.nn.Module):
+        def forward(self, prompt, noise):
+            return noise
+
+    (batch,) = as_batches([{"prompt": text, "noise": normal(4)} for text in TEXTS], "src", Painter())
+    assert batch.kwargs["prompt"] == TEXTS
+    assert batch.size == 3
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), 3])
+def test_what_is_no_string_among_strings_is_named(tokenizer, value):
+    with pytest.raises(TypeError, match=rf"src: expected strings, got {value!r} at position 1"):
+        as_batches(["one", value, "two"], "src", None, tokenizer)
+
+
+def test_a_chat_without_content_is_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"src: chat 1: expected messages with a role and content, got \['role'\]"):
+        as_batches([[{"role": "user", "content": "hello"}], [{"role": "user"}]], "src", None, tokenizer)
+
+
+def test_a_tokenizer_goes_by_name_too(tokenizer, monkeypatch):
+    import transformers
+
+    names = []
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda name: names.append(name) or tokenizer)
+    assert ids(as_batches(TEXTS, "src", None, "some/name")) == ids(as_batches(TEXTS, "src", None, tokenizer))
+    assert names == ["some/name"]
+
+
+def test_doubles_are_cast_to_what_the_model_computes_in():
+    x, net = normal(5, 4), torch.nn.Sequential(torch.nn.Linear(4, 3))
+    steering = lineas.fit(net, x.double().numpy(), x.double().numpy() + 1, progress=False, sites="0", steps=2)
+    expected = lineas.fit(net, x, x + 1, progress=False, sites="0", steps=2)
+    assert np.array_equal(steering.bias("0"), expected.bias("0"))
+    (batch,) = as_batches(x.double(), "src", net.double())
+    assert batch.args[0].dtype == torch.float64
+
+
+def test_options_of_another_kind_are_named():
+    x, net = normal(5, 4), torch.nn.Sequential(torch.nn.Linear(4, 3))
+    with pytest.raises(TypeError, match="sites: expected a regular expression, names or None, got 5"):
+        lineas.fit(net, x, x + 1, sites=5)
+    with pytest.raises(TypeError, match="callbacks: expected a list of functions, got <built-in function print>"):
+        lineas.fit(net, x, x + 1, sites="0", callbacks=print)
+    with pytest.raises(TypeError, match="callbacks: expected functions, got 3 at position 1"):
+        lineas.fit(net, x, x + 1, sites="0", callbacks=[print, 3])

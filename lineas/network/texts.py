@@ -1,0 +1,111 @@
+"""What counts as texts, and texts as tokens."""
+
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def as_texts(inputs: Any, name: str) -> list | None:
+    """The strings and chats of any sequence of them, by position; None for what is something else.
+
+    Raises
+    ------
+    TypeError
+        One string, a table of columns, or a sequence of strings and something else.
+    """
+    if isinstance(inputs, str):
+        raise TypeError(f"{name}: expected a list of strings, got one string")
+    if hasattr(inputs, "columns"):
+        columns = [str(column) for column in inputs.columns]
+        raise TypeError(
+            f"{name}: expected texts, got a {type(inputs).__name__} of columns {columns[:6]}; pass one of them"
+        )
+    others = (Tensor, Mapping, torch.utils.data.Dataset, torch.utils.data.DataLoader)
+    if isinstance(inputs, others) or not (isinstance(inputs, Collection) and hasattr(inputs, "__getitem__")):
+        return None
+    if not isinstance(inputs, (list, tuple)) and not (hasattr(inputs, "iloc") or _is_text(next(iter(inputs), None))):
+        return None  # perhaps large, or each item made when it is asked for
+    listed = list(inputs)
+    other = next((k for k, item in enumerate(listed) if not _is_text(item)), None)
+    if other is not None and any(isinstance(item, str) for item in listed):
+        raise TypeError(f"{name}: expected strings, got {listed[other]!r:.60} at position {other}")
+    return listed if listed and other is None else None
+
+
+def check_fields(batch: Any, name: str, model: nn.Module | None) -> None:
+    """Refuse a dataset's rows with texts in them that the model does not take as they are."""
+    if not isinstance(batch, Mapping):
+        return
+    takes = inspect.signature(model.forward).parameters if model is not None else ()
+    fields = [key for key, value in batch.items() if isinstance(value, list) and all(map(_is_text, value))]
+    if fields and fields[0] not in takes:
+        advice = f"[row[{fields[0]!r}] for row in {name}]"
+        raise TypeError(f"{name}: expected texts or tensors, got rows with the fields {list(batch)[:6]}; pass {advice}")
+
+
+def _is_text(item: Any) -> bool:
+    return isinstance(item, str) or _is_chat(item)
+
+
+def _is_chat(item: Any) -> bool:
+    return isinstance(item, Sequence) and bool(item) and all(isinstance(x, Mapping) and "role" in x for x in item)
+
+
+def find_tokenizer(model: nn.Module, name: str, given: Any = None) -> Any:
+    """The one given, or that of a name given, or that of the model's own name, as transformers would load it."""
+    if given is not None and not isinstance(given, str):
+        return given
+    own = getattr(model, "name_or_path", "") or getattr(getattr(model, "config", None), "_name_or_path", "")
+    path = given or own
+    advice = f"{name}: strings need a tokenizer; pass tokenizer="
+    if not path:
+        raise ValueError(f"{advice} (this {type(model).__name__} has no name to look one up by)")
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ValueError(f"{advice}, or install transformers to look it up") from error
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{advice} (there is none to load at {path!r})") from error
+
+
+def token_rows(texts: list, name: str, tokenizer: Any, max_length: int | None) -> list[dict[str, list[int]]]:
+    """Each text's tokens, no more than the tokenizer says that its model takes."""
+    if max_length is None:
+        limit = getattr(tokenizer, "model_max_length", None)
+        max_length = limit if isinstance(limit, int) and limit < 10**9 else None  # beyond that it means "not known"
+    rows = []
+    for k, text in enumerate(texts):
+        rows.append(_tokens(text, f"{name}: chat {k}", tokenizer, max_length))
+        if not len(rows[k]["input_ids"]):
+            raise ValueError(f"{name}: text {k} has no tokens: {text!r:.60}")
+    return rows
+
+
+def _tokens(text: Any, name: str, tokenizer: Any, max_length: int | None) -> dict[str, list[int]]:
+    options = {"truncation": True, "max_length": max_length} if max_length else {}
+    if isinstance(text, str):
+        encoded = tokenizer(text, **options)
+    else:
+        for message in text:
+            if not message.keys() & {"content", "tool_calls"}:
+                raise ValueError(f"{name}: expected messages with a role and content, got {list(message)}")
+        encoded = tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, **options)
+    return {key: list(encoded[key]) for key in ("input_ids", "token_type_ids") if key in encoded}
+
+
+def padded(rows: list[dict[str, list[int]]], tokenizer: Any) -> dict[str, Tensor]:
+    """Pad on the right, where no position depends on it; padding never counts, so any id can stand in for a pad."""
+    lengths = [len(row["input_ids"]) for row in rows]
+    longest = max(lengths)
+    fill = {"input_ids": getattr(tokenizer, "pad_token_id", None) or 0}
+    columns = {
+        key: torch.tensor([row[key] + [fill.get(key, 0)] * (longest - len(row[key])) for row in rows])
+        for key in rows[0]
+    }
+    columns["attention_mask"] = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+    return columns

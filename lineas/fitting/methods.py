@@ -19,6 +19,7 @@ from ..network.sites import Site
 from ..network.state import reseed
 from ..responses.layout import Layout
 from ..responses.pooling import Part
+from ..responses.rounding import resolution, settled
 from ..responses.runner import Finished, Runner, blame
 from .distributed import Alone
 
@@ -74,8 +75,9 @@ def maps_of(
     """
     with blame("tgt"):
         goal, _ = world.gather(lambda: runner.collect(targets))
+        least, _ = world.gather(lambda: resolution(runner, targets[0]))
     everywhere = np.ones(runner.mapped.units, bool)
-    fitting = _Fitting(method, runner.mapped, goal, everywhere if free is None else free, world, kind)
+    fitting = _Fitting(method, runner.mapped, goal, everywhere if free is None else free, world, kind, least.max(0))
     with blame("src"):
         passes = _fit_all(schedule, runner, sources, fitting)
     return fitting.x, fitting.kinds_by_site(), passes
@@ -100,15 +102,17 @@ class _Fitting:
 
     def __init__(
         self, method: Method, layout: Layout, targets: Vector, free: NDArray[np.bool_], world: Alone,
-        kind: type[Affine],
+        kind: type[Affine], least: Vector,
     ):  # fmt: skip
-        self.method, self.layout, self.targets, self.free, self.world = method, layout, targets, free, world
+        self.method, self.layout, self.free, self.world = method, layout, free, world
+        self.targets, self.least = settled(targets, least), least
         self.x, self.kind, self.parts = layout.identity(), kind, neutral_parts(kind, layout.units)
 
     def fit(self, k: int, responses: Vector) -> None:
         """From all processes' responses (n, d) at site k, its maps."""
         where = self.layout.slice(k)
-        weight, bias = self.method.maps(np.ascontiguousarray(responses), np.ascontiguousarray(self.targets[:, where]))
+        sources = settled(responses, self.least[where])
+        weight, bias = self.method.maps(np.ascontiguousarray(sources), np.ascontiguousarray(self.targets[:, where]))
         part_of_site = [half[where] for half in np.split(self.x, 2)]
         for name, part, value in zip(("weight", "bias"), part_of_site, (weight, bias), strict=True):
             if np.shape(value) != part.shape or not np.isfinite(value).all():

@@ -1,5 +1,7 @@
 """fit(method=) other than "lineas": maps are the method's formula on responses; and chosen units, and pooling."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -277,3 +279,42 @@ def test_a_checkpoint_of_other_units_is_refused(mlp, tmp_path):
     lineas.fit(mlp, *both, units={"first": [0, 1]}, max_evaluations=2, **options)
     with pytest.raises(ValueError, match="units"):
         lineas.fit(mlp, *both, units={"first": [0, 2]}, max_evaluations=2, resume_from=tmp_path, **options)
+
+
+@pytest.fixture(scope="module")
+def painter():
+    """The means over an image of the first norm's channels are the same for all images, up to 1e-8."""
+    torch.manual_seed(0)
+    first, second = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 4, 3, padding=1)
+    return torch.nn.Sequential(first, torch.nn.GroupNorm(8, 8), torch.nn.ReLU(), second, torch.nn.GroupNorm(2, 4))
+
+
+@pytest.mark.parametrize("method", ["mean_act", "gaussian_act", "linear_act", "caa"])
+def test_identical_sets_are_left_alone_however_they_are_batched(painter, method):
+    x = normal(24, 3, 12, 12)
+    others = torch.utils.data.DataLoader(x.flip(0), batch_size=1)
+    steering = lineas.fit(painter, x, others, sites=["1", "4"], method=method, progress=False)
+    plain = painter(x)
+    with steering.apply(painter):
+        assert (painter(x) - plain).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("method", ["gaussian_act", "linear_act"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_deviations_that_are_rounding_scale_nothing(painter, method, dtype):
+    x, y = normal(24, 3, 12, 12), normal(30, 3, 12, 12, seed=1) + 1
+    model = copy.deepcopy(painter).to(dtype)
+    steering = lineas.fit(model, x.to(dtype), y.to(dtype), sites=["1", "4"], method=method, progress=False)
+    assert (steering.weight("1") == 1).all()
+    assert np.abs(steering.bias("1")).max() < (1e-6 if dtype == torch.float32 else 0.01)
+    assert np.abs(steering.weight("4") - 1).min() > 0.001
+
+
+def test_a_small_deviation_that_is_none_of_rounding_is_matched():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    with torch.no_grad():
+        net[0].weight.copy_(1e-3 * torch.eye(2))
+        net[0].bias.fill_(1.0)
+    x = normal(40, 2)
+    steering = lineas.fit(net, x, 3 * x, sites="0", method="gaussian_act", progress=False)
+    assert np.allclose(steering.weight("0"), 3, rtol=1e-2)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .sites import Site
+from .sites import Site, units_of
 
 # Modules whose channels are dimension 1. Other modules have theirs last, except that 4-D outputs (images) count as
 # channels-first unless a linear or layer normalisation, which works on the last dimension, made them.
@@ -18,7 +18,24 @@ CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
 
 
 def channel_dim(module: nn.Module, output: Tensor) -> int:
-    """1 where channels come first, -1 where they come last."""
+    """1 where channels come first, -1 where they come last.
+
+    That of the module's kind, unless only the other dimension has as many units as the module: a layer normalisation
+    of images may put the channels back in front (ConvNeXt's, LayerNorm2d). Where both have, its name or format tells.
+    """
+    dim = _usual_dim(module, output)
+    if output.ndim < 3 or type(module) in CHANNELS_FIRST + CHANNELS_LAST:
+        return dim
+    other, units = -1 if dim == 1 else 1, units_of(module)
+    if output.shape[dim] != units and output.shape[other] == units:
+        return other
+    if output.shape[dim] == output.shape[other] and isinstance(module, nn.LayerNorm) and output.ndim > 3:
+        first = type(module).__name__.endswith("2d") or getattr(module, "data_format", "") == "channels_first"
+        return 1 if first else dim
+    return dim
+
+
+def _usual_dim(module: nn.Module, output: Tensor) -> int:
     if isinstance(module, CHANNELS_FIRST):
         return 1
     if isinstance(module, CHANNELS_LAST) or "RMSNorm" in type(module).__name__ or output.ndim < 4:

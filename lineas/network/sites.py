@@ -172,10 +172,11 @@ def _listed_names(model: nn.Module, modules: dict[str, nn.Module], names: list[s
 
 
 def _site(name: str, module: nn.Module) -> Site:
-    return Site(name, _units(module), type(module).__name__)
+    return Site(name, units_of(module), type(module).__name__)
 
 
-def _units(module: nn.Module) -> int | None:
+def units_of(module: nn.Module) -> int | None:
+    """How many units a module has, where that can be told before it runs."""
     for attribute in ("out_features", "out_channels", "num_channels", "num_features", "embedding_dim"):
         if isinstance(count := getattr(module, attribute, None), int):
             return count

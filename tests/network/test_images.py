@@ -1,10 +1,13 @@
 """Models of images are steered along their channels."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import assert_untouched, normal, snapshot
 from network_cases import fit, seeded
 from torch import nn
+
+import lineas
 
 
 def vit():
@@ -62,3 +65,47 @@ def test_models_of_images_are_steered_along_their_channels(make, sites, sides, u
     assert [len(steering.weight(name)) for name in steering.sites] == units
     assert steering.history["loss"][-1] < 0.5 * steering.history["loss"][0]
     assert_untouched(model, before)
+
+
+class LayerNorm2d(torch.nn.LayerNorm):
+    """As torchvision and timm have it: over the channels of (batch, channels, height, width)."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ChannelNorm(torch.nn.Module):
+    """Over the channels of (batch, channels, time), with weights of its own, as in audio models."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(units))
+
+    def forward(self, x):
+        return x / x.square().mean(1, keepdim=True).sqrt() * self.weight[:, None]
+
+
+@pytest.mark.parametrize(("norm", "shape"), [(LayerNorm2d, (12, 9)), (LayerNorm2d, (6, 6)), (ChannelNorm, (12,))])
+def test_norms_that_leave_channels_in_front_are_mapped_there(norm, shape):
+    net = torch.nn.Sequential(norm(6))
+    x = normal(12, 6, *shape)
+    y = x.clone()
+    y[:, 2] += 3 + y[:, 1] / 10
+    steering = lineas.fit(net, x, y, sites="0", progress=False)
+    assert steering.weight("0").shape == (6,)
+    assert lineas.experts.rank(net, x, y, sites="0").sizes == {"0": 6}
+    with lineas.Steering({"0": (np.array([1, 1, 2, 1, 1, 1.0]), np.zeros(6))}).apply(net):
+        steered = net(x)
+    scale = torch.ones(6)
+    scale[2] = 2
+    assert torch.allclose(steered, net(x) * scale.view(6, *[1] * len(shape)), atol=1e-6)
+
+
+def test_convnexts_own_norms_have_the_units_that_they_announce():
+    model = seeded(convnext)
+    images = [normal(8, 3, 16, 16, seed=k, shift=k / 2) for k in (0, 1)]
+    pattern = r"embeddings\.layernorm|.*downsampling_layer\.0|.*layernorm"
+    announced = {site.name: site.units for site in lineas.find_sites(model, pattern)}
+    assert len(announced) >= 4
+    steering = lineas.fit(model, *images, sites=pattern, steps=1, progress=False)
+    assert {name: len(steering.bias(name)) for name in steering.sites} == announced

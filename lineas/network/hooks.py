@@ -87,12 +87,21 @@ def put_hooks(model: nn.Module, functions: Functions) -> list[RemovableHandle]:
     handles: list[RemovableHandle] = []
     try:
         for site, function in functions.items():
-            handles.append(model.get_submodule(site.path).register_forward_hook(Hook(site, function)))
+            module = model.get_submodule(site.path)
+            handles.append(module.register_forward_hook(Hook(site, function)))
+            _let_recorders_see(module)
     except BaseException:
         for handle in handles:
             handle.remove()
         raise
     return handles
+
+
+def _let_recorders_see(module: nn.Module) -> None:
+    """Behind all others, the hooks by which transformers keeps hidden states: what they keep is what goes on."""
+    for key, hook in list(module._forward_hooks.items()):
+        if str(getattr(hook, "__module__", "")).partition(".")[0] == "transformers":
+            module._forward_hooks[key] = module._forward_hooks.pop(key)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """A steering's life: apply, attach, generate, look, save, load, refuse."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -188,3 +190,19 @@ def test_the_same_steering_twice_is_refused_but_another_may_join(llama, steering
 def test_a_strength_that_is_no_finite_number_is_refused(llama, steering, strength, error):
     with pytest.raises(error, match="strength: expected a"):
         steering.attach(llama, strength)
+
+
+def test_hidden_states_that_a_model_keeps_are_the_steered_ones(llama):
+    """Also where it kept some before, which leaves hooks that were there first; and in the order of attaching."""
+    ids = torch.arange(12).view(2, 6)
+    fresh = copy.deepcopy(llama)
+    plain = llama(ids, output_hidden_states=True).hidden_states
+    site, width = "model.layers.1", plain[0].shape[-1]
+    doubled = Steering({site: (np.full(width, 2.0), np.zeros(width))})
+    shifted = Steering({site: (np.ones(width), np.ones(width))})
+    for model in (llama, fresh):
+        with doubled.apply(model), shifted.apply(model):
+            kept = model(ids, output_hidden_states=True).hidden_states
+        assert torch.equal(kept[1], plain[1])
+        torch.testing.assert_close(kept[2], 2 * plain[2] + 1)
+    assert torch.equal(llama(ids, output_hidden_states=True).hidden_states[2], plain[2])

@@ -56,6 +56,9 @@ def bits(steering) -> dict:
     return {"maps": maps.tobytes().hex(), "history": steering.history, "stopped": steering.info["stopped"]}
 
 
+EVENTS = 24  # a life ends at one of so many, unless the clock ends it
+
+
 def kill_at(event: int, diary: Path) -> Mlp:
     """A model, and a system, that kill this process at the so many-th event, with a note of where it was."""
     count = iter(range(1, 10**9))
@@ -142,8 +145,10 @@ def killed_in(home: Path, case: str, rounds: int, draw: random.Random) -> dict:
         folder = home / f"{k}" / "checkpoints"
         folder.parent.mkdir()
         for life in range(LIVES):
-            timed = draw.random() < 0.5
-            event, seconds = (-1, draw.uniform(0, longest)) if timed else (draw.randint(1, 24), None)
+            timed = life > 0 and draw.random() < 0.6
+            event, seconds = (-1, draw.uniform(0, longest)) if timed else (draw.randint(1, EVENTS), None)
+            if life == 0:  # whatever the clock does, the first lives end all over a fit
+                event = 1 + (EVENTS * k + draw.randrange(EVENTS)) // rounds
             if life == LIVES - 1:  # or a slow machine might never come to an end
                 event, seconds = -1, None
             if (status := live(case, folder, resumed, event, seconds=seconds)) != -signal.SIGKILL:

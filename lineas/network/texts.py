@@ -18,14 +18,14 @@ def as_texts(inputs: Any, name: str) -> list | None:
     """
     if isinstance(inputs, str):
         raise TypeError(f"{name}: expected a list of strings, got one string")
+    others = (Tensor, Mapping, torch.utils.data.Dataset, torch.utils.data.DataLoader)
+    if isinstance(inputs, others) or not (isinstance(inputs, Collection) and hasattr(inputs, "__getitem__")):
+        return None
     if hasattr(inputs, "columns"):
         columns = [str(column) for column in inputs.columns]
         raise TypeError(
             f"{name}: expected texts, got a {type(inputs).__name__} of columns {columns[:6]}; pass one of them"
         )
-    others = (Tensor, Mapping, torch.utils.data.Dataset, torch.utils.data.DataLoader)
-    if isinstance(inputs, others) or not (isinstance(inputs, Collection) and hasattr(inputs, "__getitem__")):
-        return None
     if not isinstance(inputs, (list, tuple)) and not (hasattr(inputs, "iloc") or _is_text(next(iter(inputs), None))):
         return None  # perhaps large, or each item made when it is asked for
     listed = list(inputs)

@@ -13,7 +13,9 @@ from ..core.arrays import Vector
 from ..network.calls import call
 from ..network.data import Batch
 from ..network.hooks import hooked
+from ..network.sites import Site
 from ..network.state import reseed
+from .pooling import Part
 from .runner import Runner
 
 SAFETY = 4  # times the rounding that one operation leaves; that of the operations before adds to it
@@ -22,30 +24,31 @@ SAFETY = 4  # times the rounding that one operation leaves; that of the operatio
 def resolution(runner: Runner, batch: Batch) -> Vector:
     """(1, N): below which standard deviation a unit's responses tell nothing, from a look at two samples.
 
-    Of float32: a few units in the last place of the root mean square of its activations. Activations in half precision
-    are rounded each for itself, which a mean over tokens makes smaller.
+    Of float32: a few units in the last place of the mean of its activations' sizes, padding aside. Activations in half
+    precision are rounded each for itself, which a mean over tokens makes smaller.
     """
-    batch = batch.rows(0, 2)
-    found = np.zeros((1, runner.compared.units), np.float32)
+    layout, part = runner.compared, Part(batch.rows(0, 2), "mean")
+    found = np.zeros((1, layout.units), np.float32)
 
-    def watch(k: int):
+    def watch(k: int, site: Site):
+        identity = torch.ones(layout.sizes[k]), torch.zeros(layout.sizes[k])
+
         def see(module: nn.Module, h: Tensor) -> Tensor:
-            dim = runner.compared.channel_dims[k]
-            others = [d for d in range(h.ndim) if d != dim % h.ndim]
-            size = h.float().square().mean(others).sqrt()
-            tokens = h.numel() // (batch.size * h.shape[dim])
+            maps = (half.to(h.device) for half in identity)
+            size = part.pooled(h.abs(), layout.channel_dims[k], layout.sides[k], site, *maps)[1].mean(0)
+            tokens = h.numel() // (part.batch.size * layout.sizes[k])
             averaged = max(tokens, 1) if runner.pooling == "mean" else 1
             own = torch.finfo(h.dtype).eps if h.dtype in (torch.float16, torch.bfloat16) else 0.0
             step = SAFETY * torch.finfo(torch.float32).eps + own / averaged**0.5
-            found[0, runner.compared.slice(k)] = (size * step).cpu().numpy()
+            found[0, layout.slice(k)] = (size * step).cpu().numpy()
             return h
 
         return see
 
     reseed(runner.seed + batch.number, runner.device)
-    hooks = hooked(runner.model, {site: watch(k) for k, site in enumerate(runner.compared.sites)})
+    hooks = hooked(runner.model, {site: watch(k, site) for k, site in enumerate(layout.sites)})
     with torch.no_grad(), hooks, runner.half():
-        call(runner.model, batch)
+        call(runner.model, part.batch)
     return found
 
 

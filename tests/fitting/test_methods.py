@@ -318,3 +318,27 @@ def test_a_small_deviation_that_is_none_of_rounding_is_matched():
     x = normal(40, 2)
     steering = lineas.fit(net, x, 3 * x, sites="0", method="gaussian_act", progress=False)
     assert np.allclose(steering.weight("0"), 3, rtol=1e-2)
+
+
+def test_what_stands_in_padding_says_nothing_of_rounding():
+    class Reader(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.site = torch.nn.Identity()
+
+        def forward(self, inputs_embeds, attention_mask):
+            return self.site(inputs_embeds)
+
+    mask = torch.ones(12, 5)
+    mask[:, 3:] = 0
+
+    def weights(padding):
+        sides = [torch.where(mask[:, :, None] > 0, normal(12, 5, 4, seed=k) * (1 + k), padding) for k in (0, 1)]
+        given = [{"inputs_embeds": side, "attention_mask": mask} for side in sides]
+        return lineas.fit(Reader(), *given, sites="site", method="gaussian_act", progress=False).weight("site")
+
+    expected = weights(0.0)
+    assert (expected != 1).all()
+    assert np.abs(expected - 1).max() > 0.5
+    for padding in (1e30, float("inf")):
+        assert np.array_equal(weights(padding), expected)

@@ -206,3 +206,17 @@ def test_options_of_another_kind_are_named():
         lineas.fit(net, x, x + 1, sites="0", callbacks=print)
     with pytest.raises(TypeError, match="callbacks: expected functions, got 3 at position 1"):
         lineas.fit(net, x, x + 1, sites="0", callbacks=[print, 3])
+
+
+def test_a_dataset_with_columns_of_its_own_is_no_table():
+    class Own(torch.utils.data.Dataset):
+        columns = ("a", "b")
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, k):
+            return normal(4, seed=k)
+
+    (batch,) = as_batches(Own(), "src", None)
+    assert batch.size == 3

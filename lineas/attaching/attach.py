@@ -10,12 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .._text import warn
 from ..maps.maps import Maps
 from ..network.hooks import CHANNELS_FIRST, Hook, put_hooks
 from ..network.sites import Site, find_sites, unwrapped
 from ..network.state import make_new_to_compilers
 from .base_model import check_base
 from .coverage import Coverage
+from .first_pass import FirstPass
 from .positions import ONLY_ALL, Position, TokenHook, Tokens, check_position
 from .rows import choose, named
 from .site_map import SiteMap, copy_but
@@ -52,14 +54,13 @@ class Handle:
         self._modules = [model.get_submodule(site.path) for site in site_maps]
         self._hooks: list[RemovableHandle] = []
         self._number = next(NUMBERS)
-        self._set(rows, strength)
         for one in site_maps.values():
             one.handle = self  # what the hooks know, lives as long as they do
         try:
-            self._hooks += put_hooks(model, site_maps)
+            self._set(rows, strength)
+            self._hooks += [*put_hooks(model, site_maps), FirstPass(model, site_maps).hook]
             if tokens.position != "all" or tokens.counting:
-                tokens.watch_passes(model)
-                self._modules.extend(tokens.hosts)
+                self._watch_passes()
         except BaseException:
             self.remove()
             raise
@@ -126,16 +127,29 @@ class Handle:
             raise RuntimeError("expected a handle that is on, got one that was removed")
         choice = choose(self._steerings, rows, strength)
         if choice.by_row is not None:
-            self._tokens.watch_generate(self._model)
+            self._watch_passes()
         self._tokens.batch = None if choice.by_row is None else (choice.argument, len(choice.by_row))
         for one in self._maps.values():
             one.set(choice)
         self.rows, self.strength = rows, strength
 
+    def _watch_passes(self) -> None:
+        if not self._tokens.hosts:
+            self._tokens.watch_passes(self._model)
+            self._modules.extend(self._tokens.hosts)
+            for host in self._tokens.hosts:
+                make_new_to_compilers(host, hooked=True)
+
     def remove(self) -> None:
         """Take the hooks off; a second call does nothing."""
         if self.active:
             self.active = False
+            if waiting := max(one.recomputed.waiting for one in self._maps.values()):
+                warn(
+                    f"a steering was taken off before the backward of {waiting} passes under reentrant checkpointing, "
+                    "which computes them again, now unsteered: their gradients will be wrong. Call backward first, or "
+                    "checkpoint with use_reentrant=False"
+                )
             for hook in self._hooks:
                 hook.remove()
             self._tokens.leave()

@@ -1,5 +1,6 @@
 """How many tokens passed each site, and how many of them were steered."""
 
+import threading
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,9 @@ class Coverage(dict[str, Seen]):
         return "\n".join([f"{'site':{width}} {'tokens seen':>12} {'steered':>12}", *lines])
 
 
+COUNTING = threading.Lock()  # of whichever site: a copied model may have it too
+
+
 class Count:
     """Running totals of a site. Tensors are added up where they are, and read only when somebody asks."""
 
@@ -32,9 +36,16 @@ class Count:
         self.on_device: dict[torch.device, Tensor] = {}
 
     def add(self, seen: int | Tensor, steered: int | Tensor, device: torch.device) -> None:
-        if isinstance(seen, int) and isinstance(steered, int) and not torch.compiler.is_compiling():
-            self.seen, self.steered = self.seen + seen, self.steered + steered
+        if torch.compiler.is_compiling():
+            self._add_there(seen, steered, device)
             return
+        with COUNTING:
+            if isinstance(seen, int) and isinstance(steered, int):
+                self.seen, self.steered = self.seen + seen, self.steered + steered
+            else:
+                self._add_there(seen, steered, device)
+
+    def _add_there(self, seen: int | Tensor, steered: int | Tensor, device: torch.device) -> None:
         device = next((part.device for part in (seen, steered) if isinstance(part, Tensor)), device)
         if device not in self.on_device:
             with torch.inference_mode(False):  # or it could never be added to outside of it

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..network.generation import Watch, is_encoder_decoder, real_order, watch
+from ..network.generation import OfThread, Watch, is_encoder_decoder, real_order, watch
 
 __all__ = ["POSITIONS", "Pass", "Tokens", "check_position"]
 
@@ -72,13 +72,19 @@ def check_lengths(lengths: int | Sequence[int] | Tensor) -> Tensor:
     return given.reshape(-1).long()
 
 
+class Ongoing(OfThread):
+    def __init__(self):
+        self.passes: list[Pass | None] = []  # that of the innermost model last
+        self.lengths: Tensor | None = None  # of prompts, where the user says so
+
+
 class Tokens:
     """What a handle knows about the tokens that pass through the model, and how many rows `generate` was given."""
 
     def __init__(self, position: Position, counting: bool):
         self.position, self.counting = position, counting
-        self.passes: list[Pass | None] = []  # that are going on, that of the innermost model last
-        self.lengths: Tensor | None = None  # of prompts, where the user says so
+        self.ongoing = Ongoing()
+        self.said: list[Tensor] = []  # lengths of prompts, in whichever thread
         self.batch: tuple[str, int] | None = None  # in which argument rows are told apart, and how many
         self.watches: list[Watch] = []
         self.hosts: list[nn.Module] = []
@@ -86,14 +92,9 @@ class Tokens:
 
     # -- on and off --
 
-    def watch_generate(self, model: nn.Module) -> None:
-        """Know what `generate` is given: that of the model, and of what it wraps."""
-        if not self.watches:
-            self.watches = [watch(module, self) for module in model.modules() if hasattr(type(module), "generate")]
-
     def watch_passes(self, model: nn.Module) -> None:
-        """Know the tokens of every forward pass."""
-        self.watch_generate(model)
+        """Know the tokens of every forward pass, and what `generate` is given: the model's, and what it wraps."""
+        self.watches = [watch(module, self) for module in model.modules() if hasattr(type(module), "generate")]
         watches = {watch.model: watch for watch in self.watches}
         for module in dict.fromkeys([model, *watches]):
             known: Any = module
@@ -115,15 +116,16 @@ class Tokens:
             hook.remove()
         for known in self.watches:
             known.leave(self)
-        self._hooks, self.watches, self.passes = [], [], []
+        self._hooks, self.watches = [], []
 
     # -- what is going on --
 
     def begins(self, rows: int) -> None:
         """`generate` was called with so many rows."""
         said_by_row = [self.batch] if self.batch is not None else []
-        if self.lengths is not None and len(self.lengths) > 1:
-            said_by_row.append(("prompt", len(self.lengths)))
+        lengths = self.ongoing.lengths
+        if lengths is not None and len(lengths) > 1:
+            said_by_row.append(("prompt", len(lengths)))
         for name, count in said_by_row:
             if count != rows:
                 raise ValueError(f"{name}: expected one for each of {rows} rows, got {count}")
@@ -137,13 +139,27 @@ class Tokens:
             raise ValueError(f"{name}: expected one for each of {rows} rows, got {given}")
         return rows // given
 
+    def times_at(self, site: str, h: Tensor, given: int, name: str) -> int:
+        """`times` of a site's output; ValueError where its rows may be others than those of the pass."""
+        passes = self.ongoing.passes
+        now = passes[-1] if passes else None
+        if (now is None and not passes and h.ndim == 2) or (now and (h.ndim == 2 or len(h) != now.shape[0])):
+            batch = f"activations of the {now.shape[0]} rows" if now else "to run inside a call"
+            raise ValueError(
+                f"site {site!r}: expected {batch} of the steered model, got {tuple(h.shape)}, perhaps of some tokens "
+                f"only; there, {name} is one for all rows"
+            )
+        return self.times(len(h), given, name)
+
     @contextmanager
     def prompt(self, lengths: int | Sequence[int] | Tensor) -> Iterator[None]:
-        before, self.lengths = self.lengths, check_lengths(lengths)
+        before, self.ongoing.lengths = self.ongoing.lengths, check_lengths(lengths)
+        self.said.append(self.ongoing.lengths)
         try:
             yield
         finally:
-            self.lengths = before
+            self.said.pop()
+            self.ongoing.lengths = before
 
     def at(self, site: str, h: Tensor, dim: int) -> Pass:
         """The pass that a site's output belongs to; ValueError where its tokens are not those of the pass."""
@@ -151,7 +167,8 @@ class Tokens:
             raise ValueError(
                 f"site {site!r}: expected activations (batch, tokens, channels), got {tuple(h.shape)}; {ONLY_ALL}"
             )
-        now = self.passes[-1] if self.passes else None
+        passes = self.ongoing.passes
+        now = passes[-1] if passes else None
         if now is None:
             raise ValueError(
                 f"site {site!r}: expected to run inside a call of the steered model with input_ids or inputs_embeds, "
@@ -176,14 +193,21 @@ class TokenHook:
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         given = dict(zip(self.names, args, strict=False))
         given.update(kwargs)
+        if getattr(module, "_is_replica", False) and self.tokens.said:
+            raise RuntimeError(
+                "prompt: expected a pass in the thread that gave the lengths, got a replica's of DataParallel; "
+                "steer the model that it wraps"
+            )
         if self.outermost:  # an error may have left something
-            self.tokens.passes.clear()
-        self.tokens.passes.append(self._pass(given))
+            self.tokens.ongoing.passes.clear()
+        self.tokens.ongoing.passes.append(self._pass(given))
 
     def _pass(self, given: dict[str, Any]) -> Pass | None:
         inputs = _inputs(given, self.prefix)
         if inputs is None:
             return None
+        if self.tokens.position == "all" and not self.tokens.counting:
+            return Pass(inputs, True, None)
         for key in UNCLEAR:
             if given.get(key) is not None:
                 raise ValueError(f"expected one text a row, and a cache of keys and values, got {key}; {ONLY_ALL}")
@@ -223,7 +247,7 @@ class TokenHook:
 
     def _lengths(self) -> Tensor | None:
         """Of prompts, as the user says them; an encoder's tokens are prompt all the same."""
-        return None if self.is_encoder else self.tokens.lengths
+        return None if self.is_encoder else self.tokens.ongoing.lengths
 
     def _steer(self, numbers: Tensor, lengths: Tensor) -> bool | Tensor:
         """Which tokens are steered, by their numbers (rows, tokens) and the lengths (rows, 1) of the prompts."""
@@ -253,8 +277,8 @@ class EndOfPass:
         self.tokens = tokens
 
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if self.tokens.passes:
-            self.tokens.passes.pop()
+        if self.tokens.ongoing.passes:
+            self.tokens.ongoing.passes.pop()
 
 
 def _called(position: Any, numbers: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from ..network.hooks import channel_dim
 from ..network.sites import Site
 from .coverage import Count
 from .positions import Tokens
+from .recomputed import Recomputed
 from .rows import Choice
 
 
@@ -39,25 +40,18 @@ class SiteMap:
         self.needs_tokens = tokens.counting or tokens.position != "all"
         self.count = Count()
         self.handle: Any = None  # of whoever attached this
+        self.has_run, self.recomputed = False, Recomputed()  # neither counts compiled code
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SiteMap":
         return copy_but(self, memo, "steerings")
 
     def set(self, choice: Choice) -> None:
-        """From now on the maps of this choice: the one that all rows share, or a table and which each row takes."""
+        """From now on the maps of this choice."""
         pairs = [(maps if maps and self.name in maps.sites else None, s) for maps, s in choice.pairs]
-        self.by_row, self.argument = choice.by_row, choice.argument
         # One entry a pair: scale and shift, and whatever else the kind of map has.
-        self.table = tuple(torch.stack(parts) for parts in zip(*(self._tensors(*pair) for pair in pairs), strict=True))
-        scale, shift = self.table[:2]
-        self.is_identity = bool((scale == 1).all() and (shift == 0).all())
-        self.is_one, self.active = len(pairs) == 1, [maps is not None for maps, _ in pairs]
-        self.support = ((scale[0] != 1) | (shift[0] != 0)).nonzero().flatten()
-        self.sparse = self.support, scale[0, self.support], shift[0, self.support]
-        self.is_sparse = self.is_one and self.kind is Affine and 4 * len(self.support) <= self.units
-        # By device, number of dimensions and rows for each row told of: the channels' dimension, the maps as they
-        # broadcast, and which rows are steered. A token is so little work that looking things up would cost more.
-        self.ready: dict[tuple[torch.device, int, int], tuple[int, tuple[Tensor, ...], bool | Tensor]] = {}
+        table = tuple(torch.stack(parts) for parts in zip(*(self._tensors(*pair) for pair in pairs), strict=True))
+        # At once: another thread may be in a pass.
+        self.chosen = Chosen(choice, table, [maps is not None for maps, _ in pairs], self.kind)
 
     def _tensors(self, maps: Maps | None, strength: float) -> list[Tensor]:
         if maps is None:
@@ -70,37 +64,62 @@ class SiteMap:
         return [torch.from_numpy(array.astype(np.float32)) for array in arrays]
 
     def __call__(self, module: nn.Module, h: Tensor) -> Tensor:
-        times = 1 if self.by_row is None else self.tokens.times(len(h), len(self.by_row), self.argument)
+        chosen = self.chosen
+        if not torch.compiler.is_compiling():
+            self.has_run = True
+            self.recomputed.note(module)
+        times = 1 if chosen.by_row is None else self.tokens.times_at(self.name, h, len(chosen.by_row), chosen.argument)
         key = h.device, h.ndim, times
-        if key not in self.ready:
-            self.ready[key] = self._prepared(channel_dim(module, h), *key)
-        dim, maps, active = self.ready[key]
+        if key not in chosen.ready:
+            chosen.ready[key] = chosen.prepared(channel_dim(module, h), *key)
+        dim, maps, active = chosen.ready[key]
         if h.shape[dim] != self.units:
             raise ValueError(
                 f"site {self.name!r}: the steering has weight ({self.units},), the model produced {tuple(h.shape)}"
             )
         if not self.needs_tokens:
-            return h if self.is_identity else self._mapped(h, dim, maps)
+            return h if chosen.is_identity else chosen.mapped(h, dim, maps)
         now = self.tokens.at(self.name, h, dim)
         if self.tokens.counting:
             self.count.add(*now.counts(active), h.device)
-        if self.is_identity or now.steer is False:
+        if chosen.is_identity or now.steer is False:
             return h
-        mapped = self._mapped(h, dim, maps)
+        mapped = chosen.mapped(h, dim, maps)
         return mapped if now.steer is True else torch.where(now.mask(h.device), mapped, h)
 
-    def _prepared(
+
+class Chosen:
+    """A site's maps at the strengths that are chosen now: one that all rows share, or a table and which each row takes.
+
+    Another choice makes another of these; it is not changed itself, but for what it has made ready.
+    """
+
+    def __init__(self, choice: Choice, table: tuple[Tensor, ...], active: list[bool], kind: type[Affine]):
+        self.by_row, self.argument, self.table, self.active, self.kind = (
+            choice.by_row, choice.argument, table, active, kind
+        )  # fmt: skip
+        scale, shift = table[:2]
+        self.is_identity = bool((scale == 1).all() and (shift == 0).all())
+        self.is_one = len(active) == 1
+        self.support = ((scale[0] != 1) | (shift[0] != 0)).nonzero().flatten()
+        self.sparse = self.support, scale[0, self.support], shift[0, self.support]
+        self.is_sparse = self.is_one and kind is Affine and 4 * len(self.support) <= scale.shape[1]
+        # By device, number of dimensions and rows for each row told of: the channels' dimension, the maps as they
+        # broadcast, and which rows are steered. A token is so little work that looking things up would cost more.
+        self.ready: dict[tuple[torch.device, int, int], tuple[int, tuple[Tensor, ...], bool | Tensor]] = {}
+
+    def prepared(
         self, dim: int, device: torch.device, ndim: int, times: int
     ) -> tuple[int, tuple[Tensor, ...], bool | Tensor]:
         """The maps as they broadcast over activations: of all rows alike, or of each row."""
         rows = None if self.by_row is None or self.is_one else self.by_row.repeat_interleave(times)
         shape = [1] * ndim
-        shape[0], shape[dim] = 1 if rows is None else len(rows), self.units
+        shape[0], shape[dim] = 1 if rows is None else len(rows), self.table[0].shape[1]
         with torch.inference_mode(False):  # or no later pass could save them for its backward
             maps = tuple((part[0] if rows is None else part[rows]).to(device).view(shape) for part in self.table)
             return dim, maps, self.active[0] if rows is None else torch.tensor(self.active)[rows].to(device)
 
-    def _mapped(self, h: Tensor, dim: int, maps: tuple[Tensor, ...]) -> Tensor:
+    def mapped(self, h: Tensor, dim: int, maps: tuple[Tensor, ...]) -> Tensor:
         if self.is_sparse and _is_worth_it(h):
             return ops.affine_sparse_(h.clone(), *self.sparse, channel_dim=dim)
         return self.kind.apply(h, *maps)

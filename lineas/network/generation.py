@@ -16,14 +16,21 @@ class Listener(Protocol):
     def begins(self, rows: int) -> None: ...
 
 
+class OfThread(threading.local):
+    """What goes on in one thread: several may call a steered model at the same time. A copy knows of nothing yet."""
+
+    def __reduce__(self):
+        return type(self), ()
+
+
 class Prompt:
     """What one call of `generate` was given: so many rows, and where each row's real tokens are.
 
     What the decoder of an encoder-decoder model starts from is known in its first pass only.
     """
 
-    def __init__(self, rows: int, mask: Tensor | None, outer: "Prompt | None"):
-        self.rows, self.outer, self.thread = rows, outer, threading.get_ident()
+    def __init__(self, rows: int, mask: Tensor | None):
+        self.rows = rows
         self.order = None if mask is None else real_order(mask)
         self._is_seen_late = mask is None
 
@@ -48,14 +55,22 @@ def real_order(mask: Tensor) -> Tensor:
     return torch.where(real, real.cumsum(1) - 1, -1)
 
 
+class Running(OfThread):
+    prompt: Prompt | None = None
+
+
 class Watch:
-    """Stands in for a model's `generate` as long as anybody listens; `prompt` is what the running call was given."""
+    """Stands in for a model's `generate` as long as anybody listens; `prompt` is what this thread's call was given."""
 
     def __init__(self, model: nn.Module):
         self.model, self.before = model, vars(model).get("generate")
         self.listeners: list[Listener] = []
-        self.prompt: Prompt | None = None
+        self.running = Running()
         update_wrapper(self, self._original())
+
+    @property
+    def prompt(self) -> Prompt | None:
+        return self.running.prompt
 
     def _original(self) -> Any:
         return self.before or MethodType(type(self.model).generate, self.model)  # type: ignore[attr-defined]
@@ -63,18 +78,15 @@ class Watch:
     def __call__(self, *args, **kwargs):
         if not self.listeners:  # another wrapper still holds us
             return self._original()(*args, **kwargs)
-        outer = self.prompt
-        if outer is not None and outer.thread != threading.get_ident():
-            raise RuntimeError(
-                "generate is running in another thread; with positions, or strengths by row, one call at a time"
-            )
-        self.prompt, kwargs = _prompt(self.model, args, kwargs, outer)
+        outer = self.running.prompt
+        prompt, kwargs = _prompt(self.model, args, kwargs)
+        for listener in self.listeners:
+            listener.begins(prompt.rows)
+        self.running.prompt = prompt
         try:
-            for listener in self.listeners:
-                listener.begins(self.prompt.rows)
             return self._original()(*args, **kwargs)
         finally:
-            self.prompt = outer
+            self.running.prompt = outer
 
     def leave(self, listener: Listener) -> None:
         """The last to leave puts the model's own `generate` back."""
@@ -96,7 +108,7 @@ def watch(model: nn.Module, listener: Listener) -> Watch:
     return found
 
 
-def _prompt(model: Any, args: tuple, kwargs: dict[str, Any], outer: Prompt | None) -> tuple[Prompt, dict[str, Any]]:
+def _prompt(model: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Prompt, dict[str, Any]]:
     """What `generate` was given; and its arguments, with the mask that it would infer where it was given none."""
     given = dict(zip(("inputs", "generation_config"), args, strict=False)) | kwargs
     if setting(model, given, "guidance_scale") not in (None, 1):
@@ -110,18 +122,18 @@ def _prompt(model: Any, args: tuple, kwargs: dict[str, Any], outer: Prompt | Non
                 'generate: expected position="all" for assisted generation with an encoder-decoder model, got another, '
                 "or strengths by row"
             )
-        return Prompt(_rows(given), None, outer), kwargs  # the first pass shows what the decoder starts from
+        return Prompt(_rows(given), None), kwargs  # the first pass shows what the decoder starts from
     tokens = next((x for key in ("inputs_embeds", "input_ids", "inputs") if (x := given.get(key)) is not None), None)
     mask = given.get("attention_mask")
     if tokens is None:  # from the one token that says that a text begins
-        return Prompt(_rows(given), torch.ones(_rows(given), 1), outer), kwargs
+        return Prompt(_rows(given), torch.ones(_rows(given), 1)), kwargs
     if mask is None and (inferred := _inferred_mask(model, given, tokens)) is not None:
         mask, kwargs = inferred, {**kwargs, "attention_mask": inferred}
     if mask is None:
         mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
     if mask.ndim != 2:
         raise ValueError(f"generate: expected attention_mask (batch, tokens), got {tuple(mask.shape)}")
-    return Prompt(len(tokens), mask, outer), kwargs
+    return Prompt(len(tokens), mask), kwargs
 
 
 def _rows(given: Mapping[str, Any]) -> int:

@@ -52,6 +52,11 @@ def tensor_of(site: Site, output: object) -> Tensor:
         found = output[site.item or 0]
     elif site.item is not None:
         raise TypeError(f"site {site.name!r}: expected its module to return a tuple, got {type(output).__name__}")
+    if isinstance(found, Tensor) and found.is_nested:
+        raise TypeError(
+            f"site {site.name!r}: expected a tensor (batch, ..., channels), got a nested one; nn.TransformerEncoder "
+            "makes none with enable_nested_tensor=False"
+        )
     if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim < 2:
         got = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
         raise TypeError(f"site {site.name!r}: expected a float tensor (batch, ..., channels), got {got}")

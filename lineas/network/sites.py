@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 from .._text import nearest
@@ -103,7 +104,8 @@ def find_sites(model: nn.Module, pattern: "str | Iterable[str | Site] | None" = 
     LookupError
         No module matches; the message has the nearest names.
     TypeError, ValueError
-        Neither a pattern nor a list; a bad pattern, an empty list, a site named twice, two names of one module.
+        Neither a pattern nor a list; a bad pattern, an empty list, a site named twice, two names of one module; a
+        module that never runs by itself: a container, or part of what `torch.jit` or `torch.export` made one piece.
 
     Examples
     --------
@@ -113,6 +115,11 @@ def find_sites(model: nn.Module, pattern: "str | Iterable[str | Site] | None" = 
     [Site(name='0', units=8, kind='Linear'), Site(name='2', units=2, kind='Linear')]
     """
     model = unwrapped(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            f"model: expected modules that Python calls, got a {type(model).__name__}: what torch.jit makes is one "
+            "piece, and no hook inside runs; take the model that it was made of"
+        )
     modules = {name: module for path, module in model.named_modules() if (name := bare_name(path))}
     if pattern is None:
         names = _default_names(modules)
@@ -122,6 +129,9 @@ def find_sites(model: nn.Module, pattern: "str | Iterable[str | Site] | None" = 
         raise TypeError(f"sites: expected a regular expression, names or None, got {pattern!r:.60}")
     else:
         names = _listed_names(model, modules, [s.name if isinstance(s, Site) else s for s in pattern])
+    for name in names:
+        if why := _why_never_run(model, split_name(name)[0]):
+            raise ValueError(f"site {name!r}: expected a module that runs in a forward pass, got {why}")
     return [_site(name, model.get_submodule(split_name(name)[0])) for name in names]
 
 
@@ -143,7 +153,7 @@ def _default_names(modules: dict[str, nn.Module]) -> list[str]:
 def _matching_names(modules: dict[str, nn.Module], pattern: str) -> list[str]:
     path, item = split_name(pattern)
     try:
-        matches = [name for name in modules if re.fullmatch(path, name)]
+        matches = [name for name, module in modules.items() if re.fullmatch(path, name) and _has_forward(module)]
     except re.error as error:
         raise ValueError(f"sites: {pattern!r} is not a regular expression: {error}") from error
     if not matches:
@@ -169,6 +179,25 @@ def _listed_names(model: nn.Module, modules: dict[str, nn.Module], names: list[s
             raise ValueError(f"sites: {name!r} names the same output as {seen[key]!r}; expected each site once")
         seen[key] = name
     return names
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """Containers have none, nor has what `torch.export` leaves of a module."""
+    return getattr(module.forward, "__func__", None) is not nn.Module.forward
+
+
+def _why_never_run(model: nn.Module, path: str) -> str:
+    """What tells, before any pass, that this module is not called in one; empty where nothing does."""
+    module = model
+    for name in path.split("."):
+        if isinstance(module, torch.jit.ScriptModule):
+            return f"part of a {type(module).__name__}, which torch.jit made one piece"
+        if type(module) is nn.MultiheadAttention and name == "out_proj":
+            return "a weight that nn.MultiheadAttention reads without a call; its own output, item 0, is a site"
+        module = getattr(module, name)
+    if isinstance(module, torch.jit.RecursiveScriptModule):
+        return f"a {type(module).__name__}, which takes no hooks"
+    return "" if _has_forward(module) else "one without a forward: a container, or what torch.export left of a module"
 
 
 def _site(name: str, module: nn.Module) -> Site:

@@ -57,6 +57,15 @@ def make_new_to_compilers(module: nn.Module, hooked: bool) -> None:
         module.__class__ = plain
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` was asked to make something of this module, its call or its forward."""
+    return (
+        module._compiled_call_impl is not None
+        or isinstance(getattr(module, "_orig_mod", None), nn.Module)
+        or hasattr(module.forward, "_torchdynamo_orig_callable")
+    )
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """While open, random numbers come from `seed`; the generators of the CPU and of the device are then restored."""

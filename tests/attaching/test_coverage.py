@@ -1,7 +1,5 @@
 """Counts of steered tokens; models with an encoder; what was compiled; nothing left behind; what is refused."""
 
-import threading
-
 import numpy as np
 import pytest
 import torch
@@ -284,7 +282,7 @@ def test_an_error_in_a_pass_is_forgotten(model, steering):
         with pytest.raises(ZeroDivisionError):
             model.generate(IDS, attention_mask=MASK, **OPTIONS)
         broken.remove()
-        assert handle._tokens.passes == []
+        assert handle._tokens.ongoing.passes == []
         assert torch.equal(model(IDS).logits, expected)
 
 
@@ -348,25 +346,3 @@ def test_passes_whose_tokens_cannot_be_known_are_refused(model, steering):
         pytest.raises(ValueError, match="assisted generation with an encoder-decoder"),
     ):
         model.generate(IDS, prompt_lookup_num_tokens=2)
-
-
-def test_two_threads_at_once_are_refused(model, steering):
-    errors = []
-
-    def inner():
-        try:
-            model.generate(IDS, attention_mask=MASK, **OPTIONS)
-        except RuntimeError as error:
-            errors.append(str(error))
-
-    def meddle(*_):
-        if not errors:
-            thread = threading.Thread(target=inner)
-            thread.start()
-            thread.join()
-
-    with steering.apply(model, position="last"):
-        model.model.layers[0].register_forward_hook(meddle)
-        model.generate(IDS, attention_mask=MASK, **OPTIONS)
-    assert errors
-    assert "generate is running in another thread" in errors[0]

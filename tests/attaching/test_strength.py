@@ -12,7 +12,7 @@ from test_positions import OPTIONS, padded
 
 import lineas
 from lineas import Steering
-from lineas.attaching.site_map import SiteMap
+from lineas.attaching.site_map import Chosen
 
 MASK = torch.ones_like(IDS)
 
@@ -232,11 +232,11 @@ def test_a_pass_without_autograd_spoils_no_later_one_with_it(model, steering, st
 
 @pytest.mark.parametrize("strength", [0.5, [0.5, 1.0, 0.0]])
 def test_maps_are_gathered_once_for_all_tokens(model, steering, strength, monkeypatch):
-    calls, real = [], SiteMap._prepared
-    monkeypatch.setattr(SiteMap, "_prepared", lambda self, *args: calls.append(self.name) or real(self, *args))
+    calls, real = [], Chosen.prepared
+    monkeypatch.setattr(Chosen, "prepared", lambda self, *args: calls.append(id(self)) or real(self, *args))
     with steering.apply(model, strength):
         model.generate(IDS, attention_mask=MASK, **OPTIONS)
-    assert calls == steering.sites
+    assert len(set(calls)) == len(calls) == len(steering.sites)
 
 
 def test_the_wrong_number_of_rows_is_refused_with_both(model, steering):

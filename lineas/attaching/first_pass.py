@@ -1,0 +1,51 @@
+"""What the first forward pass tells of a steering that is on: sites that did not run are not steered."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from .._text import SHOWN, warn
+from ..network.sites import Site
+from ..network.state import is_compiled
+from .site_map import SiteMap
+
+SOMETIMES = r"(.*[._])?experts?([._].*)?"  # a mixture's: each token goes to some of them, and a text to few
+
+
+class FirstPass:
+    """A hook after the steered model, once: it warns of sites that did not run.
+
+    Not of those in compiled code, which does not tell, nor of a mixture's experts.
+    """
+
+    def __init__(self, model: nn.Module, site_maps: Mapping[Site, SiteMap]):
+        self.site_maps = dict(site_maps)
+        self.hook: RemovableHandle = model.register_forward_hook(self)
+
+    def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        self.hook.remove()
+        missing = [
+            site.name
+            for site, one in self.site_maps.items()
+            if not (one.has_run or re.fullmatch(SOMETIMES, site.path) or any(map(is_compiled, _way(module, site))))
+        ]
+        if missing:
+            more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+            warn(
+                f"{len(missing)} of {len(self.site_maps)} steered sites did not run in the first forward pass of "
+                f"{type(module).__name__}, so it was not steered there: {', '.join(missing[:SHOWN])}{more}"
+            )
+
+
+def _way(model: nn.Module, site: Site) -> Iterator[nn.Module]:
+    """The modules from the model down to the site's."""
+    yield model
+    for name in site.path.split("."):
+        model = getattr(model, name)
+        yield model

@@ -7,10 +7,12 @@ from contextlib import AbstractContextManager, ContextDecorator
 from itertools import count as counted
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .._text import warn
+from ..maps.info import maps_digest, maps_that_were_on
 from ..maps.maps import Maps
 from ..network.hooks import CHANNELS_FIRST, Hook, put_hooks
 from ..network.sites import Site, find_sites, unwrapped
@@ -224,6 +226,19 @@ def attached(model: nn.Module) -> list[Handle]:
     return sorted(found.values(), key=lambda handle: handle._number)
 
 
+def what_is_on(model: nn.Module) -> list[dict[str, Any]]:
+    """As `info` has it: digests of the maps of each handle, its strengths, positions, and rows where they differ."""
+    return [
+        {
+            "maps": [maps_digest(maps) for maps in handle._steerings.values()],
+            "strength": np.asarray(handle.strength).tolist(),
+            "position": getattr(handle.position, "__name__", str(handle.position)),
+            "rows": None if handle.rows is None else str(handle.rows),
+        }
+        for handle in attached(model)
+    ]
+
+
 def detach(model: nn.Module) -> None:
     """Take off all steerings that are on a model, the last one first."""
     for handle in reversed(attached(model)):
@@ -301,14 +316,26 @@ def attach(
     check_position(position)
     by_id, model = named(steerings), unwrapped(model)
     distinct = list({id(steering): steering for steering in by_id.values()}.values())
-    for steering in distinct if strict else ():
-        check_base(steering.info, model)
+    if strict:
+        on = {maps_digest(maps) for handle in attached(model) for maps in handle._steerings.values()}
+        for steering in distinct:
+            check_base(steering.info, model)
+            _check_others(steering, on | set(map(maps_digest, distinct)))
     names = dict.fromkeys(name for steering in distinct for name in steering.sites)
     found = find_sites(model, list(names))
     for site in found:
         _check_site(model, site, distinct, position)
     tokens = Tokens(position, position != "all" if count is None else bool(count))
     return Handle(model, by_id, {site: SiteMap(site, distinct, tokens) for site in found}, tokens, rows, strength)
+
+
+def _check_others(steering: Maps, on: set[str]) -> None:
+    """A warning where maps were fitted on what other maps had made of the activations, and those are not on."""
+    if missing := [digest for digest in maps_that_were_on(steering.info) if digest not in on]:
+        warn(
+            f"expected the {len(missing)} steerings that were on when this one was fitted, see its info['attached'], "
+            "to be on the model; got one without. strict=False says that this one shall steer alone"
+        )
 
 
 def _check_site(model: nn.Module, site: Site, steerings: list[Maps], position: Position) -> None:

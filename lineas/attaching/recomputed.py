@@ -1,6 +1,7 @@
 """Passes under reentrant checkpointing: autograd computes them again, with the hooks that there are by then."""
 
 import sys
+from types import FrameType
 
 import torch
 from torch import nn
@@ -18,7 +19,8 @@ class Recomputed:
     def note(self, module: nn.Module) -> None:
         """A pass goes through the module. The first time gradients are off: only then is the stack worth a look."""
         if module.training and (self.waiting or not torch.is_grad_enabled()):
-            frame, first, again = sys._getframe(1), False, False
+            first, again = False, False
+            frame: FrameType | None = sys._getframe(1)
             while frame is not None:
                 first |= frame.f_code is FIRST and any(frame.f_locals["ctx"].needs_input_grad)  # or no backward comes
                 again |= frame.f_code is AGAIN

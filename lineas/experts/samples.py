@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from ..attaching.attach import what_is_on
 from ..core import checks
 from ..network.identity import name_of
 from ..network.sites import Site
@@ -76,4 +77,5 @@ def collect(
 
 def facts(model: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
     """What a result's `info` keeps of where it comes from."""
-    return {"model": name_of(model) or type(model).__name__, "pooling": options["pooling"]}
+    known = {"model": name_of(model) or type(model).__name__, "pooling": options["pooling"]}
+    return {**known, "attached": on} if (on := what_is_on(model)) else known

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from .. import optim
+from ..attaching.attach import what_is_on
 from ..core.arrays import Vector
 from ..maps.algebra import refuse_special
 from ..maps.kinds import Affine, WithinRange
@@ -140,6 +141,8 @@ def fit(
             "samples": [sum(sizes) for sizes in zip(*world.share((_count(sources), _count(targets))), strict=True)],
             "loss_sites": [site.name for site in runner.compared.sites],
         }
+        if on := what_is_on(model):
+            facts["attached"] = on
         data = identity.of_data(world.share((identity.data_digest(sources), identity.data_digest(targets))))
         problem_facts: dict[str, Any] = {}
         if keeper or past:

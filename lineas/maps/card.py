@@ -22,8 +22,8 @@ FACTS = {
     "samples": "samples (source, target)", "data": "digests of the data", "method": "method",
     "within_range": "within the source's range", "recipe": "recipe", "optimizer": "optimizer", "loss": "loss",
     "penalty": "penalty", "ridge": "ridge", "pooling": "pooling", "position": "position",
-    "compute_dtype": "computed in", "seed": "seed", "evaluations": "evaluations", "seconds": "seconds",
-    "stopped": "stopped", "made": "made from others",
+    "compute_dtype": "computed in", "attached": "while others were on", "seed": "seed",
+    "evaluations": "evaluations", "seconds": "seconds", "stopped": "stopped", "made": "made from others",
 }  # fmt: skip
 
 TEXT = """\

@@ -1,6 +1,7 @@
 """Leave a model, and the random generators, as they were found."""
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -9,28 +10,32 @@ from typing import Any
 import torch
 from torch import nn
 
+# Modes, weights' requires_grad and random generators are of the process: threads that change them take turns.
+TURN = threading.RLock()
+
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """While open, the model is in evaluation mode and no weight asks for a gradient; as before afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    # By place, not by tensor: where weights are offloaded, every forward pass puts new tensors in their places.
-    trainable = [
-        (module, name)
-        for module in modes
-        for name, parameter in module.named_parameters(recurse=False)
-        if parameter.requires_grad
-    ]
-    try:
-        model.eval()
-        for module, name in trainable:
-            module.get_parameter(name).requires_grad_(False)
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for module, name in trainable:
-            module.get_parameter(name).requires_grad_(True)
+    with TURN:
+        modes = {module: module.training for module in model.modules()}
+        # By place, not by tensor: where weights are offloaded, every forward pass puts new tensors in their places.
+        trainable = [
+            (module, name)
+            for module in modes
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.requires_grad
+        ]
+        try:
+            model.eval()
+            for module, name in trainable:
+                module.get_parameter(name).requires_grad_(False)
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            for module, name in trainable:
+                module.get_parameter(name).requires_grad_(True)
 
 
 @contextmanager
@@ -70,14 +75,15 @@ def is_compiled(module: nn.Module) -> bool:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """While open, random numbers come from `seed`; the generators of the CPU and of the device are then restored."""
     own = _own_generator(device)
-    before, before_own = torch.get_rng_state(), own.get_rng_state() if own else None
-    try:
-        reseed(seed, device)
-        yield
-    finally:
-        torch.set_rng_state(before)
-        if own:
-            own.set_rng_state(before_own)
+    with TURN:
+        before, before_own = torch.get_rng_state(), own.get_rng_state() if own else None
+        try:
+            reseed(seed, device)
+            yield
+        finally:
+            torch.set_rng_state(before)
+            if own:
+                own.set_rng_state(before_own)
 
 
 def _own_generator(device: torch.device) -> Any:

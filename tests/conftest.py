@@ -6,8 +6,11 @@ bounded`): pytest puts their folder on the path. So no other folder has a confte
 
 import functools
 import importlib.util
+import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -294,3 +297,24 @@ def load_example(name: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def kill():
+    """Asks the program that kills fits and saves: one for all cases, since most of its time goes into imports."""
+    programs = []
+
+    def ask(case, rounds):
+        if not programs or programs[-1].poll() is not None:
+            command = [sys.executable, ROOT / "tests" / "kill.py"]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            programs.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes))
+        programs[-1].stdin.write(f"{case}\t{rounds}\t{rounds}\n")
+        programs[-1].stdin.flush()
+        told = programs[-1].stdout.readline()
+        assert told, f"exit status {programs[-1].wait()}; what it said is on the standard error"
+        return json.loads(told)
+
+    yield ask
+    for program in programs:
+        program.communicate()  # which ends its input

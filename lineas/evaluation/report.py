@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._saving import read_whole, replace_file
 from . import intervals, tables
 from .intervals import Estimate
 
@@ -293,7 +294,7 @@ class Report:
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
         text = json.dumps(_without_nan(content), ensure_ascii=False)
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
+            replace_file(Path(path), text.encode())
         return text
 
     @classmethod
@@ -306,7 +307,7 @@ class Report:
             It is not what `to_json` writes, or of a later version.
         """
         is_text = isinstance(source, str) and source.lstrip().startswith("{")
-        text = str(source) if is_text else Path(source).read_text(encoding="utf-8")
+        text = str(source) if is_text else read_whole(lambda folder: _text(source), Path(source).parent)
         try:
             content = json.loads(text)
             if content.pop("format") != FORMAT or content.pop("version") != VERSION:
@@ -322,6 +323,10 @@ class Report:
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"expected what Report.to_json writes, got something else: {error!r}") from error
         return report
+
+
+def _text(path: str | os.PathLike) -> str:
+    return Path(path).read_text(encoding="utf-8")
 
 
 def _without_nan(value: Any) -> Any:

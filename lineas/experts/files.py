@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._saving import read_whole
 from .._storage import brief, read_config, read_tensors, write_pair
 from .samples import Samples
 from .scores import METRICS
@@ -32,6 +33,10 @@ def write(folder: Path, scores: NDArray, signs: NDArray, samples: Samples | None
 
 def read(folder: Path) -> dict[str, Any]:
     """The arguments of `Ranking`. ValueError where a file is not as it was written."""
+    return read_whole(_read, folder)
+
+
+def _read(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     config = read_config(path, FORMAT)
     sizes, metric, counts = config["sites"], config.get("metric"), config.get("samples")
@@ -43,7 +48,7 @@ def read(folder: Path) -> dict[str, Any]:
     expected: dict[str, tuple[str, list[int]]] = {"scores": ("F64", [units]), "signs": ("I8", [units])}
     for name, count in zip(SIDES, counts or (), strict=False):
         expected[name] = ("F32", [count, units])
-    tensors = read_tensors(folder / TENSORS, expected, config.get("sha256"), CONFIG)
+    tensors = read_tensors(folder / TENSORS, expected, config.get("sha256"), path)
     if any(not np.isfinite(array).all() for array in tensors.values()):
         raise ValueError(f"{folder / TENSORS}: expected finite scores and responses, got a NaN or infinity")
     samples = None

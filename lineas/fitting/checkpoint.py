@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from .._saving import read_whole, replace_file
 from ..network.data import Batch
 from ..network.identity import data_digest, digest, weights_digest
 from ..steering import Steering
@@ -77,17 +78,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
 
     tensors, rest = _split(checkpoint)
     text = json.dumps({**FORMAT, **rest})
-    data = save(tensors, {"lineas": text, "crc32": str(_checksum(tensors, text))})
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave the new name with no content
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    replace_file(path, save(tensors, {"lineas": text, "crc32": str(_checksum(tensors, text))}))
 
 
 def read(path: str | os.PathLike) -> Checkpoint:
@@ -98,11 +89,15 @@ def read(path: str | os.PathLike) -> Checkpoint:
     FileNotFoundError
         There is none.
     ValueError
-        It is truncated, corrupted, or of another format or version.
+        It is truncated, corrupted, of another format or version, or its maps are not of its sites.
     """
+    where = locate(path)
+    return read_whole(lambda folder: _read(where), where.parent)
+
+
+def _read(where: Path) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
-    where = locate(path)
     if not where.is_file():
         raise FileNotFoundError(f"no checkpoint {where}")
     try:
@@ -120,7 +115,23 @@ def read(path: str | os.PathLike) -> Checkpoint:
     got = {key: rest.pop(key, None) for key in FORMAT}
     if got != FORMAT:
         raise ValueError(f"{where}: expected {FORMAT}, got {got}; written by another lineas?")
-    return _join(tensors, rest)
+    found = _join(tensors, rest)
+    _check_sizes(found, where)
+    return found
+
+
+def _check_sizes(found: Checkpoint, where: Path) -> None:
+    """The checksum tells that nothing was damaged, not that whoever wrote it knew what belongs together."""
+    sites = found.problem.get("sites")
+    if not isinstance(sites, dict):  # of no fit: none will go on from it
+        return
+    expected = np.dtype(np.float32), (2 * sum(sites.values()),)
+    for name, x in (("maps", found.maps), ("x of the state", (found.state or {}).get("x", found.maps))):
+        if (got := (x.dtype, x.shape)) != expected:
+            raise ValueError(
+                f"{where}: expected {name} of {expected[0]} {expected[1]}, all weights before all biases of "
+                f"{len(sites)} sites, got {got[0]} {got[1]}"
+            )
 
 
 def _split(checkpoint: Checkpoint) -> tuple[dict[str, NDArray], dict[str, Any]]:
@@ -182,8 +193,6 @@ class Keeper:
         """Make the folder and write the first checkpoint. OSError where that cannot be done."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            for left in self.path.parent.glob(f"{FILE}.*.tmp"):  # of a process that was killed while it wrote
-                left.unlink(missing_ok=True)
             self._write(checkpoint)
         except OSError as error:
             message = f"checkpoint_dir: cannot write to {self.path.parent}: {error.strerror or error}"

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .._storage import brief, read_config, read_tensors, replace_file, write_pair
+from .._saving import read_whole
+from .._storage import brief, read_config, read_tensors, write_pair
 from ..core.arrays import Vector
 from . import card
 from .card import CARD, CONFIG, MARK, TENSORS
@@ -35,13 +36,17 @@ def save(maps: Maps, folder: Path, metrics: Mapping[str, float | str] | None = N
     measured = {**maps.info.get("metrics", {}), **(metrics or {})}
     info = {**maps.info, "metrics": measured} if measured else maps.info
     config = {**FORMAT, "sites": maps.sizes, **{key: names for key, names in listed.items() if names}}
-    write_pair(folder / CONFIG, {**config, "info": info, "history": maps.history}, folder / TENSORS, tensors)
-    if is_ours(folder / CARD):
-        replace_file(folder / CARD, card.text_of(maps, measured).encode())
+    config |= {"info": info, "history": maps.history}
+    cards = {folder / CARD: card.text_of(maps, measured).encode()} if is_ours(folder / CARD) else {}
+    write_pair(folder / CONFIG, config, folder / TENSORS, tensors, cards)
 
 
 def read(folder: Path) -> dict[str, Any]:
     """The arguments of `Maps`; FileNotFoundError, or ValueError where a file is not as it was written."""
+    return read_whole(_read, folder)
+
+
+def _read(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     config = read_config(path, FORMAT)
     sizes = config["sites"]
@@ -50,7 +55,7 @@ def read(folder: Path) -> dict[str, Any]:
     parts = [(name, part) for name in sizes for part in ("weight", "bias")]
     parts += [(name, part) for name, kind in kinds.items() for part in kind.neutral]
     expected = {f"{name}.{part}": ("F32", [sizes[name]]) for name, part in parts}
-    tensors = read_tensors(folder / TENSORS, expected, config.get("sha256"), CONFIG)
+    tensors = read_tensors(folder / TENSORS, expected, config.get("sha256"), path)
     return {
         "maps": {name: (tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for name in sizes},
         "kinds": {name: kind(*(tensors[f"{name}.{part}"] for part in kind.neutral)) for name, kind in kinds.items()},

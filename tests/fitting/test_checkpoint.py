@@ -1,16 +1,13 @@
 """Long work is safe: a fit that is killed or interrupted goes on to the same bits; nothing else is accepted."""
 
 import errno
-import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ROOT, Mlp, assert_untouched, snapshot
+from conftest import Mlp, assert_untouched, snapshot
 from kill import CASES, bits, fit
 
 import lineas
@@ -126,27 +123,6 @@ def test_an_optimiser_goes_on_from_any_of_its_states_and_repeats_nothing_accepte
         assert entries == whole[done:]
         assert again.tobytes() == x.tobytes()
         assert why_again == why
-
-
-@pytest.fixture(scope="module")
-def kill():
-    """Asks the program that kills fits: one for all cases, since most of its time goes into imports."""
-    programs = []
-
-    def ask(case, rounds):
-        if not programs or programs[-1].poll() is not None:
-            command = [sys.executable, ROOT / "tests" / "kill.py"]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            programs.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes))
-        programs[-1].stdin.write(f"{case}\t{rounds}\t{rounds}\n")
-        programs[-1].stdin.flush()
-        told = programs[-1].stdout.readline()
-        assert told, f"exit status {programs[-1].wait()}; what it said is on the standard error"
-        return json.loads(told)
-
-    yield ask
-    for program in programs:
-        program.communicate()  # which ends its input
 
 
 @pytest.mark.process

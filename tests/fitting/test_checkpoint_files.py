@@ -164,6 +164,37 @@ def test_no_damage_goes_unnoticed(tmp_path):
     assert bits(fit("published adam", resume_from=tmp_path)) == bits(fit("published adam"))
 
 
+@pytest.mark.parametrize("case", ["fast", "published adam"])
+def test_maps_of_the_wrong_size_or_type_are_refused_whatever_the_checksum_says(case, tmp_path):
+    with pytest.raises(Stop):
+        fit(case, checkpoint_dir=tmp_path, callbacks=[stop_after(5)])
+    good = read(tmp_path)
+    x = good.state["x"]
+    for bad, message in (
+        (replace(good, maps=good.maps[:-1], state=None), r"expected maps of float32 \(34,\), .* got float32 \(33,\)"),
+        (replace(good, maps=good.maps[:1]), r"expected maps of float32 \(34,\), .* got float32 \(1,\)"),
+        (
+            replace(good, maps=good.maps.reshape(2, 17), state=None),
+            r"maps of float32 \(34,\), .* got float32 \(2, 17\)",
+        ),
+        (replace(good, maps=good.maps.astype(float)), r"expected maps of float32 \(34,\), .* got float64 \(34,\)"),
+        (
+            replace(good, state={**good.state, "x": np.append(x, x[:2])}),
+            r"expected x of the state of .* got float32 \(36",
+        ),
+        (
+            replace(good, problem={**good.problem, "sites": {"first": 9}}),
+            r"maps of float32 \(18,\), .* got float32 \(34,",
+        ),
+    ):
+        write(tmp_path / FILE, bad)
+        for use in (read, lambda folder: fit(case, resume_from=folder)):
+            with pytest.raises(ValueError, match=message):
+                use(tmp_path)
+    write(tmp_path / FILE, good)
+    assert bits(fit(case, resume_from=tmp_path)) == bits(fit(case))
+
+
 def test_other_files_are_refused(tmp_path, monkeypatch):
     steering = fit("fast", checkpoint_dir=tmp_path, steps=1)
     steering.save_pretrained(tmp_path / "steering")

@@ -32,7 +32,7 @@ def _tell(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """A line of JSON on stdout, in ASCII, so that it can go anywhere; numbers that are not finite become null."""
-    from lineas._storage import plain
+    from lineas._storage.pairs import plain
 
     print(json.dumps(plain(value), allow_nan=False))
 

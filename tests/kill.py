@@ -34,7 +34,7 @@ import torch.fx.experimental.symbolic_shapes
 from conftest import SOURCE, TARGET, Mlp
 
 import lineas
-from lineas import _saving
+from lineas._storage import saving
 from lineas.fitting import checkpoint
 
 CASES = {
@@ -106,7 +106,7 @@ def kill_at(event: int, diary: Path) -> Callable[[str], None]:
         def __getattr__(self, name):
             return getattr(self.file, name)
 
-    _saving.open = HalfWritten  # the module's own name hides the builtin
+    saving.open = HalfWritten  # the module's own name hides the builtin
     for name in ("fsync", "replace"):
         setattr(os, name, around(getattr(os, name), name))
     return happens

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from saves import KINDS, names
 
-from lineas import Steering, _saving, _storage
+from lineas import Steering
+from lineas._storage import pairs, saving
 from lineas.evaluation import Report
 from lineas.maps import files
 from lineas.maps.card import CARD, CONFIG, TENSORS
@@ -34,7 +35,7 @@ def pair(request):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(_saving, "PATIENCE", 0)
+    monkeypatch.setattr(saving, "PATIENCE", 0)
 
 
 class Steps:
@@ -255,7 +256,7 @@ def interposed(monkeypatch, module, name, act):
 def test_a_save_in_the_middle_of_reading_gives_one_of_both(within, version, tmp_path, monkeypatch):
     kind = KINDS["steerings"]
     kind.put(tmp_path, 0)
-    where = files if within == "read_tensors" else _storage
+    where = files if within == "read_tensors" else pairs
     interposed(monkeypatch, where, within, lambda: kind.put(tmp_path, version))
     assert kind.get(tmp_path) in (0, version)
     assert kind.get(tmp_path) == version
@@ -275,7 +276,7 @@ def test_a_config_without_a_checksum_is_never_read_with_newer_tensors(tmp_path, 
 def test_who_waits_too_long_for_another_save_is_told_so(kind, tmp_path, impatient):
     kind.put(tmp_path, 0)
     with (
-        _saving.turn(tmp_path),
+        saving.turn(tmp_path),
         pytest.raises(TimeoutError, match=f"{tmp_path.name}: expected other saves there to end"),
     ):
         kind.put(tmp_path, 1)
@@ -287,13 +288,13 @@ def test_who_waits_too_long_for_another_save_is_told_so(kind, tmp_path, impatien
 @needs_fork
 def test_a_process_that_was_forked_during_a_save_does_not_hold_up_the_next(tmp_path, impatient):
     reading, writing = os.pipe()
-    with _saving.turn(tmp_path):
+    with saving.turn(tmp_path):
         if (child := os.fork()) == 0:
             os.close(writing)
             os.read(reading, 1)
             os._exit(0)
     try:
-        with _saving.turn(tmp_path):
+        with saving.turn(tmp_path):
             pass
     finally:
         os.close(writing)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._saving import read_whole, replace_file
+from .._storage.saving import read_whole, replace_file
 from . import intervals, tables
 from .intervals import Estimate
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._saving import read_whole
-from .._storage import brief, read_config, read_tensors, write_pair
+from .._storage.pairs import brief, read_config, read_tensors, write_pair
+from .._storage.saving import read_whole
 from .samples import Samples
 from .scores import METRICS
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from .._saving import read_whole, replace_file
+from .._storage.saving import read_whole, replace_file
 from ..network.data import Batch
 from ..network.identity import data_digest, digest, weights_digest
 from ..steering import Steering

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .._saving import read_whole
-from .._storage import brief, read_config, read_tensors, write_pair
+from .._storage.pairs import brief, read_config, read_tensors, write_pair
+from .._storage.saving import read_whole
 from ..core.arrays import Vector
 from . import card
 from .card import CARD, CONFIG, MARK, TENSORS

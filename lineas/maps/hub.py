@@ -3,7 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 
-from .._storage import CONFIG_LIMIT, TENSORS_LIMIT
+from .._storage.pairs import CONFIG_LIMIT, TENSORS_LIMIT
 from .card import CARD, CONFIG, TENSORS
 from .files import is_ours
 

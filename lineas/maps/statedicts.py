@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._storage import check_name, read_limited
+from .._storage.pairs import check_name, read_limited
 from .._text import natural_order
 
 SUFFIX = ".statedict"

@@ -8,7 +8,7 @@ beside the old ones, under a name with their checksum; then comes the config; th
     beside them     -      new    new    -
 
 So those of the config are always there, under one of two names, whenever a save dies. That takes savers one at a time
-(`_saving.turn`), else the tensors of one could come to lie under the config of another, whose own are gone.
+(`saving.turn`), else the tensors of one could come to lie under the config of another, whose own are gone.
 
 **Read as data.** Nothing in such files is run, and their sizes are looked at before anything is read.
 """
@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ._saving import leftovers, remove, rename, staged, turn
+from .saving import leftovers, remove, rename, staged, turn
 
 CONFIG_LIMIT, TENSORS_LIMIT, HEADER_LIMIT = 1 << 26, 1 << 30, 1 << 25  # bytes; a thousand times what a large fit needs
 NAME_LIMIT = 1000  # characters of a site's name

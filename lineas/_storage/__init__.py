@@ -1,0 +1,1 @@
+"""Files: written whole, and read as data that anybody may have made."""

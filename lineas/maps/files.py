@@ -23,6 +23,8 @@ def save(maps: Maps, folder: Path, metrics: Mapping[str, float | str] | None = N
 
     What was measured goes into the card, and with the rest of `info` into the config.
     """
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise TypeError(f"metrics: expected a dict of name -> number, got {type(metrics).__name__}")
     tensors: dict[str, Vector] = {}
     listed: dict[str, list[str]] = {key: [] for key in KINDS}
     for name in maps.sites:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.checks import whole
+
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
@@ -60,7 +62,7 @@ def make_new_to_compilers(module: nn.Module, hooked: bool) -> None:
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """While open, random numbers come from `seed`; the generators of the CPU and of the device are then restored."""
-    own = _own_generator(device)
+    seed, own = whole(seed, "seed", least=None), _own_generator(device)
     before, before_own = torch.get_rng_state(), own.get_rng_state() if own else None
     try:
         reseed(seed, device)

@@ -176,6 +176,12 @@ def test_metrics_that_are_no_numbers_are_refused(steering, tmp_path, bad):
         steering.save_pretrained(tmp_path, metrics=bad)
 
 
+def test_metrics_in_a_list_are_refused_before_anything_is_written(steering, tmp_path):
+    with pytest.raises(TypeError, match="metrics: expected a dict of name -> number, got list"):
+        steering.save_pretrained(tmp_path / "new", metrics=[1])
+    assert not (tmp_path / "new").exists()
+
+
 # -- which model, which data --
 
 

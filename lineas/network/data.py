@@ -176,10 +176,11 @@ def as_batches(
     if count < least:
         why = "; one sample has no distribution" * (least > 1)
         raise ValueError(f"{name}: expected at least {least} sample{'s' * (least > 1)}, got {count}{why}")
+    most, known = most_tokens(model), vocabulary(model)
     for batch in batches:
         _check_mask(batch, name, "")
         _check_mask(batch, name, "decoder_")
-        _check_tokens(batch, name, model)
+        _check_tokens(batch, name, type(model).__name__, most, known)
     return batches
 
 
@@ -287,24 +288,23 @@ def _check_mask(batch: Batch, name: str, side: str) -> None:
         raise ValueError(f"{name}: sample {int(empty.nonzero()[0])} of a batch is all padding; it has no response")
 
 
-def _check_tokens(batch: Batch, name: str, model: nn.Module | None) -> None:
+def _check_tokens(batch: Batch, name: str, kind: str, most: int | None, known: int | None) -> None:
     """That the model has a position and an embedding for each: else it fails somewhere inside, or takes a GPU along."""
     given = {"the tensor": next(iter(batch.args), None)} | {key: batch.kwargs.get(key) for key in TOKENS}
     tokens = {key: value for key, value in given.items() if isinstance(value, Tensor) and value.ndim > 1}
     tokens = {key: value for key, value in tokens.items() if key in TOKENS or not value.is_floating_point()}
-    most = most_tokens(model) if tokens and "position_ids" not in batch.kwargs else None
     for key, value in tokens.items():
-        if most is not None and value.shape[1] > most:
+        if most is not None and value.shape[1] > most and "position_ids" not in batch.kwargs:
             raise ValueError(
-                f"{name}: expected at most {most} tokens, as many as this {type(model).__name__} has positions for; "
-                f"got {key} {tuple(value.shape)}: cut it to [:, :{most}]"
+                f"{name}: expected at most {most} tokens, as many as this {kind} has positions for; got {key} "
+                f"{tuple(value.shape)}: cut it to [:, :{most}]"
             )
     ids = tokens.get("input_ids", tokens.get("the tensor"))
-    count = vocabulary(model) if ids is not None and batch.kwargs.keys() <= {*TOKENWISE, *TOKENS, "labels"} else None
-    if count is not None and ids is not None and ids.numel() and not 0 <= int(ids.max()) < count:
+    is_text = batch.kwargs.keys() <= {*TOKENWISE, *TOKENS, "labels"}  # pictures may have tokens of their own
+    if known is not None and ids is not None and is_text and ids.numel() and int(ids.max()) >= known:
         raise ValueError(
-            f"{name}: expected tokens below {count}, as many as this {type(model).__name__} has embeddings; got "
-            f"{int(ids.max())}: is the tokenizer the model's own?"
+            f"{name}: expected tokens below {known}, as many as this {kind} has embeddings; got {int(ids.max())}: is "
+            "the tokenizer the model's own?"
         )
 
 

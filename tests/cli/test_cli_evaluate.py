@@ -83,6 +83,7 @@ def test_a_report_that_is_there_is_written_over_only_where_the_user_says_so(ther
 @pytest.mark.parametrize(
     ("more", "code", "message"),
     [
+        ("--count 0", 2, "--count"),
         ("--src from.txt", 2, "expected --src and --tgt, or neither; got only --src"),
         ("--no-prompts --prompt It", 2, "--no-prompts goes without"),
         ("--src - --tgt -", 2, "only one of them can be the standard input"),

@@ -248,6 +248,17 @@ def test_labels_beside_the_samples_are_refused_with_what_the_model_takes(mlp, lo
         as_batches(data, "tgt", mlp)
 
 
+def test_a_mask_may_be_of_truth_values_or_have_longformers_two(llama):
+    ids = torch.full((2, 3), 5)
+    for mask in (
+        torch.tensor([[True, True, False]] * 2),
+        torch.tensor([[2, 1, 0]] * 2),
+        torch.tensor([[1.0, 1, 0]] * 2),
+    ):
+        (batch,) = as_batches({"input_ids": ids, "attention_mask": mask}, "src", llama)
+        assert torch.equal(batch.mask != 0, mask != 0)
+
+
 def test_several_items_are_known_by_the_names_of_the_models_arguments(llama):
     ids, mask = torch.full((4, 3), 5), torch.tensor([[1, 1, 0]] * 4)
     (batch,) = as_batches(torch.utils.data.TensorDataset(ids, mask), "src", llama)

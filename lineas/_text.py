@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 SHOWN = 8  # units or names that a message lists
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """For a message about a name that there is not."""
+def nearest(name: str, names: Iterable[str], all_of_them: str = "") -> str:
+    """For a message about a name that there is not: names that are like it, else what there is; the first names, or as
+    the caller tells it."""
     known = list(names)
-    near = difflib.get_close_matches(name, known, n=4, cutoff=0.3) or known[:4]
-    return f"nearest names: {', '.join(near) or 'none'}"
+    if near := difflib.get_close_matches(str(name), known, n=4, cutoff=0.3):
+        return f"nearest names: {', '.join(near)}"
+    more = f" and {len(known) - SHOWN} more" * (len(known) > SHOWN)
+    return f"there is {all_of_them or ', '.join(known[:SHOWN]) + more or 'none'}"
 
 
 def first_units(chosen: NDArray[np.bool_]) -> str:

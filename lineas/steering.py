@@ -204,7 +204,10 @@ class Steering(Maps):
 
     # -- keeping --
 
-    def save_pretrained(self, folder: str | os.PathLike, *, metrics: Mapping[str, float | str] | None = None) -> None:
+    def save_pretrained(
+        self, folder: str | os.PathLike, *, metrics: Mapping[str, float | str] | None = None,
+        base_model: str | None = None,
+    ) -> None:  # fmt: skip
         """Write `steering_config.json`, `steering.safetensors` and a card, `README.md`, into a folder.
 
         Parameters
@@ -213,13 +216,18 @@ class Steering(Maps):
             Is made if need be. A README.md there that lineas did not write, or that was edited as it says, stays.
         metrics : dict of str -> number or str, optional
             What was measured, for the card; kept in `info["metrics"]` of what is read back.
+        base_model : str, optional
+            Name on the Hugging Face hub of the model that the maps are for; kept in `info["base_model"]`. If not given,
+            the card names the one that the fit knew from the hub, and none for a folder or a model made in memory.
 
         Raises
         ------
         TypeError
             `info`, `history` or `metrics` hold what JSON cannot.
+        ValueError
+            `base_model` cannot be a name on the hub.
         """
-        files.save(self, Path(folder), metrics)
+        files.save(self, Path(folder), metrics, base_model)
 
     @classmethod
     def from_pretrained(
@@ -241,14 +249,15 @@ class Steering(Maps):
 
     def push_to_hub(
         self, repo: str, *, private: bool | None = None, token: str | None = None,
-        metrics: Mapping[str, float | str] | None = None,
+        metrics: Mapping[str, float | str] | None = None, base_model: str | None = None,
     ) -> str:  # fmt: skip
         """Upload to a repository of the Hugging Face hub, made if need be; returns the commit's address.
 
-        A README.md there that somebody has made their own stays as it is. `metrics` as in `save_pretrained`.
+        A README.md there that somebody has made their own stays as it is. `metrics` and `base_model` as in
+        `save_pretrained`.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, metrics=metrics)
+            self.save_pretrained(folder, metrics=metrics, base_model=base_model)
             return hub.upload(folder, repo, private, token)
 
     @classmethod

@@ -1,9 +1,10 @@
-"""The five commands in one application."""
+"""The six commands in one application."""
 
 from typing import Annotated
 
 import typer
 
+from .evaluating import evaluate
 from .fitting import fit
 from .generating import generate
 from .looking import inspect, sites
@@ -46,5 +47,5 @@ def start(
     Settings.debug = debug
 
 
-for command in (fit, generate, merge, inspect, sites):
+for command in (fit, evaluate, generate, merge, inspect, sites):
     app.command()(guarded(command))

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from . import texts
 from .fit_options import TABLE, of_fit
 from .looking import report
 from .models import load
@@ -15,6 +14,7 @@ from .options import (
     Device,
     Dtype,
     Field,
+    Force,
     Json,
     Model,
     ModelClass,
@@ -22,8 +22,12 @@ from .options import (
     Revision,
     check_folder,
     given,
+    read_texts,
 )
 from .running import note
+
+STEERING = ("steering_config.json", "steering.safetensors")  # what `save_pretrained` writes
+CHECKPOINT = "checkpoint.safetensors"
 
 
 def fit(
@@ -31,6 +35,7 @@ def fit(
     src: Annotated[str, typer.Option(help="A file of texts to move away from; - is the standard input.")],
     tgt: Annotated[str, typer.Option(help="A file of texts to move towards.")],
     out: Annotated[str, typer.Option(help="The folder to save the steering in.")],
+    force: Force = False,
     column: Column = None,
     field: Field = None,
     sites: Annotated[str | None, of_fit("sites")] = None,
@@ -77,8 +82,9 @@ def fit(
         raise typer.BadParameter("--resume goes with --checkpoint-dir, and without --resume-from")
     if src == tgt == "-":
         raise typer.BadParameter("--src, --tgt: only one of them can be the standard input")
-    check_folder(out)
-    source, target = (_read(name, path, column, field) for name, path in (("src", src), ("tgt", tgt)))
+    goes_on = resume and (Path(str(checkpoint_dir)) / CHECKPOINT).exists()  # the same line again
+    check_folder(out, STEERING, force or goes_on)
+    source, target = (read_texts(name, path, column, field) for name, path in (("src", src), ("tgt", tgt)))
     if not within_range:
         del options["within_range"]
     if (penalty := _penalty(l1, group)) is not None:
@@ -95,12 +101,6 @@ def fit(
     steering.save_pretrained(out)
     note(f"saved in {out}")
     report(out, steering, as_json)
-
-
-def _read(name: str, path: str, column: str | None, field: str | None) -> list[texts.Text]:
-    found = texts.read(path, column=column, field=field)
-    note(f"{name}: {len(found.texts)} texts from {path}" + f", {found.empty} empty ones left out" * bool(found.empty))
-    return found.texts
 
 
 def _penalty(l1: float | None, group: float | None) -> Any:

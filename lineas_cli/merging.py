@@ -10,6 +10,7 @@ from .options import (
     CAUSAL,
     Device,
     Dtype,
+    Force,
     Json,
     Model,
     ModelClass,
@@ -26,6 +27,7 @@ def merge(
     model: Model,
     steering: SteeringFolder,
     out: Annotated[str | None, typer.Option(help="The folder to save the merged model in, with its tokenizer.")] = None,
+    force: Force = False,
     strength: Annotated[float, typer.Option(help="Fixed from then on.")] = 1.0,
     partial: Annotated[bool, typer.Option("--partial", help="Leave out sites that cannot be merged exactly.")] = False,
     tolerance: Annotated[float | None, typer.Option(help="Largest relative error of an output.")] = None,
@@ -49,9 +51,9 @@ def merge(
     if out is None and not plan:
         raise typer.BadParameter("expected --out FOLDER, or --plan, got neither")
     if out is not None:
-        check_folder(out)
         if Path(out).resolve() == Path(model).resolve():
             raise typer.BadParameter("--out: expected another folder than the model's own, whose files are in use")
+        check_folder(out, ("config.json", "*.safetensors", "*.bin"), force or plan)
     import lineas
 
     maps = lineas.Steering.from_pretrained(steering)

@@ -14,7 +14,7 @@ from lineas import samples
 from lineas_cli.app import app
 
 INSTALLED = str(Path(lineas.__file__).parents[1])
-FIT = "fit model --src from.txt --tgt to.txt --out polite"
+FIT = "fit model --src from.txt --tgt to.txt --out polite --force"
 
 
 def run(line, code=0, **how):

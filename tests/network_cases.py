@@ -11,7 +11,7 @@ IDS = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 3]])
 
 def fit(model, **options):
     sides = options.pop("sides", TEXTS)
-    return lineas.fit(model, *sides, tokenizer=WordTokenizer(), **{"progress": False, "steps": 4, **options})
+    return lineas.fit(model, *sides, **{"tokenizer": WordTokenizer(), "progress": False, "steps": 4, **options})
 
 
 def seeded(make):

@@ -72,7 +72,7 @@ def _ids(steerings: Mapping[Any, Any], rows: Any) -> tuple[list[Any], bool]:
 
 def _strengths(strength: Any) -> tuple[list[float], bool]:
     """The strengths, and whether they are one for each row."""
-    if isinstance(strength, (Tensor, np.ndarray)):
+    if isinstance(strength, (Tensor, np.ndarray, np.generic)):
         if strength.ndim > 1:
             raise ValueError(f"strength: expected a number, or one for each row, got shape {tuple(strength.shape)}")
         strength = strength.tolist()

@@ -1,4 +1,7 @@
-"""What callers give, checked once: samples, weights, exponent."""
+"""What callers give, checked once: samples, weights, exponent, numbers."""
+
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -48,6 +51,22 @@ def _weights(weights: ArrayLike | None, count: int, name: str) -> NDArray[np.flo
         raise ValueError(f"{name}: expected finite weights, none negative, not all zero; got {given}")
     given /= given.max()  # huge weights must not overflow their sum
     return given / given.sum()
+
+
+def number(value: Any, name: str) -> float:
+    """A finite one."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not np.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+    return float(value)
+
+
+def whole(value: Any, name: str, least: int | None = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or (least is not None and value < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise ValueError(f"{name}: expected a whole number{bound}, got {value!r:.60}")
+    return int(value)
 
 
 def power(p: float) -> float:

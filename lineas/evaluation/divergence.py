@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from ..attaching.positions import Position
 from ..network.data import Batch, as_batches
+from ..network.generation import is_encoder_decoder
+from ..network.sites import check_network
 from ..network.state import device_of, frozen
+from ..network.texts import listed_texts
 
 if TYPE_CHECKING:
     from ..steering import Steering
@@ -26,6 +29,22 @@ class Sums(NamedTuple):
     predicted: NDArray[np.float64]  # how many tokens that are
     divergences: NDArray[np.float64]  # from the base model, of the distributions after each token
     tokens: NDArray[np.float64]
+
+
+def check_causal(model: nn.Module) -> None:
+    """TypeError for what is no causal language model, as far as it says so itself."""
+    check_network(model)
+    can_generate = getattr(model, "can_generate", None)
+    if is_encoder_decoder(model) or (can_generate is not None and not can_generate()):
+        raise TypeError(f"model: expected a causal language model, got {type(model).__name__}")
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    """(rows, tokens, words)"""
+    output = model(**batch.kwargs, use_cache=False)
+    if not isinstance(logits := getattr(output, "logits", None), Tensor):
+        raise TypeError(f"model: expected a causal language model, got {type(model).__name__}, which returns no logits")
+    return logits
 
 
 def losses_of(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -54,6 +73,8 @@ def read(
 
     Texts pass in the order of their lengths, which saves padding; results come in the order of the texts.
     """
+    check_causal(model)
+    texts = listed_texts(texts, "texts")
     order = sorted(range(len(texts)), key=lambda k: len(texts[k]))
     rows: list[list[list[Tensor]]] = [[[] for _ in Sums._fields] for _ in conditions]
     device = device_of(model)
@@ -62,7 +83,7 @@ def read(
             batch, base = batch.to(device), None
             for condition, parts in zip(conditions, rows, strict=True):
                 with condition():
-                    logits = model(**batch.kwargs, use_cache=False).logits
+                    logits = _logits(model, batch)
                 base = logits if base is None else base
                 zero = torch.zeros(batch.size)
                 away = divergences_of(logits, base, batch) if divergence else (zero, zero)

@@ -8,14 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.checks import number, whole
+from ..network.limits import most_tokens
 from ..network.state import device_of, frozen, seeded
-from ..network.texts import find_tokenizer
-from .divergence import read
+from ..network.texts import find_tokenizer, listed_texts
+from .divergence import check_causal, read
 
 LIKELIEST = 50  # tokens that `generate` draws from where a model's own settings do not say
 
 
-def perplexity(model: nn.Module, texts: Sequence[str], *, tokenizer: Any = None, batch_size: int = 16) -> float:
+def perplexity(
+    model: nn.Module, texts: Sequence[str], *, tokenizer: Any = None, batch_size: int = 16,
+    max_length: int | None = None,
+) -> float:  # fmt: skip
     """exp of the mean negative log-likelihood of a token, over all tokens of all texts but the first of each.
 
     Parameters
@@ -24,12 +29,17 @@ def perplexity(model: nn.Module, texts: Sequence[str], *, tokenizer: Any = None,
     texts : list of str, at least 2
     tokenizer : optional
         Looked up from the model's own name if not given.
+    batch_size : int
+        Texts that pass through the model together.
+    max_length : int, optional
+        Tokens beyond it are cut off.
 
     Returns
     -------
     float, at least 1; the vocabulary's size is guessing.
     """
-    (sums,) = read(model, texts, [nullcontext], tokenizer=tokenizer, batch_size=batch_size, divergence=False)
+    options: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": batch_size, "max_length": max_length}
+    (sums,) = read(model, texts, [nullcontext], divergence=False, **options)
     return math.exp(sums.losses.sum() / sums.predicted.sum())
 
 
@@ -55,18 +65,23 @@ def continuations(
     -------
     list of str, without the prompts: those of the first prompt, then those of the second, and so on.
     """
+    check_causal(model)
+    check_sampling(count, new_tokens, temperature, top_p, batch_size)
+    prompts = listed_texts(prompts, "prompts")
     tokenizer = find_tokenizer(model, "prompts", tokenizer)
-    rows = [prompt for prompt in prompts for _ in range(count)]
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     top_k_of_model: int | None = model.generation_config.top_k  # type: ignore[union-attr, assignment]
     nucleus = Nucleus(temperature, LIKELIEST if top_k_of_model is None else top_k_of_model, top_p)
+    encoded = [_ids(prompt, tokenizer) for prompt in prompts]
+    _refuse_too_long(prompts, encoded, new_tokens, model)
+    rows = [ids for ids in encoded for _ in range(count)]
     texts: list[str] = []
     with seeded(seed, device_of(model)), frozen(model), torch.no_grad():
         for start in range(0, len(rows), batch_size):
-            encoded = [_ids(row, tokenizer) for row in rows[start : start + batch_size]]
-            longest = max(map(len, encoded))  # padded on the left, so that all go on from the same column
-            ids = torch.tensor([[pad] * (longest - len(row)) + row for row in encoded])
-            mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in encoded])
+            some = rows[start : start + batch_size]
+            longest = max(map(len, some))  # padded on the left, so that all go on from the same column
+            ids = torch.tensor([[pad] * (longest - len(row)) + row for row in some])
+            mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in some])
             out = model.generate(  # type: ignore[operator]
                 input_ids=ids.to(device_of(model)), attention_mask=mask.to(device_of(model)), do_sample=True,
                 temperature=1.0, top_k=0, top_p=1.0, logits_processor=[nucleus],
@@ -74,6 +89,18 @@ def continuations(
             )  # fmt: skip
             texts += tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
     return texts
+
+
+def check_sampling(count: int, new_tokens: int, temperature: float, top_p: float, batch_size: int) -> None:
+    """ValueError, or TypeError, where nothing can be sampled so."""
+    for name, value in (("count", count), ("new_tokens", new_tokens), ("batch_size", batch_size)):
+        whole(value, name)
+    if number(temperature, "temperature") <= 0:
+        raise ValueError(
+            f"temperature: expected a number above 0, got {temperature}; top_p=1e-6 takes the likeliest token"
+        )
+    if not 0 < number(top_p, "top_p") <= 1:
+        raise ValueError(f"top_p: expected a number above 0, at most 1, got {top_p}")
 
 
 class Nucleus:
@@ -92,6 +119,18 @@ class Nucleus:
         tails = best.flip(-1).softmax(-1).cumsum(-1).flip(-1)  # of each token and all less likely ones
         best[:, 1:] = best[:, 1:].masked_fill(tails[:, 1:] <= 1 - self.top_p, -math.inf)
         return torch.full_like(scores, -math.inf).scatter(-1, tokens, best)
+
+
+def _refuse_too_long(prompts: Sequence[Any], encoded: list[list[int]], new_tokens: int, model: nn.Module) -> None:
+    """ValueError where the model lacks positions for a prompt and what shall come after it; the last one needs none."""
+    most = most_tokens(model)
+    for k, ids in enumerate(encoded):
+        if most is not None and len(ids) + new_tokens - 1 > most:
+            raise ValueError(
+                f"prompts: prompt {k} has {len(ids)} tokens, and new_tokens is {new_tokens}; this "
+                f"{type(model).__name__} has positions for {most} in all; shorten the prompt, or ask for fewer: "
+                f"{prompts[k]!r:.60}"
+            )
 
 
 def _ids(prompt: Any, tokenizer: Any) -> list[int]:

@@ -1,26 +1,28 @@
 """evaluate(): utility beside effect, at several strengths and seeds."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import samples
 from ..attaching.positions import Position
+from ..core.checks import number, whole
 from ..network.identity import name_of
-from ..network.sites import Site
+from ..network.sites import Site, check_network
 from ..network.state import eager
-from ..network.texts import as_texts, find_tokenizer
-from ..responses.collect import responses
+from ..network.texts import as_texts, find_tokenizer, listed_texts
+from ..responses.collect import responses_to
 from ..steering import Steering
 from . import diversity, harness
 from .activations import distance
 from .divergence import read
-from .language import continuations
+from .language import check_sampling, continuations
 from .report import Measure, Outcome, Report, Written
 from .scorers import Scorer, scorers_of
 
@@ -110,7 +112,9 @@ def evaluate(
     ...     report = lineas.evaluate(model, steering, texts=texts, prompts=(), progress=False)
     ...     return report.change("perplexity", strength=1.0)
     """
-    named, scoring = _named(steering), scorers_of(scorers) if len(prompts) else []
+    check_network(model)
+    prompts, texts = listed_texts(prompts, "prompts"), _texts(texts)
+    named, scoring = _named(steering), scorers_of(scorers) if prompts else []
     conditions = [
         Condition(None, 0.0, nullcontext),
         *(
@@ -119,25 +123,27 @@ def evaluate(
             for strength in _strengths(strengths)
         ),
     ]
-    drawn = [int(seed) for seed in dict.fromkeys([seeds] if isinstance(seeds, int) else seeds)]
-    texts = samples.neutral_sentences() if texts is None else list(texts)
-    _check(src, tgt, count, confidence, scoring, drawn if len(prompts) else [0])
+    drawn = [whole(seed, "seeds", least=None) for seed in dict.fromkeys(_each(seeds, "seeds", "whole numbers"))]
+    if not (prompts or texts or tasks or src is not None or tgt is not None):
+        raise ValueError("expected something to measure: prompts, texts, src and tgt, or tasks; got none of them")
+    _check(src, tgt, confidence, scoring, drawn if prompts else [0])
+    check_sampling(count, new_tokens, temperature, top_p, batch_size)
     for condition in conditions:  # a steering of another model is refused before any work
         with condition.applied():
             pass
     harnessed = {"position": position, "strict": strict, "batch_size": text_batch_size, **(task_options or {})}
     if tasks and "task_manager" not in harnessed:
         harnessed["task_manager"] = harness.manager_of(tasks, harnessed.get("include_path"))
-    if len(prompts) or texts or tasks:
+    if prompts or texts or tasks:
         tokenizer = find_tokenizer(model, "texts", tokenizer)
-    steps = bool(texts) + len(conditions) * (len(drawn) * bool(len(prompts)) + (src is not None) + bool(tasks))
+    steps = bool(texts) + len(conditions) * (len(drawn) * bool(prompts) + (src is not None) + bool(tasks))
     found = Findings(model, tokenizer, conditions, drawn, tqdm(desc="evaluate", total=steps, disable=not progress))
     with found.bar, eager():
         if texts:
             found.measure_texts(texts, text_batch_size, max_length)
-        if len(prompts):
+        if prompts:
             sampling = {"count": count, "new_tokens": new_tokens, "temperature": temperature, "top_p": top_p}
-            found.measure_continuations(list(prompts), scoring, {**sampling, "batch_size": batch_size})
+            found.measure_continuations(prompts, scoring, {**sampling, "batch_size": batch_size})
         if src is not None:
             where = list(dict.fromkeys(site for one in named.values() for site in one.sites)) or None
             found.measure_distance(
@@ -210,12 +216,12 @@ class Findings:
                 self.bar.update()
 
     def measure_distance(self, src: Any, tgt: Any, sites: Any, **options: Any) -> None:
-        src, tgt = _by_length(src), _by_length(tgt)
-        target_responses = responses(self.model, tgt, sites, tokenizer=self.tokenizer, **options)
+        src, tgt = _by_length(src, "src"), _by_length(tgt, "tgt")
+        target_responses = responses_to("tgt", self.model, tgt, sites, tokenizer=self.tokenizer, **options)
         unsteered = math.nan
         for at in self.conditions:
             with at.applied():
-                source_responses = responses(self.model, src, sites, tokenizer=self.tokenizer, **options)
+                source_responses = responses_to("src", self.model, src, sites, tokenizer=self.tokenizer, **options)
             apart = distance(source_responses, target_responses)
             unsteered = apart if at.steering is None else unsteered
             if not unsteered:
@@ -235,9 +241,9 @@ class Findings:
             self.bar.update()
 
 
-def _by_length(inputs: Any) -> Any:
+def _by_length(inputs: Any, name: str) -> Any:
     """Texts in the order of their lengths, which saves padding; a distance does not depend on it."""
-    texts = as_texts(inputs, "texts")
+    texts = as_texts(inputs, name)
     return inputs if texts is None else sorted(texts, key=lambda one: len(str(one)))
 
 
@@ -252,23 +258,32 @@ def _named(steering: Any) -> dict[str, Steering]:
     return dict(steering)
 
 
+def _texts(given: Any) -> list:
+    return samples.neutral_sentences() if given is None else listed_texts(given, "texts")
+
+
 def _strengths(given: float | Sequence[float]) -> list[float]:
     """Each once, in order, without 0, which is the base model."""
-    each = [float(s) for s in ([given] if isinstance(given, (int, float)) else given)]
-    if not all(map(math.isfinite, each)):
-        raise ValueError(f"strengths: expected finite numbers, got {each}")
-    return sorted({s for s in each if s})
+    each = (number(strength, "strengths") for strength in _each(given, "strengths", "numbers"))
+    return sorted({strength for strength in each if strength})
+
+
+def _each(given: Any, name: str, what: str) -> list:
+    """One number, or several; what they must be is looked at later."""
+    if isinstance(given, (int, float, np.generic)):
+        return [given]
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise TypeError(f"{name}: expected {what}, got {type(given).__name__} {given!r:.60}")
+    return given.tolist() if isinstance(given, (np.ndarray, Tensor)) else list(given)
 
 
 def _check(
-    src: Any, tgt: Any, count: int, confidence: float, scorers: Sequence[Scorer], seeds: Sequence[int]
+    src: Any, tgt: Any, confidence: float, scorers: Sequence[Scorer], seeds: Sequence[int]
 ) -> None:  # fmt: skip
     """Whatever can be refused before anything runs."""
     if (src is None) != (tgt is None):
         raise ValueError(f"expected src and tgt, or neither; got only {'tgt' if src is None else 'src'}")
-    if count < 1:
-        raise ValueError(f"count: expected at least 1, got {count}")
-    if not 0 < confidence < 1:
+    if not 0 < number(confidence, "confidence") < 1:
         raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence}")
     if not seeds:
         raise ValueError("seeds: expected at least one, got none")

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from ..network.sites import Site
-from ..responses.collect import responses
+from ..responses.collect import responses_to
 from .ranking import Ranking
 from .samples import Samples, facts, shown, side_by_side
 from .scores import check_metric
@@ -55,16 +55,20 @@ def rank_concepts(
     {'up': 8, 'down': 8, 'left': 8}
     """
     check_metric(metric)
+    if not isinstance(concepts, Mapping):
+        raise TypeError(f"concepts: expected a dict of name -> inputs, got {type(concepts).__name__}")
     if len(concepts) < (2 if negative is None else 1):
         raise ValueError(f"concepts: expected at least two, or a negative set beside one, got {len(concepts)}")
     options = {
         "tokenizer": tokenizer, "batch_size": batch_size, "max_length": max_length, "pooling": pooling, "seed": seed,
     }  # fmt: skip
-    sets = {name: responses(model, inputs, sites, **options) for name, inputs in concepts.items()}
+    sets = {
+        name: responses_to(f"concepts[{name!r}]", model, inputs, sites, **options) for name, inputs in concepts.items()
+    }
     sizes = {site: values.shape[1] for site, values in next(iter(sets.values())).items()}
     texts = [shown(inputs) for inputs in concepts.values()]
     if negative is not None:
-        shared = side_by_side(responses(model, negative, sites, **options))
+        shared = side_by_side(responses_to("negative", model, negative, sites, **options))
         all_samples = [
             Samples(sizes, side_by_side(positive), shared, (mine, shown(negative)))
             for positive, mine in zip(sets.values(), texts, strict=True)

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from .._text import nearest, printable
+from ..core.checks import number
 from ..network.sites import Site
 from . import files
 from .samples import Samples, collect, facts
@@ -121,7 +122,7 @@ class Ranking:
 
     def above(self, threshold: float) -> Units:
         """The expert set: units whose score is at least the threshold."""
-        return chosen(self._scores >= threshold, self.sizes)
+        return chosen(self._scores >= number(threshold, "threshold"), self.sizes)
 
     def experts(self, k: int = 10, examples: int = 3) -> list[Expert]:
         """The k best units, best first, each with the inputs of both sets on which it is most active."""

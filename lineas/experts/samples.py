@@ -13,7 +13,7 @@ from ..core import checks
 from ..network.identity import name_of
 from ..network.sites import Site
 from ..network.texts import as_texts
-from ..responses.collect import responses
+from ..responses.collect import responses_to
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,8 @@ def collect(
     model: nn.Module, positive: Any, negative: Any, sites: str | Sequence[str | Site] | None, options: Mapping[str, Any]
 ) -> Samples:
     """Run the model over both sets; options as in `lineas.evaluation.responses`."""
-    first, second = (responses(model, inputs, sites, **options) for inputs in (positive, negative))
+    sides = (("positive", positive), ("negative", negative))
+    first, second = (responses_to(name, model, inputs, sites, **options) for name, inputs in sides)
     return Samples.of(first, second, (shown(positive), shown(negative)))
 
 

@@ -213,7 +213,7 @@ def check_level(level: float) -> float:
 
 def relabellings(asked: int | None, sizes: Mapping[str, int]) -> int:
     """As many as were asked for; else two stages, or enough for twenty units to pass at `LEVEL` together."""
-    return max(FIRST * FACTOR, sum(sizes.values())) if asked is None else asked
+    return max(FIRST * FACTOR, sum(sizes.values())) if asked is None else checks.whole(asked, "n_permutations")
 
 
 def stages(limit: int) -> list[int]:
@@ -300,5 +300,7 @@ def significance(
     options = {
         "tokenizer": tokenizer, "batch_size": batch_size, "max_length": max_length, "pooling": pooling, "seed": seed,
     }  # fmt: skip
+    if n_permutations is not None:  # before the model runs
+        checks.whole(n_permutations, "n_permutations")
     samples = collect(model, positive, negative, sites, options)
     return Significance(samples, p, relabellings(n_permutations, samples.sizes), seed, facts(model, options))

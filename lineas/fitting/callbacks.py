@@ -119,6 +119,8 @@ def listened(callbacks: Iterable[Callable[[Entry], Any]]) -> tuple[Callable[[Ent
         raise TypeError(f"callbacks: expected a list of functions, got {callbacks!r:.60}")
     listed = tuple(callbacks)
     for k, callback in enumerate(listed):
+        if isinstance(callback, type):
+            raise TypeError(f"callbacks: expected functions, got the class {callback.__name__} at position {k}")
         if not callable(callback):
             raise TypeError(f"callbacks: expected functions, got {callback!r:.60} at position {k}")
     return listed

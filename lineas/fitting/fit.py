@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from .. import optim
+from .._text import warn
 from ..attaching.attach import what_is_on
 from ..core.arrays import Vector
 from ..maps.algebra import refuse_special
@@ -31,7 +32,8 @@ from .callbacks import Entry, listened
 from .checkpoint import Checkpoint, Keeper, fingerprint, locate, read, refuse_another
 from .differentiable import check_differentiable
 from .distributed import Alone, processes
-from .log import Log
+from .doubts import doubts
+from .log import Log, bar_of
 from .losses import Loss
 from .model_loss import ModelLoss
 from .option_table import DEFAULT, described
@@ -124,7 +126,8 @@ def fit(
     mapped = find_sites(model, sites)
     compared = mapped if loss_sites is None else find_sites(model, loss_sites)
     device = device_of(model)
-    with world, seeded(seed, device), frozen(model), eager(), torch.inference_mode(False), torch.enable_grad():
+    bar = bar_of(options.total, _evaluations(past), progress and world.rank == 0 and options.fits)
+    with bar, world, seeded(seed, device), frozen(model), eager(), torch.inference_mode(False), torch.enable_grad():
         sources, targets = (
             [
                 batch.to(device)
@@ -158,15 +161,19 @@ def fit(
             x, kinds, passes = methods.maps_of(formula, schedule_of_method, runner, sources, targets, free, world, kind)
             past = replace(past, maps=x, seconds=time.perf_counter() - started, stopped="computed")
         log = Log(
-            past, maps, limit=options.max_evaluations, total=options.total, started=started,
-            progress=progress and world.rank == 0, callbacks=callbacks, keeper=keeper, world=world,
+            past, maps, limit=options.max_evaluations, bar=bar, started=started, callbacks=callbacks, keeper=keeper,
+            world=world,
         )  # fmt: skip
+        if past.stopped:
+            log.is_over()
         end = past if past.stopped else _minimise(runner, sources, targets, free, options, log, world)
     info = {
         **identity.of_model(model), "data": data, **facts, "ridge": end.ridge,
         "evaluations": passes if formula else len(end.history["loss"]), "seconds": round(end.seconds, 3),
         "stopped": end.stopped,
     }  # fmt: skip
+    if world.rank == 0 and (said := doubts(end, options, facts["samples"], data["src"] == data["tgt"])):
+        warn(said)
     return Steering.from_flat(maps, maps.values(), end.maps, kinds=kinds, history=end.history, info=info)
 
 
@@ -174,12 +181,14 @@ fit.__doc__ = (fit.__doc__ or "").replace("    {options}", described())
 
 
 def _checked(model: Any) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     model = unwrapped(model)
     if any(map(is_sharded, model.modules())):  # they are gone again when a backward pass from within wants them
         raise ValueError("model: expected whole weights, got weights that FSDP shards; fit first, then shard")
     return model
+
+
+def _evaluations(past: Checkpoint | None) -> int:
+    return len(past.history.get("loss", ())) if past else 0
 
 
 def _count(batches: list[Batch]) -> int:
@@ -223,6 +232,7 @@ def _minimise(
             ridge = sensitivity(runner.model, runner.mapped, targets, options.seed, world) if held else None
         with blame("src"):
             problem = _problem(SourcePasses(runner, sources, world), responses, ridge, free, options)
+            log.begins()
             if options.recipe == "published":
                 x, why = optim.published(
                     problem, past.maps, options.penalty, log, **options.descent(), save=log.save, state=past.state
@@ -254,6 +264,8 @@ def _past(
     resume_from: Steering | str | os.PathLike | None, checkpoint_dir: str | os.PathLike | None
 ) -> tuple[Keeper | None, Checkpoint | None]:
     """Where checkpoints go, and the one to go on from, if there is one: before any work."""
+    if checkpoint_dir is not None and not isinstance(checkpoint_dir, (str, os.PathLike)):
+        raise TypeError(f"checkpoint_dir: expected a path, got {type(checkpoint_dir).__name__}")
     keeper = None if checkpoint_dir is None else Keeper(checkpoint_dir)
     resumed = locate(resume_from) if isinstance(resume_from, (str, os.PathLike)) else None
     if resumed is None and not isinstance(resume_from, Steering | None):

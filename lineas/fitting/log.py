@@ -17,6 +17,14 @@ from .checkpoint import Checkpoint, Keeper
 from .distributed import Alone
 
 COLUMNS = ("loss", "ridge", "penalty", "objective", "step_size", "accepted", "site_loss")
+ASKED, USED_UP = "a callback asked", "max_evaluations used up"  # why a fit ended that did not by itself
+
+
+def bar_of(total: int | None, done: int, shown: bool) -> tqdm:
+    """A bar of evaluations, of which there are `total` at most and some are done; it says that the fit prepares."""
+    return tqdm(
+        total=total, initial=done, desc="lineas.fit: preparing", unit=" evaluations", disable=not shown
+    )  # fmt: skip
 
 
 class Log:
@@ -30,8 +38,8 @@ class Log:
         Of the mapped sites.
     limit : int or None
         Evaluations until the fit must end.
-    total : int or None
-        Evaluations that the bar counts towards.
+    bar : tqdm
+        What is shown; see `bar_of`.
     started : float
         When this part of the fit began, by `time.perf_counter`.
     keeper : Keeper or None
@@ -41,14 +49,14 @@ class Log:
     """
 
     def __init__(
-        self, past: Checkpoint, sizes: Mapping[str, int], *, limit: int | None, total: int | None,
-        started: float, progress: bool, callbacks: Iterable[Callable[[calls.Entry], Any]] = (),
+        self, past: Checkpoint, sizes: Mapping[str, int], *, limit: int | None, bar: tqdm,
+        started: float, callbacks: Iterable[Callable[[calls.Entry], Any]] = (),
         keeper: Keeper | None = None, world: Alone | None = None,
     ):  # fmt: skip
         self.past, self.sizes, self.limit, self.keeper = past, sizes, limit, keeper
         self.started, self.callbacks, self.enough, self.world = started, tuple(callbacks), "", world or Alone()
         self.history: dict[str, list] = {key: list(past.history.get(key, ())) for key in COLUMNS}
-        self.total, self.progress = total, progress
+        self.bar = bar
 
     @property
     def evaluations(self) -> int:
@@ -58,17 +66,23 @@ class Log:
         calls.restore(self.callbacks, self.past.callbacks)
         if self.keeper:
             self.keeper.begin(replace(self.past, callbacks=calls.states(self.callbacks)))
-        self.bar = tqdm(
-            total=self.total, initial=self.evaluations, desc="lineas.fit", unit=" evaluations",
-            disable=not self.progress,
-        )  # fmt: skip
         return self
 
     def __exit__(self, *exception) -> None:
-        self.bar.close()
         if self.keeper and exception[0] is not None:
             with suppress(Warning):  # where warnings are errors, this one must not hide what ended the fit
                 self.keeper.flush()
+
+    def begins(self) -> None:
+        """All is prepared; how long that took says nothing of how long evaluations take."""
+        self.bar.set_description_str("lineas.fit: ", refresh=False)
+        self.bar.unpause()
+
+    def is_over(self) -> None:
+        """There is nothing more to come: a bar that is full says so."""
+        self.bar.set_description_str("lineas.fit: ", refresh=False)
+        self.bar.total = self.bar.n
+        self.bar.refresh()
 
     def __call__(self, at: optim.Evaluation, penalty: float, step_size: float, accepted: bool = True) -> str:
         entry = {
@@ -81,7 +95,7 @@ class Log:
             self.bar.set_postfix_str(f"objective {entry['objective']:.4g}, {_support(at.x)}", refresh=False)
         self.bar.update()
         used_up = self.limit is not None and self.evaluations >= self.limit
-        self.enough = "a callback asked" if self._asked(entry, at.x) else "max_evaluations used up" * used_up
+        self.enough = ASKED if self._asked(entry, at.x) else USED_UP * used_up
         return self.enough
 
     def _asked(self, entry: Mapping[str, Any], x: Vector) -> bool:
@@ -104,6 +118,7 @@ class Log:
     def finish(self, x: Vector, why: str, ridge: float | None = None) -> Checkpoint:
         """The result, which is kept as well."""
         end = replace(self._checkpoint(x, None, why), ridge=ridge)
+        self.is_over()
         if self.keeper:
             self.keeper.offer(end, now=True)
         return end

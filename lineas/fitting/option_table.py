@@ -23,7 +23,7 @@ class Option:
         A sentence, for the docstring and the command line.
     check : str
         What it must be: "a name" among those that `options.NAMES` has for it, "whole" (a number of at least 1, or
-        None), "share" (a number of at least 0, or None); empty where the part that uses it checks it.
+        None), "share" (a number of at least 0, or None), "flag"; empty where the part that uses it checks it.
     only : str
         "fit" for what only a fit through the model takes, "formula" for what only methods that compute maps from
         responses take.
@@ -57,7 +57,7 @@ OPTIONS = (
     Option("method", "lineas", "str or function", "How maps are found; a wrong name gets the list.", "a name"),
     Option("schedule", None, "str", "Of other methods than lineas: at_once or sequential.", "a name", "formula"),
     Option("within_range", False, "bool", "Of other methods than lineas: map only what the source's range holds.",
-           only="formula"),
+           "flag", "formula"),
     Option("recipe", "fast", "str", "fast, or published: the paper's schedule.", "a name", "fit"),
     Option("loss", "auto", "str or Loss", "auto, wasserstein, excess or significant.", "a name", "fit"),
     Option("ridge", None, "float", "How much to hold back; from the data if not given.", "share", "fit"),
@@ -75,7 +75,8 @@ OPTIONS = (
     Option("pooling", None, "str", "A unit's response: mean, max, min or last token.", "a name"),
     Option("position", "all", "str", "Which tokens are mapped.", "a name"),
     Option("seed", 0, "int", "For models that draw random numbers."),
-    Option("progress", True, "bool", "Show a bar: the objective, the support, and how long it may take.", command=None),
+    Option("progress", True, "bool", "Show a bar: the objective, the support, and how long it may take.", "flag",
+           command=None),
     Option("callbacks", (), "functions", "Called after every evaluation; True ends the fit (`lineas.callbacks`).",
            only="fit", command=None),
     Option("checkpoint_dir", None, "path", "Keep a checkpoint in this folder.", only="fit"),

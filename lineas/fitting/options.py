@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 
+from ..core.checks import whole
 from ..optim import OPTIMIZERS, PUBLISHED_STEPS
 from ..penalties import Penalty
 from ..responses.pooling import POOLINGS
@@ -57,8 +58,12 @@ class Options:
         for option in OPTIONS:
             _check(option, values[option.name])
         values["compute_dtype"], values["within_range"] = _half(values["compute_dtype"]), bool(values["within_range"])
-        if values["penalty"] is not None and not isinstance(values["penalty"], Penalty):
-            name = type(values["penalty"]).__name__
+        if isinstance(penalty := values["penalty"], type):
+            raise TypeError(
+                f"penalty: expected one of lineas.penalties, got the class {penalty.__name__}; make one of it"
+            )
+        if penalty is not None and not isinstance(penalty, Penalty):
+            name = type(penalty).__name__
             raise TypeError(
                 f"penalty: expected one of lineas.penalties, got {name}, which has no value and proximal_step"
             )
@@ -119,7 +124,8 @@ class Options:
         return {name: value for name, value in known.items() if name not in without}
 
     def _published(self) -> "Options":
-        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
+        rate = self.learning_rate
+        if rate is not None and not (_is_number(rate) and 0 < rate < float("inf")):
             raise ValueError(f"learning_rate: expected a number above 0, got {self.learning_rate!r}")
         if self.loss not in ("auto", "wasserstein"):
             raise ValueError(f'loss: expected "wasserstein", which is the published recipe\'s, got {self.loss!r}')
@@ -146,12 +152,18 @@ def _check(option: Option, value: Any) -> None:
     if option.check == "a name" and not is_own and value not in NAMES[name]:
         known = ", ".join(repr(value) for value in NAMES[name] if value is not None)
         raise ValueError(f"{name}: expected one of {known}; got {value!r}")
+    if option.check == "flag" and not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r:.60}")
     if value is None:
         return
-    if option.check == "whole" and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
-        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
-    if option.check == "share" and not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
-        raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
+    if option.check == "whole":
+        whole(value, name)
+    if option.check == "share" and not (_is_number(value) and 0 <= value < float("inf")):
+        raise ValueError(f"{name}: expected a number of at least 0, got {value!r:.60}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def _refuse_what_does_not_go_with(values: Mapping[str, Any]) -> None:

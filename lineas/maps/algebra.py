@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._text import SHOWN, first_units, natural_order, nearest
+from ..core.checks import number
 from .kinds import Affine
 from .maps import AnyMaps, Maps
 
@@ -16,7 +17,7 @@ __all__ = ["Overlap", "interpolate", "overlap"]
 Pairs = dict[str, tuple[NDArray, NDArray]]  # site -> weight, bias
 LARGEST = float(np.finfo(np.float32).max)
 # The facts that a result may inherit.
-ORIGIN = ("model", "model_class", "revision", "weights", "dtype", "pooling", "position")
+ORIGIN = ("model", "model_class", "base_model", "revision", "weights", "dtype", "pooling", "position")
 
 
 def pairs_of(maps: Maps) -> Pairs:
@@ -65,7 +66,7 @@ def inverse(maps: AnyMaps) -> AnyMaps:
 
 
 def scaled(maps: AnyMaps, strength: float) -> AnyMaps:
-    s = _number(strength, "strength")
+    s = number(strength, "strength")
     pairs: Pairs = {}
     kinds: dict[str, Affine] = {}
     for name in maps.sites:
@@ -96,15 +97,21 @@ def _chosen(maps: Maps, sites: str | Sequence[str] | None) -> list[str]:
     if sites is None:
         return maps.sites
     if isinstance(sites, str):
-        chosen = [name for name in maps.sites if re.fullmatch(sites, name)]
+        try:
+            chosen = [name for name in maps.sites if re.fullmatch(sites, name)]
+        except re.error as error:
+            raise ValueError(f"sites: {sites!r} is not a regular expression: {error}") from error
         if not chosen:
             raise LookupError(f"no site matches {sites!r} over its whole name; {nearest(sites, maps.sites)}")
         return chosen
+    if not isinstance(sites, Iterable):
+        raise TypeError(f"sites: expected a regular expression, names or None, got {sites!r:.60}")
+    sites = list(sites)
     for name in sites:
         maps.weight(name)  # LookupError, with the nearest names
     if not sites:
         raise ValueError("sites: expected at least one name, got an empty list")
-    return list(sites)
+    return sites
 
 
 def _keep_top(pairs: Pairs, top: int, responses: Mapping[str, ArrayLike] | None, maps: Maps) -> Pairs:
@@ -131,7 +138,7 @@ def _move(
     if responses is None:
         return move(weight, bias)
     if name not in responses:
-        raise LookupError(f"responses: expected those of site {name!r}, got {nearest(name, responses)}")
+        raise LookupError(f"responses: expected those of site {name!r} too; {nearest(name, responses)}")
     values = np.asarray(responses[name], np.float64)
     if values.ndim != 2 or values.shape[1] != len(weight) or not len(values) or not np.isfinite(values).all():
         raise ValueError(f"responses of {name!r}: expected finite (samples, {len(weight)}), got {values.shape}")
@@ -183,7 +190,9 @@ def interpolate(a: AnyMaps, b: AnyMaps, t: float) -> AnyMaps:
     >>> between.weight("0"), between.bias("0")
     (array([1.5], dtype=float32), array([0.5], dtype=float32))
     """
-    t = _number(t, "t")
+    for steering in (a, b):
+        _check_maps(steering)
+    t = number(t, "t")
     first, second = _pair(a, b)
     pairs: Pairs = {}
     for name in merged_order(list(first), list(second)):
@@ -242,6 +251,8 @@ def overlap(a: Maps, b: Maps) -> Overlap:
     >>> lineas.algebra.overlap(a, b)
     Overlap(jaccard=0.3333333333333333, by_chance=0.3333333333333333, sites={'0': 0.3333333333333333})
     """
+    for steering in (a, b):
+        _check_maps(steering)
     first, second = pairs_of(a), pairs_of(b)
     _check_sizes(first, second)
     sizes = {name: len(weight) for name, (weight, _) in {**first, **second}.items()}
@@ -304,6 +315,11 @@ def refuse_special(what: str, kinds: Mapping[str, Affine]) -> None:
         raise ValueError(f"{what}: expected maps that {first.plainly}, got some that {first.holds}: {names}")
 
 
+def _check_maps(given: Any) -> None:
+    if not isinstance(given, Maps):
+        raise TypeError(f"expected two steerings, got {type(given).__name__} {given!r:.60}")
+
+
 def _check_sizes(first: Pairs, second: Pairs) -> None:
     for name, (weight, _) in first.items():
         if name in second and len(second[name][0]) != len(weight):
@@ -320,11 +336,3 @@ def _within_float32(pairs: Pairs, how: str) -> Pairs:
                 f"site {name!r}: expected finite maps, {how} they are beyond float32 in units {first_units(beyond)}"
             )
     return pairs
-
-
-def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not np.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value}")
-    return float(value)

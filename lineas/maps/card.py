@@ -1,27 +1,25 @@
 """The README.md beside a steering's maps: a card as the Hugging Face hub shows it."""
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from .._text import printable
 from . import summary
-from .info import base_name
+from .info import base_name, hub_name
 from .maps import Maps
 
 CONFIG, TENSORS, CARD = "steering_config.json", "steering.safetensors", "README.md"
 MARK = "Written by lineas. Remove this line to keep your own edits when a steering is saved here again."
 
 TABLE_ROWS = 200
-HUB_NAME = r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?"
 
 # What `info` may hold, in the order of the card, and how the card calls it.
 FACTS = {
-    "model": "model", "revision": "its revision", "model_class": "its class", "weights": "digest of its weights",
-    "samples": "samples (source, target)", "data": "digests of the data", "method": "method",
-    "within_range": "within the source's range", "recipe": "recipe", "optimizer": "optimizer", "loss": "loss",
-    "penalty": "penalty", "ridge": "ridge", "pooling": "pooling", "position": "position",
+    "model": "model", "base_model": "its name on the hub", "revision": "its revision", "model_class": "its class",
+    "weights": "digest of its weights", "samples": "samples (source, target)", "data": "digests of the data",
+    "method": "method", "within_range": "within the source's range", "recipe": "recipe", "optimizer": "optimizer",
+    "loss": "loss", "penalty": "penalty", "ridge": "ridge", "pooling": "pooling", "position": "position",
     "compute_dtype": "computed in", "attached": "while others were on", "seed": "seed",
     "evaluations": "evaluations", "seconds": "seconds", "stopped": "stopped", "made": "made from others",
 }  # fmt: skip
@@ -55,15 +53,15 @@ with steering.apply(model, strength=1.0):  # 0 is the model as it was
 """
 
 
-def text_of(maps: Maps, metrics: Mapping[str, Any]) -> str:
+def text_of(maps: Maps, info: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     """The whole card. What it is told comes from files and users, so none of it can become markup."""
-    info = maps.info
-    model, found = base_name(info), summary.rows(maps)
+    model, on_hub, found = base_name(info), hub_name(info), summary.rows(maps)
+    where = on_hub or (f"the folder of {model}" if model else "the model it was fitted on")
     text = TEXT.format(
-        front=_front(model),
-        mark=MARK, model=code(model) or "a model",
+        front=_front(on_hub),
+        mark=MARK, model=code(on_hub or model) or "a model",
         count=len(found), moved=sum(row.support for row in found), units=sum(row.units for row in found),
-        base=json.dumps(model or "the model it was fitted on"), here=json.dumps("this folder or repository"),
+        base=json.dumps(where), here=json.dumps("this folder or repository"),
         config=CONFIG, tensors=TENSORS,
     )  # fmt: skip
     facts = [(label, info[key]) for key, label in FACTS.items() if info.get(key) is not None]
@@ -87,9 +85,9 @@ def code(value: Any) -> str:
 
 
 def _front(model: str) -> str:
-    """The YAML that the hub reads. JSON's strings are YAML's too."""
+    """The YAML that the hub reads, with the base model's name there, if it is known. JSON's strings are YAML's too."""
     lines = ["library_name: lineas"]
-    if re.fullmatch(HUB_NAME, model):  # the hub refuses a card with any other
+    if model:
         lines += [f"base_model: {json.dumps(model)}", "base_model_relation: adapter"]
     return "\n".join([*lines, "tags:", "- lineas", "- activation-steering"])
 

@@ -13,17 +13,22 @@ from .._storage.saving import read_whole
 from ..core.arrays import Vector
 from . import card
 from .card import CARD, CONFIG, MARK, TENSORS
+from .info import check_hub_name
 from .kinds import KINDS
 from .maps import Maps
 
 FORMAT = {"format": "lineas-steering", "version": 1}
 
 
-def save(maps: Maps, folder: Path, metrics: Mapping[str, float | str] | None = None) -> None:
+def save(
+    maps: Maps, folder: Path, metrics: Mapping[str, float | str] | None = None, base_model: str | None = None
+) -> None:  # fmt: skip
     """All files, into a folder that is made if need be. A README.md that somebody else wrote is left alone.
 
-    What was measured goes into the card, and with the rest of `info` into the config.
+    What was measured, and the base model's name, go into the card, and with the rest of `info` into the config.
     """
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise TypeError(f"metrics: expected a dict of name -> number, got {type(metrics).__name__}")
     tensors: dict[str, Vector] = {}
     listed: dict[str, list[str]] = {key: [] for key in KINDS}
     for name in maps.sites:
@@ -34,10 +39,12 @@ def save(maps: Maps, folder: Path, metrics: Mapping[str, float | str] | None = N
         listed[kind.key].append(name)
         tensors |= {f"{name}.{part}": values.copy() for part, values in kind.tensors().items()}
     measured = {**maps.info.get("metrics", {}), **(metrics or {})}
-    info = {**maps.info, "metrics": measured} if measured else maps.info
+    info = {**maps.info, "metrics": measured} if measured else dict(maps.info)
+    if base_model is not None:
+        info["base_model"] = check_hub_name(base_model)
     config = {**FORMAT, "sites": maps.sizes, **{key: names for key, names in listed.items() if names}}
     config |= {"info": info, "history": maps.history}
-    cards = {folder / CARD: card.text_of(maps, measured).encode()} if is_ours(folder / CARD) else {}
+    cards = {folder / CARD: card.text_of(maps, info, measured).encode()} if is_ours(folder / CARD) else {}
     write_pair(folder / CONFIG, config, folder / TENSORS, tensors, cards)
 
 

@@ -1,10 +1,13 @@
 """What a steering's `info` says of the model that its maps were fitted on, and of what was on it."""
 
+import re
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
 from .maps import Maps
+
+HUB_NAME = r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?"
 
 
 def base_name(info: Mapping[str, Any]) -> str:
@@ -30,3 +33,21 @@ def maps_that_were_on(info: Mapping[str, Any]) -> list[str]:
     entries = info.get("attached")
     lists = [entry.get("maps") for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
     return [digest for found in lists if isinstance(found, list) for digest in found if isinstance(digest, str)]
+
+
+def hub_name(info: Mapping[str, Any]) -> str:
+    """The same on the hub: what the user said it is, else what it was loaded by from there; empty where that is not
+    known, as of a folder or a model made in memory."""
+    said, name = info.get("base_model"), base_name(info)
+    if not isinstance(said, str):
+        said = name if "/" in name or info.get("revision") else ""
+    return said if re.fullmatch(HUB_NAME, said) else ""
+
+
+def check_hub_name(name: Any) -> str:
+    """TypeError or ValueError where it can be no model's name on the hub, which would refuse a card with it."""
+    if not isinstance(name, str):
+        raise TypeError(f"base_model: expected a name on the hub, got {type(name).__name__}")
+    if not re.fullmatch(HUB_NAME, name):
+        raise ValueError(f"base_model: expected a name on the hub, such as 'organisation/model', got {name!r:.80}")
+    return name

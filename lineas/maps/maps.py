@@ -43,6 +43,11 @@ class Maps:
         kinds: Mapping[str, Affine] | None = None, history: dict[str, list] | None = None,
         info: dict[str, Any] | None = None,
     ):  # fmt: skip
+        check_pairs("maps", maps, "weight (d,), bias (d,)")
+        check_pairs("ranges", ranges or {}, "low (d,), high (d,)")
+        for what, given in (("kinds", kinds), ("history", history), ("info", info)):
+            if given is not None and not isinstance(given, Mapping):
+                raise TypeError(f"{what}: expected a dict, got {type(given).__name__}")
         names = list(maps)
         weights, biases = zip(*maps.values(), strict=True) if names else ((), ())
         parts = [np.asarray(part, np.float32) for part in (*weights, *biases)]
@@ -138,3 +143,17 @@ class Maps:
         labels = "".join(f", {label}" for label in dict.fromkeys(kind.label for kind in self._kinds.values()))
         support = f"support {moved} ({moved / units:.1%})"
         return f"{type(self).__name__}({count} site{'s' * (count > 1)}, {units} units, {support}{labels})"
+
+
+def check_pairs(what: str, given: Any, wanted: str) -> None:
+    """TypeError where it is no dict of site name -> two arrays of numbers."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{what}: expected a dict of site name -> ({wanted}), got {type(given).__name__}")
+    for name, pair in given.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{what}: expected names of sites (str), got {type(name).__name__} {name!r:.60}")
+        try:
+            first, second = pair
+            np.asarray(first, np.float32), np.asarray(second, np.float32)
+        except (TypeError, ValueError):
+            raise TypeError(f"{what}: expected ({wanted}) of numbers for {name!r}, got {pair!r:.60}") from None

@@ -25,7 +25,7 @@ class Row(NamedTuple):
 
     def texts(self) -> list[str]:
         losses = ("" if loss is None else f"{loss:.4g}" for loss in (self.first, self.last))
-        return [self.site, str(self.units), str(self.support), f"{self.stretch:.4f}", f"{self.shift:.4f}", *losses]
+        return [self.site, str(self.units), str(self.support), f"{self.stretch:.3g}", f"{self.shift:.3g}", *losses]
 
 
 HEADS = ("site", "units", "support", "|w - 1|", "|b|", "loss: first", "last")

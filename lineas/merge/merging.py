@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..attaching.attach import attach
+from ..core.checks import number
 from ..maps import algebra
 from ..maps.maps import Maps
 from ..network.hooks import Hook
@@ -39,7 +40,7 @@ def merge(
     probe: Any = None, tolerance: float | None = None,
 ) -> nn.Module:  # fmt: skip
     """See `Steering.merge`."""
-    model = _ready(model, maps, strength)
+    model = _ready(model, maps, strength, tolerance)
     with eager():
         batch = Probe(model, probe)
         plan = make_plan(maps, model, strength, batch)
@@ -81,7 +82,7 @@ def unmerge(
     tolerance: float | None = None,
 ) -> nn.Module:  # fmt: skip
     """See `Steering.unmerge`."""
-    model = _ready(model, maps, strength)
+    model = _ready(model, maps, strength, tolerance)
     _require_invertible(maps, strength)
     with eager():
         batch = Probe(model, probe)
@@ -106,11 +107,12 @@ def unmerge(
     return plain
 
 
-def _ready(model: nn.Module, maps: Maps, strength: float) -> nn.Module:
+def _ready(model: nn.Module, maps: Maps, strength: float, tolerance: float | None = None) -> nn.Module:
     """The network itself; refused where it is already steered, in pieces, or not the steering's."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     model = unwrapped(model)
+    number(strength, "strength")
+    if tolerance is not None and number(tolerance, "tolerance") < 0:
+        raise ValueError(f"tolerance: expected at least 0, got {tolerance}")
     for path, module in model.named_modules():
         if is_sharded(module):
             raise ValueError(f"model: {path or 'it'} is sharded over processes; merge first, then shard")

@@ -1,6 +1,7 @@
 """Whatever the user has, as batches of tensors with a mask."""
 
-from collections.abc import Iterator, Mapping, Sized
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,13 +10,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .texts import as_texts, check_fields, find_tokenizer, padded, token_rows
+from ..core.checks import whole
+from .limits import most_tokens, vocabulary
+from .texts import as_texts, check_columns, check_fields, find_tokenizer, padded, refuse_too_long, token_rows
 
 __all__ = ["Batch", "as_batches"]
 
 
 # What has a column for each token of attention_mask, so that it can be cut where the mask is zero.
 TOKENWISE = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+TOKENS = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
+LARGEST_IN_MASK = 2  # Longformer's sign for a token that all others see
 PASS = {"cpu": 32}  # tokens that cost as much as one more pass through the model, by kind of device
 
 
@@ -161,6 +166,9 @@ def as_batches(
     TypeError, ValueError
         On inputs of another kind, too few samples, tensors that disagree in length, a row that is all padding.
     """
+    for option, value in (("batch_size", batch_size), ("max_length", max_length)):
+        if value is not None:
+            whole(value, option)
     raw = _raw_batches(inputs, name, model, tokenizer, batch_size, max_length)
     precision = _precision_of(model)
     batches = [replace(_with_decoder(batch, model, name).cast(precision), number=k) for k, batch in enumerate(raw)]
@@ -168,9 +176,11 @@ def as_batches(
     if count < least:
         why = "; one sample has no distribution" * (least > 1)
         raise ValueError(f"{name}: expected at least {least} sample{'s' * (least > 1)}, got {count}{why}")
+    most, known = most_tokens(model), vocabulary(model)
     for batch in batches:
         _check_mask(batch, name, "")
         _check_mask(batch, name, "decoder_")
+        _check_tokens(batch, name, type(model).__name__, most, known)
     return batches
 
 
@@ -179,7 +189,9 @@ def _raw_batches(inputs, name, model, tokenizer, batch_size, max_length) -> Iter
     if texts is not None:
         yield from _text_batches(texts, name, model, tokenizer, batch_size, max_length)
     elif isinstance(inputs, (Tensor, Mapping)):
-        batch = _tensor_batch(inputs, name)
+        if isinstance(inputs, Mapping):
+            check_columns(inputs, name, model)
+        batch = _tensor_batch(inputs, name, model)
         for start in range(0, batch.size, batch_size or max(batch.size, 1)):
             yield batch.rows(start, start + (batch_size or batch.size))
     elif isinstance(inputs, torch.utils.data.DataLoader):
@@ -189,37 +201,67 @@ def _raw_batches(inputs, name, model, tokenizer, batch_size, max_length) -> Iter
                 yield from _text_batches(texts, name, model, tokenizer, None, max_length)
             else:
                 check_fields(item, name, model)
-                yield _tensor_batch(item, name)
+                yield _tensor_batch(item, name, model)
     elif hasattr(inputs, "__getitem__") and isinstance(inputs, Sized):
         if len(inputs) == 0:
             return
+        if isinstance(inputs, (list, tuple)) and _is_row_of_numbers(inputs[0]):
+            raise TypeError(
+                f"{name}: expected a tensor, got a list of lists; pass torch.tensor({name}), or of tokens, where texts "
+                "differ in length, a dict of padded input_ids and attention_mask"
+            )
         rows: Any = list(inputs) if hasattr(inputs, "iloc") else inputs  # type: ignore[call-overload]  # by position
         loader = torch.utils.data.DataLoader(rows, batch_size=batch_size or len(rows))
         yield from _raw_batches(loader, name, model, tokenizer, batch_size, max_length)
     else:
+        advice = f"; make it a list({name})" * isinstance(inputs, Iterable)
         raise TypeError(
             f"{name}: expected strings, chats, a tensor, a dict of tensors, a Dataset or a DataLoader; "
-            f"got {type(inputs).__name__}"
+            f"got {type(inputs).__name__}{advice}"
         )
 
 
-def _tensor_batch(item: Any, name: str) -> Batch:
+def _is_row_of_numbers(item: Any) -> bool:
+    """Of lists, a DataLoader would take each place for an argument of the model."""
+    return isinstance(item, list) and bool(item) and all(isinstance(x, (int, float, list)) for x in item)
+
+
+def _tensor_batch(item: Any, name: str, model: nn.Module | None) -> Batch:
     if isinstance(item, Tensor):
         args: tuple = (item,)
         kwargs: dict[str, Any] = {}
     elif isinstance(item, Mapping):
         args, kwargs = (), {k: torch.as_tensor(v) if isinstance(v, np.ndarray) else v for k, v in item.items()}
     elif isinstance(item, (list, tuple)):
-        args, kwargs = tuple(item), {}
+        args, kwargs = _by_argument(item, name, model)
     else:
         raise TypeError(f"{name}: expected batches of tensors or dicts of tensors, got {type(item).__name__}")
     named = [*((f"[{k}]", v) for k, v in enumerate(args)), *kwargs.items()]
     lengths = {key: value.shape[0] for key, value in named if isinstance(value, Tensor) and value.ndim}
     if not lengths:
-        raise TypeError(f"{name}: expected tensors with samples in dimension 0, got {item!r:.100}")
+        advice = "; a tokenizer makes them with return_tensors='pt'" * ("input_ids" in kwargs)
+        raise TypeError(f"{name}: expected tensors with samples in dimension 0, got {item!r:.100}{advice}")
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{name}: expected tensors of one length in dimension 0, got {lengths}")
     return Batch(args, kwargs, next(iter(lengths.values())))
+
+
+def _by_argument(items: Sequence[Any], name: str, model: nn.Module | None) -> tuple[tuple, dict[str, Any]]:
+    """Several items by the names of the model's arguments, where it has such, so that a mask is known to be one."""
+    if len(items) < 2 or model is None:
+        return tuple(items), {}
+    arguments = inspect.signature(model.forward).parameters.values()
+    if any(argument.kind in (argument.VAR_POSITIONAL, argument.POSITIONAL_ONLY) for argument in arguments):
+        return tuple(items), {}
+    names = [argument.name for argument in arguments if argument.kind is argument.POSITIONAL_OR_KEYWORD]
+    if len(items) > len(names):
+        got = ", ".join(f"{tuple(item.shape)}" if isinstance(item, Tensor) else f"{item!r:.40}" for item in items)
+        raise TypeError(
+            f"{name}: expected samples of what {type(model).__name__}.forward takes, ({', '.join(names)}); got "
+            f"{len(items)} items a sample, {got} in a batch. Labels are not wanted: TensorDataset(X) rather than "
+            "TensorDataset(X, y), or [sample[0] for sample in dataset]"
+        )
+    return (), dict(zip(names, items, strict=False))
 
 
 def _precision_of(model: nn.Module | None) -> torch.dtype | None:
@@ -239,9 +281,31 @@ def _check_mask(batch: Batch, name: str, side: str) -> None:
         raise ValueError(
             f"{name}: expected {key} in the shape of {side}input_ids, got {tuple(mask.shape)} and {tuple(ids.shape)}"
         )
+    if mask.numel() and not 0 <= float(mask.min()) <= float(mask.max()) <= LARGEST_IN_MASK:
+        raise ValueError(f"{name}: expected {key} of 0 and 1, got values from {mask.min():g} to {mask.max():g}")
     empty = (mask != 0).sum(1) == 0
     if empty.any():
         raise ValueError(f"{name}: sample {int(empty.nonzero()[0])} of a batch is all padding; it has no response")
+
+
+def _check_tokens(batch: Batch, name: str, kind: str, most: int | None, known: int | None) -> None:
+    """That the model has a position and an embedding for each: else it fails somewhere inside, or takes a GPU along."""
+    given = {"the tensor": next(iter(batch.args), None)} | {key: batch.kwargs.get(key) for key in TOKENS}
+    tokens = {key: value for key, value in given.items() if isinstance(value, Tensor) and value.ndim > 1}
+    tokens = {key: value for key, value in tokens.items() if key in TOKENS or not value.is_floating_point()}
+    for key, value in tokens.items():
+        if most is not None and value.shape[1] > most and "position_ids" not in batch.kwargs:
+            raise ValueError(
+                f"{name}: expected at most {most} tokens, as many as this {kind} has positions for; got {key} "
+                f"{tuple(value.shape)}: cut it to [:, :{most}]"
+            )
+    ids = tokens.get("input_ids", tokens.get("the tensor"))
+    is_text = batch.kwargs.keys() <= {*TOKENWISE, *TOKENS, "labels"}  # pictures may have tokens of their own
+    if known is not None and ids is not None and is_text and ids.numel() and int(ids.max()) >= known:
+        raise ValueError(
+            f"{name}: expected tokens below {known}, as many as this {kind} has embeddings; got {int(ids.max())}: is "
+            "the tokenizer the model's own?"
+        )
 
 
 def _with_decoder(batch: Batch, model: Any, name: str) -> Batch:
@@ -269,6 +333,7 @@ def _with_decoder(batch: Batch, model: Any, name: str) -> Batch:
 def _text_batches(texts, name, model, tokenizer, batch_size, max_length) -> Iterator[Batch]:
     tokenizer = find_tokenizer(model, name, tokenizer)
     rows = token_rows(texts, name, tokenizer, max_length)
+    refuse_too_long(texts, rows, name, model)
     for start in range(0, len(rows), batch_size or len(rows)):
         some = rows[start : start + (batch_size or len(rows))]
         yield Batch((), padded(some, tokenizer), len(some))

@@ -1,10 +1,12 @@
 """Sites: the module outputs that can be mapped, by name."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,8 +69,12 @@ def split_name(name: str) -> tuple[str, int | None]:
 LINKS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network itself, out of what `torch.compile`, `DataParallel` and `DistributedDataParallel` make of it."""
+def unwrapped(model: Any) -> nn.Module:
+    """The network itself, out of what `torch.compile`, `DataParallel` and `DistributedDataParallel` make of it.
+
+    TypeError for what is no network.
+    """
+    check_network(model)
     while True:
         if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
             model = inner
@@ -76,6 +82,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model.module
         else:
             return model
+
+
+def check_network(model: Any) -> None:
+    """TypeError for what is no network; of an object that holds some, a pipeline for instance, with their names."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {_described(model)}")
+
+
+def _described(other: Any) -> str:
+    """What came instead of a network, and how to get at one."""
+    if isinstance(other, type):
+        return f"the class {other.__name__}; pass one that was made of it"
+    if isinstance(other, (str, os.PathLike)):
+        return f"{type(other).__name__} {str(other)!r:.80}; load it first, for instance with from_pretrained"
+    held = [f".{name}" for name, value in getattr(other, "__dict__", {}).items() if isinstance(value, nn.Module)]
+    return type(other).__name__ + (f"; pass what it holds: {' or '.join(held)}" if held else "")
 
 
 def bare_name(path: str) -> str:
@@ -146,7 +168,7 @@ def _default_names(modules: dict[str, nn.Module]) -> list[str]:
             return names
     raise LookupError(
         "found no normalisation that feeds an MLP, so there is no default: pass sites=, a list of module paths or a "
-        f"regular expression. Candidates here: {_outline(modules)}"
+        f"regular expression. Candidates here: {_outline(modules) or 'none, it has no modules inside'}"
     )
 
 
@@ -157,7 +179,9 @@ def _matching_names(modules: dict[str, nn.Module], pattern: str) -> list[str]:
     except re.error as error:
         raise ValueError(f"sites: {pattern!r} is not a regular expression: {error}") from error
     if not matches:
-        raise LookupError(f"no site matches {pattern!r} over a whole module path; {nearest(path, modules)}")
+        raise LookupError(
+            f"no site matches {pattern!r} over a whole module path; {nearest(path, modules, _outline(modules))}"
+        )
     return [name if item is None else f"{name}:{item}" for name in matches]
 
 
@@ -172,7 +196,7 @@ def _listed_names(model: nn.Module, modules: dict[str, nn.Module], names: list[s
         try:
             key = (id(model.get_submodule(path)), item or 0)
         except AttributeError:
-            raise LookupError(f"no site {name!r}; {nearest(path, modules)}") from None
+            raise LookupError(f"no site {name!r}; {nearest(path, modules, _outline(modules))}") from None
         if not path:
             raise LookupError("the model itself ('') is not a site; name one of its modules")
         if key in seen:
@@ -225,4 +249,4 @@ def _outline(modules: dict[str, nn.Module], limit: int = 8) -> str:
         if next(module.children(), None) is None
     )
     ranked = sorted(leaves.items(), key=lambda entry: ("norm" not in entry[0][1].lower(), -entry[1]))
-    return ", ".join(f"{path} ({count} {kind})" for (path, kind), count in ranked[:limit]) or "none"
+    return ", ".join(f"{path} ({count} {kind})" for (path, kind), count in ranked[:limit])

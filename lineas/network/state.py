@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.checks import whole
+
 # Modes, weights' requires_grad and random generators are of the process: threads that change them take turns.
 TURN = threading.RLock()
 
@@ -74,7 +76,7 @@ def is_compiled(module: nn.Module) -> bool:
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """While open, random numbers come from `seed`; the generators of the CPU and of the device are then restored."""
-    own = _own_generator(device)
+    seed, own = whole(seed, "seed", least=None), _own_generator(device)
     with TURN:
         before, before_own = torch.get_rng_state(), own.get_rng_state() if own else None
         try:

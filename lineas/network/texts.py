@@ -1,11 +1,15 @@
 """What counts as texts, and texts as tokens."""
 
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from .limits import most_tokens
 
 
 def as_texts(inputs: Any, name: str) -> list | None:
@@ -14,10 +18,12 @@ def as_texts(inputs: Any, name: str) -> list | None:
     Raises
     ------
     TypeError
-        One string, a table of columns, or a sequence of strings and something else.
+        One string or chat, a table of columns, or a sequence of strings and something else.
     """
-    if isinstance(inputs, str):
-        raise TypeError(f"{name}: expected a list of strings, got one string")
+    if isinstance(inputs, (str, bytes)):
+        raise TypeError(
+            f"{name}: expected a list of strings, got {'bytes' * isinstance(inputs, bytes) or 'one string'}"
+        )
     others = (Tensor, Mapping, torch.utils.data.Dataset, torch.utils.data.DataLoader)
     if isinstance(inputs, others) or not (isinstance(inputs, Collection) and hasattr(inputs, "__getitem__")):
         return None
@@ -26,13 +32,44 @@ def as_texts(inputs: Any, name: str) -> list | None:
         raise TypeError(
             f"{name}: expected texts, got a {type(inputs).__name__} of columns {columns[:6]}; pass one of them"
         )
-    if not isinstance(inputs, (list, tuple)) and not (hasattr(inputs, "iloc") or _is_text(next(iter(inputs), None))):
+    is_strings = isinstance(inputs, np.ndarray) and inputs.dtype.kind in "US"
+    is_listed = isinstance(inputs, (list, tuple)) or is_strings or hasattr(inputs, "iloc")
+    if not is_listed and not _is_text(next(iter(inputs), None)):
         return None  # perhaps large, or each item made when it is asked for
     listed = list(inputs)
+    if _is_chat(listed):
+        raise TypeError(f"{name}: expected a list of chats, got one chat; pass [{name}]")
     other = next((k for k, item in enumerate(listed) if not _is_text(item)), None)
-    if other is not None and any(isinstance(item, str) for item in listed):
+    if other is not None and any(map(_holds_text, listed)):
         raise TypeError(f"{name}: expected strings, got {listed[other]!r:.60} at position {other}")
     return listed if listed and other is None else None
+
+
+def listed_texts(inputs: Any, name: str) -> list:
+    """The strings and chats of a sequence or an iterator; TypeError where there are others, or none can be told."""
+    inputs = list(inputs) if isinstance(inputs, Iterator) else inputs
+    texts = as_texts(inputs, name)
+    if texts is None and not (isinstance(inputs, Sized) and len(inputs) == 0):
+        raise TypeError(f"{name}: expected a list of strings, or of chats, got {type(inputs).__name__}")
+    return texts or []
+
+
+def _holds_text(item: Any) -> bool:
+    """Whether it is a text, or what one may have been left in: bytes, or a list that begins with one."""
+    first = item[0] if isinstance(item, (list, np.ndarray)) and len(item) else item
+    return isinstance(first, (str, bytes))
+
+
+def check_columns(inputs: Mapping, name: str, model: nn.Module | None) -> None:
+    """Refuse a dict that has texts, in a column that the model does not take, or as its values."""
+    takes = inspect.signature(model.forward).parameters if model is not None else ()
+    for key, value in inputs.items():
+        if isinstance(value, str) and key not in takes:
+            raise TypeError(f"{name}: expected a list of strings, got a dict of them; pass list({name}.values())")
+        if isinstance(value, (list, tuple)) and value and all(map(_is_text, value)) and key not in takes:
+            raise TypeError(
+                f"{name}: expected texts or tensors, got a dict of {list(inputs)[:6]}; pass {name}[{key!r}]"
+            )
 
 
 def check_fields(batch: Any, name: str, model: nn.Module | None) -> None:
@@ -56,10 +93,13 @@ def _is_chat(item: Any) -> bool:
 
 def find_tokenizer(model: nn.Module, name: str, given: Any = None) -> Any:
     """The one given, or that of a name given, or that of the model's own name, as transformers would load it."""
-    if given is not None and not isinstance(given, str):
+    if given is not None and not isinstance(given, (str, os.PathLike)):
+        if isinstance(given, (type, nn.Module)) or not callable(given):
+            kind = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+            raise TypeError(f"tokenizer: expected a tokenizer of transformers, or the name of one, got {kind}")
         return given
     own = getattr(model, "name_or_path", "") or getattr(getattr(model, "config", None), "_name_or_path", "")
-    path = given or own
+    path = str(given) if given else own
     advice = f"{name}: strings need a tokenizer; pass tokenizer="
     if not path:
         raise ValueError(f"{advice} (this {type(model).__name__} has no name to look one up by)")
@@ -86,6 +126,19 @@ def token_rows(texts: list, name: str, tokenizer: Any, max_length: int | None) -
     return rows
 
 
+def refuse_too_long(texts: list, rows: list[dict[str, list[int]]], name: str, model: nn.Module | None) -> None:
+    """ValueError where a text has more tokens than the model has positions."""
+    lengths = [len(row["input_ids"]) for row in rows]
+    most = most_tokens(model)
+    beyond = [k for k, length in enumerate(lengths) if most is not None and length > most]
+    if beyond:
+        k, others = beyond[0], f" ({len(beyond)} texts are too long)" * (len(beyond) > 1)
+        raise ValueError(
+            f"{name}: text {k} has {lengths[k]} tokens, and this {type(model).__name__} positions for {most}; shorten "
+            f"it, or pass max_length={most}, which cuts off the rest{others}: {texts[k]!r:.60}"
+        )
+
+
 def _tokens(text: Any, name: str, tokenizer: Any, max_length: int | None) -> dict[str, list[int]]:
     options = {"truncation": True, "max_length": max_length} if max_length else {}
     if isinstance(text, str):
@@ -95,6 +148,11 @@ def _tokens(text: Any, name: str, tokenizer: Any, max_length: int | None) -> dic
             if not message.keys() & {"content", "tool_calls"}:
                 raise ValueError(f"{name}: expected messages with a role and content, got {list(message)}")
         encoded = tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, **options)
+    if not isinstance(encoded, Mapping) or "input_ids" not in encoded:
+        kind, got = type(tokenizer).__name__, type(encoded).__name__
+        raise TypeError(
+            f"tokenizer: expected one that returns a dict with input_ids, got a {kind} that returned a {got}"
+        )
     return {key: list(encoded[key]) for key in ("input_ids", "token_type_ids") if key in encoded}
 
 

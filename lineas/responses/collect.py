@@ -46,12 +46,24 @@ def responses(
     >>> lineas.evaluation.responses(net, torch.ones(5, 4), "0")["0"].shape
     (5, 3)
     """
+    return responses_to(
+        "inputs", model, inputs, sites, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length,
+        pooling=pooling, seed=seed,
+    )  # fmt: skip
+
+
+def responses_to(
+    name: str, model: nn.Module, inputs: Any, sites: str | Sequence[str | Site] | None = None, *,
+    tokenizer: Any = None, batch_size: int | None = None, max_length: int | None = None, pooling: str = "mean",
+    seed: int = 0,
+) -> dict[str, NDArray[np.float32]]:  # fmt: skip
+    """The same; `name` is what messages call the inputs."""
     if pooling not in POOLINGS:
         raise ValueError(f"pooling: expected one of {', '.join(map(repr, POOLINGS))}; got {pooling!r}")
     model = unwrapped(model)
     found, device = find_sites(model, sites), device_of(model)
     with seeded(seed, device), frozen(model), eager(), torch.no_grad():
-        batches = [b.to(device) for b in as_batches(inputs, "inputs", model, tokenizer, batch_size, max_length)]
+        batches = [b.to(device) for b in as_batches(inputs, name, model, tokenizer, batch_size, max_length)]
         layout = probe(model, found, batches[0])
         values = Runner(model, layout.part([]), layout, pooling, seed).collect(batches)
     return {site.name: values[:, layout.slice(k)].copy() for k, site in enumerate(layout.sites)}

@@ -1,4 +1,4 @@
-"""One sample through the model: in which order, how often and in what shape its sites come."""
+"""Two samples through the model: in which order, how often and in what shape its sites come."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from .layout import Layout
 
 
 def probe(model: nn.Module, sites: Sequence[Site], batch: Batch) -> Layout:
-    """Run one sample through the whole model to learn in which order, how often and in what shape the sites come.
+    """Run two samples through the whole model to learn in which order, how often and in what shape the sites come.
 
     LookupError for a site that never runs, ValueError for one that runs twice or does not keep samples apart.
     """
@@ -26,9 +26,10 @@ def probe(model: nn.Module, sites: Sequence[Site], batch: Batch) -> Layout:
                     f"site {site.name!r} runs more than once in a forward pass (a shared module?); one map cannot "
                     "serve several places"
                 )
-            if h.shape[0] != one.size:
+            if h.shape[0] != few.size:
+                why = ", the same for all samples, as rotary positions (cos, sin) are" * (h.shape[0] == 1)
                 raise ValueError(
-                    f"site {site.name!r}: expected samples in dimension 0 ({one.size} here), got {tuple(h.shape)}"
+                    f"site {site.name!r}: expected samples in dimension 0 ({few.size} here), got {tuple(h.shape)}{why}"
                 )
             dim = channel_dim(module, h)
             seen[site] = (h.shape[dim], dim, "decoder_" if h.ndim == 3 and h.shape[1] == decoder_tokens else "")
@@ -36,9 +37,9 @@ def probe(model: nn.Module, sites: Sequence[Site], batch: Batch) -> Layout:
 
         return see
 
-    one, decoder_tokens = batch.rows(0, 1).apart()
+    few, decoder_tokens = batch.rows(0, 2).apart()  # where there are two: with one, none would be missed
     with torch.no_grad(), hooked(model, {site: watch(site) for site in sites}):
-        call(model, one)
+        call(model, few)
     missing = [site.name for site in sites if site not in seen]
     if missing:
         raise LookupError(f"not run in the forward pass, so cannot be steered or compared: {', '.join(missing)}")

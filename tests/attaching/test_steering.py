@@ -192,6 +192,14 @@ def test_a_strength_that_is_no_finite_number_is_refused(llama, steering, strengt
         steering.attach(llama, strength)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
+def test_a_strength_of_numpy_is_a_number(llama, steering, kind):
+    with steering.apply(llama, kind(2)):
+        got = llama(IDS).logits
+    with steering.apply(llama, 2.0):
+        assert torch.equal(llama(IDS).logits, got)
+
+
 def test_hidden_states_that_a_model_keeps_are_the_steered_ones(llama):
     """Also where it kept some before, which leaves hooks that were there first; and in the order of attaching."""
     ids = torch.arange(12).view(2, 6)

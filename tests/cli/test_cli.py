@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -18,7 +19,7 @@ from lineas import optim
 from lineas.fitting import losses, methods, options
 from lineas.responses import pooling
 
-COMMANDS = ("fit", "generate", "merge", "inspect", "sites")
+COMMANDS = ("fit", "evaluate", "generate", "merge", "inspect", "sites")
 
 
 # -- help --
@@ -35,6 +36,8 @@ def test_every_example_of_the_help_runs(command, there):
     assert found
     assert all(line.startswith(command) for line in found)
     for line in found:
+        if line.startswith("fit"):  # whose result is there for the others
+            shutil.rmtree("polite")
         assert run(line).stdout
 
 
@@ -86,17 +89,64 @@ def test_every_line_of_the_page_runs(there):
     """Without the other programs in its pipes."""
     (there / "prompts.txt").write_text("The movie was\nHis film\n")
     for name, writing in (
-        ("curt.csv", "answer\nNo.\nNever.\n"),
-        ("kind.jsonl", '"Yes, gladly."\n{"answer": "Of course."}'),
+        ("curt.csv", "answer\nNo.\nNever.\nNot now.\nWhy?\nStop that.\n"),
+        ("kind.jsonl", '"Yes, gladly."\n{"answer": "Of course."}\n' + '"My pleasure, do come in."\n' * 3),
     ):
         (there / name).write_text(writing)
     page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     lines = [found.group(1) for block in blocks for found in re.finditer(r"\blineas ([^|>\n]*)", block)]
     assert {line.split()[0] for line in lines} == set(COMMANDS)
+    shutil.rmtree("polite")  # the page makes it
     for line in lines:
         result = run(line, input="The movie was\n")
         assert "--json" not in line or [json.loads(row) for row in result.stdout.splitlines()]
+
+
+# -- what is there already --
+
+NEW = "fit model --src from.txt --tgt to.txt --max-evaluations 2 --out polite"
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_is_there_is_written_over_only_where_the_user_says_so(there):
+    before = content(there / "polite")
+    refusal = run(NEW, code=1).stderr
+    said = "--out polite: expected a folder without results, there is steering_config.json; --force writes over it"
+    assert refusal.splitlines() == [f"lineas: error: {said}"], "before any work"
+    assert content(there / "polite") == before
+    run(f"{NEW} --force")
+    assert objects("inspect polite")[0]["info"]["evaluations"] == 2
+    (there / "notes").mkdir()
+    (there / "notes" / "README.md").write_text("mine")
+    run(NEW.replace("polite", "notes"))
+    assert (there / "notes" / "README.md").read_text() == "mine"
+
+
+def test_the_same_line_with_resume_writes_the_same_result_again(there):
+    line = NEW.replace("polite", "slow") + " --checkpoint-dir run --resume"
+    run(line)
+    before = content(there / "slow")
+    run(line)
+    assert content(there / "slow") == before
+    shutil.rmtree("run")
+    assert "--force writes over it" in run(line, code=1).stderr, "which begins anew"
+
+
+def test_a_merged_model_is_not_written_over_either(there):
+    line = "merge model --steering polite --out polite-model"
+    run(line)
+    before = content(there / "polite-model")
+    for strength in (0.5, 0.7):
+        refusal = run(f"{line} --strength {strength}", code=1).stderr
+        assert "there is config.json; --force writes over it" in refusal
+    assert content(there / "polite-model") == before
+    assert "fold exactly" in run(f"{line} --plan").stdout, "which writes nothing"
+    run(f"{line} --strength 0.5 --force")
+    assert content(there / "polite-model") != before
 
 
 # -- from texts to a checkpoint --
@@ -181,12 +231,14 @@ def test_texts_come_out_of_columns_and_fields(there):
     assert "tgt: 12 texts from b.jsonl, 1 empty ones left out" in result.stderr
 
 
+@pytest.mark.filterwarnings("default")
 def test_a_field_may_hold_chats(there):
     chats = [[{"role": "user", "content": text}] for text in ("No.", "Never, no.", "Not now.")]
     (there / "chats.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
     line = "fit model --src chats.jsonl --tgt chats.jsonl --field messages --out other --max-evaluations 1"
-    (report,) = objects(line)
-    assert report["info"]["samples"] == [3, 3]
+    result = run(f"{line} --json")
+    assert json.loads(result.stdout)["info"]["samples"] == [3, 3]
+    assert "lineas: warning: the maps change nothing: src and tgt are the same inputs\n" in result.stderr
     generate = "generate model --steering polite --prompts chats.jsonl --field messages"
     assert [row["prompt"] for row in objects(generate)] == chats
     assert "Never, no. ...\n" in run(generate).stdout
@@ -316,7 +368,7 @@ def test_sites_needs_no_weights(there):
     assert rows == [{"name": site.name, "units": site.units, "kind": site.kind} for site in found]
     assert run("sites model").stdout.split() == [str(part) for row in rows for part in row.values()]
     assert objects(r"sites model --sites 'model\.norm'")[0]["name"] == "model.norm"
-    assert "nearest names" in run("sites model --sites nothing", code=1).stderr
+    assert "there is model.layers.*" in run("sites model --sites nothing", code=1).stderr
 
 
 def test_another_class_of_transformers_loads_encoders(there):

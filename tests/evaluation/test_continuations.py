@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import assert_untouched, snapshot
+from conftest import assert_untouched, snapshot, tiny
 
 from lineas import evaluation
 
@@ -66,3 +66,38 @@ def test_what_is_sampled_is_what_generate_samples_token_for_token(llama, monkeyp
         )  # fmt: skip
         options = {"tokenizer": IdTokenizer(), "new_tokens": 8, "top_p": top_p, "temperature": temperature}
         assert evaluation.continuations(llama, prompts, seed=3, **options) == IdTokenizer().batch_decode(out[:, 3:])
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+def test_what_is_no_causal_language_model_is_refused(kind):
+    model = tiny("bert") if kind == "bert" else t5()
+    for call in (evaluation.perplexity, evaluation.continuations):
+        with pytest.raises(TypeError, match=f"model: expected a causal language model, got {type(model).__name__}"):
+            call(model, ["3 4", "5 6"], tokenizer=IdTokenizer())
+
+
+def t5():
+    import transformers as hf
+
+    return hf.T5ForConditionalGeneration(
+        hf.T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    ).eval()
+
+
+def test_a_model_that_returns_no_logits_is_refused(llama):
+    class Headless(torch.nn.Module):
+        def forward(self, input_ids, attention_mask, use_cache):
+            return llama.model(input_ids, attention_mask)
+
+    with pytest.raises(
+        TypeError, match="model: expected a causal language model, got Headless, which returns no logits"
+    ):
+        evaluation.perplexity(Headless(), ["3 4", "5 6"], tokenizer=IdTokenizer())
+
+
+def test_one_string_is_not_taken_for_prompts_of_a_letter_each(llama):
+    for call in (evaluation.perplexity, evaluation.continuations):
+        with pytest.raises(TypeError, match="expected a list of strings, got one string"):
+            call(llama, "3 4", tokenizer=IdTokenizer())
+    texts = evaluation.continuations(llama, (p for p in ["3 4", "5 6"]), tokenizer=IdTokenizer(), new_tokens=2)
+    assert len(texts) == 2, "an iterator is as good as a list"

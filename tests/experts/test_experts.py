@@ -163,7 +163,7 @@ def test_each_concept_is_ranked_as_alone_though_the_model_runs_over_each_set_onc
     negative = normal(11, 4, seed=9) if shared else None
     rankings = experts.rank_concepts(net, sets, negative, sites="0", metric="auroc")
     runs, samples = len(sets) + shared, sum(map(len, sets.values())) + (11 if shared else 0)
-    assert net.samples == samples + runs  # a look with one sample at each set
+    assert net.samples == samples + 2 * runs  # a look with two samples at each set
     for name, positive in sets.items():
         others = negative if shared else torch.cat([values for other, values in sets.items() if other != name])
         alone = experts.rank(net, positive, others, "0", metric="auroc")
@@ -221,7 +221,7 @@ def test_overlap_takes_numbers_and_masks_and_agrees_with_that_of_steerings():
 @pytest.mark.parametrize(
     ("units", "message"),
     [
-        ({"c": [0]}, "no site 'c'; nearest names: a, b"),
+        ({"c": [0]}, "no site 'c'; there is a, b"),
         ({"a": [3]}, "units of 'a': expected 0 to 2, got 3"),
         ({"a": [-1]}, "units of 'a': expected 0 to 2, got -1"),
         ({"a": [[0]]}, "units of 'a': expected whole numbers"),
@@ -264,7 +264,7 @@ def test_what_makes_no_sense_is_refused(call, message):
 
 
 def test_a_site_that_was_not_ranked_is_not_there():
-    with pytest.raises(LookupError, match="no scores for site 'c'; nearest names: a, b"):
+    with pytest.raises(LookupError, match="no scores for site 'c'; there is a, b"):
         Ranking.from_responses(*planted()).score("c")
 
 
@@ -297,3 +297,16 @@ def test_the_examples_sentences_are_as_many_for_each_concept_and_none_twice():
         rows = [(row["concept"], row["text"]) for row in DictReader(file)]
     assert len({text for _, text in rows}) == len(rows) == 192
     assert {sum(name == concept for name, _ in rows) for concept, _ in rows} == {16}
+
+
+def test_messages_name_the_set_and_concepts_are_a_dict(llama, tokenizer):
+    good = ["one two", "three four"]
+    for sets, name in (((["one"], good), "positive"), ((good, []), "negative")):
+        with pytest.raises(ValueError, match=f"^{name}: expected at least 2 samples, got {len(min(sets, key=len))}"):
+            experts.rank(llama, *sets, tokenizer=tokenizer)
+    with pytest.raises(ValueError, match=r"^concepts\['b'\]: expected at least 2 samples, got 0"):
+        experts.rank_concepts(llama, {"a": good, "b": []}, tokenizer=tokenizer)
+    with pytest.raises(TypeError, match="concepts: expected a dict of name -> inputs, got list"):
+        experts.rank_concepts(llama, [good, good], tokenizer=tokenizer)
+    with pytest.raises(TypeError, match="threshold: expected a number, got str"):
+        Ranking.from_responses(*planted()).above("0.5")

@@ -184,12 +184,18 @@ def test_what_makes_no_sense_is_refused():
         for call in (found.units, found.least, found.stability):
             with pytest.raises(ValueError, match="level: expected a number between 0 and 1"):
                 call(level)
-    with pytest.raises(LookupError, match="no test of site 'c'; nearest names: a, b"):
+    with pytest.raises(LookupError, match="no test of site 'c'; there is a, b"):
         found.p_value("c")
-    with pytest.raises(ValueError, match="n_permutations: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="n_permutations: expected a whole number of at least 1, got 0"):
         Significance.from_responses(*shifted(units=4, moved=1), n_permutations=0)
     with pytest.raises(ValueError, match="at least 4 samples in each set"):
         Significance.from_responses(*shifted(n=3, units=4, moved=1), n_permutations=99).stability()
+
+
+def test_a_wrong_number_of_relabellings_is_refused_before_the_model_runs():
+    for wrong in ("10", 2.5, 0):
+        with pytest.raises(ValueError, match=f"n_permutations: expected a whole number of at least 1, got {wrong!r}"):
+            experts.significance(lambda *_: pytest.fail("it ran"), normal(4, 2), normal(4, 2), n_permutations=wrong)
 
 
 def test_a_plain_network_and_tensors_will_do():

@@ -10,7 +10,7 @@ import lineas
 from lineas import optim
 from lineas.callbacks import EarlyStopping, on_step
 from lineas.fitting.checkpoint import Checkpoint
-from lineas.fitting.log import Log
+from lineas.fitting.log import Log, bar_of
 from lineas.penalties import L1
 
 
@@ -150,7 +150,8 @@ def test_the_bar_shows_objective_and_support(capsys):
     assert 0 < support < 17
     last = [o for o, kept in zip(*map(steering.history.get, ("objective", "accepted")), strict=True) if kept][-1]
     assert f"objective {last:.4g}, support {support} ({support / 17:.0%})" in shown
-    assert f"{len(steering.history['loss'])}/50" in shown
+    assert " 0/50 " in shown
+    assert f" {len(steering.history['loss'])}/{len(steering.history['loss'])} " in shown
 
 
 @pytest.mark.parametrize(("options", "total"), [({}, 1000), ({"steps": 7}, 7), ({"steps": 7, "max_evaluations": 3}, 3)])
@@ -159,16 +160,58 @@ def test_the_bar_counts_towards_the_first_limit(options, total, capsys):
         return True
 
     lineas.fit(Mlp(), SOURCE, TARGET, sites="first", recipe="published", callbacks=[stop], **options)
-    assert f"1/{total}" in capsys.readouterr().err
+    assert f" 0/{total} " in capsys.readouterr().err
 
 
 def test_a_rejected_trial_does_not_change_what_the_bar_shows():
     x = np.array([1, 0], np.float32)
-    with Log(Checkpoint({}, x), {"a": 1}, limit=9, total=9, started=0.0, progress=True) as log:
+    with Log(Checkpoint({}, x), {"a": 1}, limit=9, bar=bar_of(9, 0, shown=True), started=0.0) as log:
         log(optim.Evaluation(2.0, np.ones(1), lambda: x, x), 0.5, 0.0)
         log(optim.Evaluation(7.0, np.ones(1), lambda: x, x + 1), 0.5, 0.1, accepted=False)
     assert log.bar.postfix == "objective 2.5, support 0 (0%)"
     assert log.bar.n == 2
+
+
+def bars(text):
+    """What the bar showed, one time after another."""
+    return [shown.strip() for shown in text.replace("\n", "\r").split("\r") if shown.strip()]
+
+
+@pytest.mark.parametrize("recipe", ["fast", "published"])
+def test_the_bar_says_that_the_fit_prepares_and_is_full_where_it_ended(recipe, capsys):
+    seen = []
+
+    def spy(entry):
+        seen.append(bars(capsys.readouterr().err))
+
+    options = {"recipe": recipe, "callbacks": [spy], **({"steps": 3} if recipe == "published" else {})}
+    steering = lineas.fit(Mlp(), SOURCE, TARGET, sites="first", **options)
+    assert seen[0]
+    assert all(shown.startswith("lineas.fit: preparing:   0%") for shown in seen[0]), "until the first evaluation"
+    last, count = bars(capsys.readouterr().err)[-1], len(steering.history["loss"])
+    assert last.startswith("lineas.fit: 100%")
+    assert f" {count}/{count} " in last
+    assert recipe == "published" or steering.info["stopped"] == "no longer improving"
+
+
+def test_the_bar_of_a_fit_that_had_ended_is_full(tmp_path, capsys):
+    options = {"sites": "first", "checkpoint_dir": tmp_path, "resume_from": tmp_path}
+    count = len(lineas.fit(Mlp(), SOURCE, TARGET, progress=False, **options).history["loss"])
+    lineas.fit(Mlp(), SOURCE, TARGET, **options)
+    last = bars(capsys.readouterr().err)[-1]
+    assert last.startswith("lineas.fit: 100%")
+    assert f" {count}/{count} " in last
+
+
+def test_the_bar_is_closed_where_the_fit_could_not_be_prepared(capsys):
+    with pytest.raises(LookupError, match="third"):
+        lineas.fit(Mlp(), SOURCE, TARGET, sites="first", units={"third": [0]})
+    assert capsys.readouterr().err.endswith("\n"), "so that what is written next begins a line"
+
+
+def test_a_method_that_evaluates_nothing_shows_no_bar(capsys):
+    lineas.fit(Mlp(), SOURCE, TARGET, sites="first", method="caa")
+    assert capsys.readouterr().err == ""
 
 
 def test_the_bar_goes_on_where_the_checkpoint_was(tmp_path, capsys):

@@ -14,7 +14,7 @@ import lineas
 from lineas import optim
 from lineas.fitting import checkpoint
 from lineas.fitting.checkpoint import FILE, Checkpoint, Keeper, read, write
-from lineas.fitting.log import Log
+from lineas.fitting.log import Log, bar_of
 from lineas.penalties import SparseGroupLasso
 
 
@@ -176,7 +176,7 @@ def test_a_fit_that_has_ended_is_not_run_again(tmp_path, mlp):
     sizes, seen = [], []
     mlp.first.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     again = fit("fast", model=mlp, resume_from=tmp_path / FILE, callbacks=[seen.append])
-    assert (sizes, seen) == ([1], []), "one sample to look"
+    assert (sizes, seen) == ([2], []), "two samples to look"
     assert bits(again) == bits(whole)
     assert again.info == whole.info
 
@@ -184,7 +184,7 @@ def test_a_fit_that_has_ended_is_not_run_again(tmp_path, mlp):
 def test_a_fit_that_was_told_to_end_is_never_gone_on_with(tmp_path, eager):
     """A kill between the last evaluation and the result must not lead to one evaluation more."""
     past = Checkpoint({}, np.array([1, 0], np.float32))
-    log = Log(past, {"a": 1}, limit=2, total=2, started=0.0, progress=False, keeper=Keeper(tmp_path))
+    log = Log(past, {"a": 1}, limit=2, bar=bar_of(2, 0, shown=False), started=0.0, keeper=Keeper(tmp_path))
     at = optim.Evaluation(1.0, np.ones(1), lambda: past.maps, past.maps)
     with log:
         for count, enough in ((1, ""), (2, "max_evaluations used up")):
@@ -283,7 +283,7 @@ def test_a_full_disk_is_an_error_before_any_evaluation(tmp_path, monkeypatch, ml
     with pytest.raises(OSError, match="checkpoint_dir: cannot write to .*: No space left") as caught:
         fit("fast", model=mlp, checkpoint_dir=tmp_path)
     assert caught.value.errno == errno.ENOSPC
-    assert seen == [1]
+    assert seen == [2]
     assert list(tmp_path.iterdir()) == []
     assert_untouched(mlp, before)
 

@@ -184,7 +184,7 @@ def test_history_has_an_entry_for_every_evaluation_of_the_model(mlp):
     history = steering.history
     evaluations = len(history["loss"])
     assert {len(values) for values in history.values()} == {evaluations}
-    assert calls == [1, len(TARGET)] + [len(SOURCE)] * evaluations  # one sample to look, the target once
+    assert calls == [2, len(TARGET)] + [len(SOURCE)] * evaluations  # two samples to look, the target once
     assert steering.info["evaluations"] == evaluations
     parts = [history[name] for name in ("loss", "ridge", "penalty")]
     np.testing.assert_allclose(history["objective"], np.sum(parts, axis=0))

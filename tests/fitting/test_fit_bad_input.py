@@ -61,7 +61,7 @@ BAD = [
     (Overflowing, {"sites": "second"}, ValueError, "site 'second': expected finite responses"),
     (Shared, {}, ValueError, "runs more than once in a forward pass"),
     (Skipping, {}, LookupError, "not run in the forward pass.*: second"),
-    (SequenceFirst, {}, ValueError, r"samples in dimension 0 \(1 here\), got \(3, 9\)"),
+    (SequenceFirst, {}, ValueError, r"samples in dimension 0 \(2 here\), got \(6, 9\)"),
 ]
 
 

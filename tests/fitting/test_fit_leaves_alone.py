@@ -93,7 +93,7 @@ def test_the_forward_pass_stops_at_the_last_loss_site(mlp):
     calls = []
     mlp.third.register_forward_pre_hook(lambda m, args: calls.append(len(args[0])))
     fit(mlp)
-    assert calls == [1], "only the look at one sample goes through the whole model"
+    assert calls == [2], "only the look at two samples goes through the whole model"
 
 
 def test_no_cache_of_keys_and_values_is_made(llama, texts, tokenizer):

@@ -2,9 +2,11 @@
 
 import inspect
 import json
+import re
 import sys
 from dataclasses import fields
 
+import numpy as np
 import pytest
 from conftest import Mlp, normal
 from oracle import run_python
@@ -37,9 +39,41 @@ def test_the_docstring_says_of_each_what_the_table_says_in_at_most_sixty_lines()
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.check], ids=lambda option: option.name)
 def test_what_the_table_calls_wrong_is_refused_by_fit(option):
-    wrong = {"a name": "no such name", "whole": 0, "share": -1.0}[option.check]
-    with pytest.raises(ValueError, match=f"^{option.name}: expected .* got {wrong!r}"):
-        lineas.fit(Mlp(), *SIDES, sites="first", progress=False, **{option.name: wrong})
+    wrong = {"a name": "no such name", "whole": 0, "share": -1.0, "flag": "no"}[option.check]
+    with pytest.raises((TypeError, ValueError), match=f"^{option.name}: expected .* got {wrong!r}"):
+        lineas.fit(Mlp(), *SIDES, **{"sites": "first", "progress": False, option.name: wrong})
+
+
+@pytest.mark.parametrize("wrong", ["yes", "False", 1, 0.0, None, (0, 1)])
+@pytest.mark.parametrize("method", ["lineas", "linear_act"])
+def test_a_flag_is_true_or_false_and_nothing_else(wrong, method):
+    with pytest.raises(TypeError, match=f"^within_range: expected True or False, got {re.escape(repr(wrong))}"):
+        lineas.fit(Mlp(), *SIDES, sites="first", method=method, within_range=wrong)
+
+
+def test_a_flag_may_be_numpys():
+    steering = lineas.fit(Mlp(), *SIDES, sites="first", method="linear_act", within_range=np.bool_(True))
+    assert list(steering.special) == ["first"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"learning_rate": "0.1", "recipe": "published"}, ValueError, "learning_rate: expected a number above 0"),
+        ({"learning_rate": True, "recipe": "published"}, ValueError, "learning_rate: expected a number above 0"),
+        ({"ridge": True}, ValueError, "ridge: expected a number of at least 0, got True"),
+        ({"penalty": lineas.penalties.L1}, TypeError, "penalty: expected one of .* got the class L1"),
+        (
+            {"callbacks": [lineas.callbacks.EarlyStopping]},
+            TypeError,
+            "functions, got the class EarlyStopping at position",
+        ),
+        ({"checkpoint_dir": 3}, TypeError, "checkpoint_dir: expected a path, got int"),
+    ],
+)
+def test_options_of_another_kind_are_named(wrong, error, message):
+    with pytest.raises(error, match=message):
+        lineas.fit(Mlp(), *SIDES, sites="first", progress=False, **wrong)
 
 
 def test_names_are_known_for_every_option_that_must_be_one():

@@ -224,10 +224,12 @@ def test_what_is_left_out_moved_less_than_what_was_kept(a, top):
         ({"sites": "a"}, LookupError, "no site matches 'a' over its whole name; nearest names"),
         ({"sites": ["a.3"]}, LookupError, "no map for site 'a.3'; nearest names"),
         ({"sites": []}, ValueError, "expected at least one name"),
+        ({"sites": "a.[("}, ValueError, r"sites: 'a.\[\(' is not a regular expression"),
+        ({"sites": 3}, TypeError, "sites: expected a regular expression, names or None, got 3"),
         ({"top": 0}, ValueError, "top: expected a number of units of at least 1, got 0"),
         ({"top": 1.5}, ValueError, "top: expected"),
         ({"responses": {}}, ValueError, "expected them together with top="),
-        ({"top": 1, "responses": {"a.1": np.ones((2, 3))}}, LookupError, "expected those of site 'a.0', got nearest"),
+        ({"top": 1, "responses": {"a.1": np.ones((2, 3))}}, LookupError, "expected those of site 'a.0' too; nearest"),
         (
             {"top": 1, "responses": {"a.0": np.ones((2, 3))}},
             ValueError,
@@ -302,3 +304,11 @@ def test_composition_is_exact_in_float64_before_it_is_rounded_once():
     a, b = (Steering({"x": (normal(50, seed=k).numpy(), normal(50, seed=k + 9).numpy())}) for k in (1, 2))
     exact = a.weight("x").astype("d") * b.bias("x") + a.bias("x")
     assert np.array_equal((a @ b).bias("x"), exact.astype("f"))
+
+
+@pytest.mark.parametrize("call", [lambda a, b: interpolate(a, b, 0.5), overlap])
+def test_what_is_no_steering_is_refused(call):
+    a = Steering({"a": ([1.0], [0.5])})
+    for pair in ((a, "polite"), ("polite", a)):
+        with pytest.raises(TypeError, match="expected two steerings, got str 'polite'"):
+            call(*pair)

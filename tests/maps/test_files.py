@@ -136,6 +136,60 @@ def test_the_card_says_what_it_is_how_it_was_made_and_what_was_measured(tmp_path
     assert "VADER" in (tmp_path / "copy" / CARD).read_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "revision", "claimed", "shown"),
+    [
+        ("some/tiny-llama", None, "some/tiny-llama", "some/tiny-llama"),
+        ("tiny-llama", "0123abc", "tiny-llama", "tiny-llama"),  # the first models on the hub have no owner
+        ("tiny-llama", None, None, "the folder of tiny-llama"),
+        ("/models/tiny-llama", None, None, "the folder of tiny-llama"),
+        ("", None, None, "the model it was fitted on"),
+    ],
+)
+def test_a_card_names_a_base_model_only_where_it_is_known_to_be_on_the_hub(name, revision, claimed, shown, tmp_path):
+    model = tiny("llama")
+    model.name_or_path, model.config._commit_hash = name, revision
+    data = {"tokenizer": WordTokenizer(), "progress": False, "steps": 1}
+    lineas.fit(model, NEGATIVE, POSITIVE, **data).save_pretrained(tmp_path)
+    text = (tmp_path / CARD).read_text()
+    assert front_matter(text).get("base_model") == claimed
+    assert f"AutoModelForCausalLM.from_pretrained({json.dumps(shown)})" in text
+
+
+def test_the_user_says_which_base_model_it_is(tmp_path):
+    _, steering = fitted("/models/tiny-llama")
+    steering.save_pretrained(tmp_path, base_model="org/tiny")
+    again = Steering.from_pretrained(tmp_path)
+    assert again.info["base_model"] == "org/tiny"
+    assert again.info["model"] == "tiny-llama", "what it was loaded by stays known"
+    again.scaled(0.5).save_pretrained(tmp_path / "half")
+    again.save_pretrained(tmp_path / "moved", base_model="org/moved")
+    for folder, name in (("", "org/tiny"), ("half", "org/tiny"), ("moved", "org/moved")):
+        text = (tmp_path / folder / CARD).read_text()
+        assert front_matter(text)["base_model"] == name
+        assert f"# Steering of `{name}`" in text
+        assert f'AutoModelForCausalLM.from_pretrained("{name}")' in text
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("/models/tiny", ValueError), ("./tiny", ValueError), ("a/b/c", ValueError), ("", ValueError), (3, TypeError)],
+)
+def test_what_is_no_name_on_the_hub_is_refused_as_a_base_model(name, error, steering, tmp_path):
+    with pytest.raises(error, match="base_model: expected a name on the hub"):
+        steering.save_pretrained(tmp_path / "new", base_model=name)
+    assert not (tmp_path / "new").exists()
+
+
+def test_small_stretches_and_shifts_have_digits(tmp_path):
+    steering = Steering({"a": ([1.00012, 1, 1, 1], [0, 0, 0, 2e-4])})
+    steering.save_pretrained(tmp_path)
+    (row,) = [line for line in (tmp_path / CARD).read_text().splitlines() if line.startswith("| `a`")]
+    assert [float(cell) for cell in row.split("|")[4:6]] == pytest.approx([3e-5, 5e-5], rel=2e-2)
+    line = steering.summary().splitlines()[2].split()
+    assert [float(cell) for cell in line[3:5]] == pytest.approx([3e-5, 5e-5], rel=2e-2)
+
+
 def test_a_steering_that_nobody_fitted_has_a_card_too(tmp_path):
     Steering({f"s.{k}": ([2.0], [0]) for k in range(300)}).save_pretrained(tmp_path)
     text = (tmp_path / CARD).read_text()
@@ -160,9 +214,9 @@ EVIL = 'x"\n---\nlicense: evil\n`| <script>alert(1)</script> [a](javascript:b) !
 
 
 def test_nothing_that_a_card_is_told_becomes_markup(tmp_path):
-    info = {"model": EVIL, "model_class": "M", "stopped": EVIL, "made": EVIL}
+    info = {"model": EVIL, "model_class": "M", "base_model": EVIL, "stopped": EVIL, "made": EVIL}
     steering = Steering({"a|`b<i>": ([2.0], [0])}, info=info)
-    text = card.text_of(steering, {EVIL: EVIL})
+    text = card.text_of(steering, steering.info, {EVIL: EVIL})
     assert front_matter(text) == {"library_name": "lineas", "tags": ["lineas", "activation-steering"]}
     outside = re.sub(r"```.*?```", "", text.split("-->")[1], flags=re.DOTALL)
     assert not re.search(r"script|javascript|http://d|<i>", re.sub(r"`[^`\n]*`", "", outside))
@@ -175,6 +229,12 @@ def test_nothing_that_a_card_is_told_becomes_markup(tmp_path):
 def test_metrics_that_are_no_numbers_are_refused(steering, tmp_path, bad):
     with pytest.raises(TypeError, match="expected numbers, strings"):
         steering.save_pretrained(tmp_path, metrics=bad)
+
+
+def test_metrics_in_a_list_are_refused_before_anything_is_written(steering, tmp_path):
+    with pytest.raises(TypeError, match="metrics: expected a dict of name -> number, got list"):
+        steering.save_pretrained(tmp_path / "new", metrics=[1])
+    assert not (tmp_path / "new").exists()
 
 
 # -- which model, which data --

@@ -54,6 +54,14 @@ def test_a_steering_goes_to_the_hub_and_comes_back(hub, steering):
     assert sorted(call.rpartition("/")[2] for call in downloads) == [TENSORS, CONFIG], "and nothing else is downloaded"
 
 
+def test_the_uploaded_card_names_the_base_model_that_the_user_says(hub, steering):
+    steering.info["model"] = "tiny"
+    steering.push_to_hub("me/maps", token=TOKEN)
+    assert b"base_model" not in hub.files("me/maps")[CARD]
+    steering.push_to_hub("me/maps", token=TOKEN, base_model="org/tiny")
+    assert b'base_model: "org/tiny"' in hub.files("me/maps")[CARD]
+
+
 def test_a_second_push_is_a_second_commit_and_a_revision_reads_the_first(hub, steering):
     first = steering.push_to_hub("me/maps", token=TOKEN).rpartition("/")[2]
     other = steering.scaled(2)
@@ -122,7 +130,7 @@ def test_what_was_downloaded_once_is_read_without_a_network(hub, steering, monke
 def test_the_hub_reads_the_cards_front_matter(steering):
     from huggingface_hub import ModelCard
 
-    text = card.text_of(steering, {})
+    text = card.text_of(steering, steering.info, {})
     assert card.MARK in text
     data = ModelCard(text).data
     assert data.library_name == "lineas"

@@ -42,6 +42,31 @@ def test_an_unknown_site_is_refused_with_the_nearest(steering):
         steering.weight("model.layers.0")
 
 
+@pytest.mark.parametrize(
+    ("maps", "options", "message"),
+    [
+        ("polite", {}, r"maps: expected a dict of site name -> \(weight \(d,\), bias \(d,\)\), got str"),
+        ([("a", ([1.0], [0.0]))], {}, "maps: expected a dict .* got list"),
+        ({"a": np.ones(3)}, {}, r"maps: expected \(weight \(d,\), bias \(d,\)\) of numbers for 'a', got array"),
+        ({"a": ([1.0],)}, {}, "of numbers for 'a', got"),
+        ({"a": (["x"], ["y"])}, {}, "of numbers for 'a', got"),
+        ({3: ([1.0], [0.0])}, {}, r"maps: expected names of sites \(str\), got int 3"),
+        ({"a": ([1.0], [0.0])}, {"ranges": [0, 1]}, "ranges: expected a dict .* got list"),
+        (
+            {"a": ([1.0], [0.0])},
+            {"ranges": {"a": 3}},
+            r"ranges: expected \(low \(d,\), high \(d,\)\) .* for 'a', got 3",
+        ),
+        ({"a": ([1.0], [0.0])}, {"ranges": {"a": ("x", "y")}}, "ranges: expected .* of numbers for 'a'"),
+        ({"a": ([1.0], [0.0])}, {"info": [1]}, "info: expected a dict, got list"),
+        ({"a": ([1.0], [0.0])}, {"history": "x"}, "history: expected a dict, got str"),
+    ],
+)
+def test_what_cannot_be_maps_is_refused_with_what_they_are(maps, options, message):
+    with pytest.raises(TypeError, match=message):
+        Steering(maps, **options)
+
+
 # -- keeping --
 
 

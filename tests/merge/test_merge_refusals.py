@@ -262,6 +262,23 @@ def test_a_wrong_probe(probe, kind, message):
     assert_untouched(net, before)
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"strength": [1.0, 2.0]}, TypeError, "strength: expected a number, got list"),
+        ({"tolerance": "x"}, TypeError, "tolerance: expected a number, got str"),
+        ({"tolerance": -1}, ValueError, "tolerance: expected at least 0, got -1"),
+    ],
+)
+def test_what_is_no_number_is_refused_before_the_model_runs(options, error, message, monkeypatch):
+    net = Net()
+    steering = random_map(net, ["norm"])
+    monkeypatch.setattr(net, "forward", lambda *args: pytest.fail("the model ran"))
+    for call in (steering.merge, steering.unmerge):
+        with pytest.raises(error, match=message):
+            call(net, **options)
+
+
 def test_without_a_probe_the_plan_says_what_it_can():
     plan = random_map(Net(), ["norm", "left"]).merge_plan(Net())
     assert [entry.status for entry in plan.sites] == ["refused", "exact"]

@@ -1,6 +1,7 @@
 """Whatever the user has becomes batches; what cannot is refused before any work."""
 
 from collections import deque
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,6 +112,19 @@ MASKED = torch.tensor([[1, 1], [0, 0]])
         ({"input_ids": torch.ones(2, 2).long(), "attention_mask": MASKED}, ValueError, "sample 1 .* is all padding"),
         ({"input_ids": torch.ones(2, 3).long(), "attention_mask": MASKED}, ValueError, r"got \(2, 2\) and \(2, 3\)"),
         ({"x": normal(2, 3), "attention_mask": torch.ones(2)}, ValueError, r"attention_mask \(batch, tokens\)"),
+        ({"x": normal(2, 3), "attention_mask": 7 * torch.ones(2, 3)}, ValueError, "of 0 and 1, got values from 7 to 7"),
+        (b"a text", TypeError, "src: expected a list of strings, got bytes"),
+        ([b"one", b"two"], TypeError, "src: expected strings, got b'one' at position 0"),
+        ([["one", "two"], ["three"]], TypeError, r"src: expected strings, got \['one', 'two'\] at position 0"),
+        (np.array([["one"], ["two"]]), TypeError, "src: expected strings, got array.* at position 0"),
+        ((text for text in TEXTS), TypeError, r"got generator; make it a list\(src\)"),
+        (set(TEXTS), TypeError, r"got set; make it a list\(src\)"),
+        (dict(enumerate(TEXTS)), TypeError, r"got a dict of them; pass list\(src.values\(\)\)"),
+        ({"text": TEXTS, "label": [0, 1, 1]}, TypeError, r"got a dict of \['text', 'label'\]; pass src\['text'\]"),
+        ([{"role": "user", "content": "hello"}], TypeError, r"expected a list of chats, got one chat; pass \[src\]"),
+        ([[3, 4, 5], [4, 5, 6]], TypeError, r"got a list of lists; pass torch.tensor\(src\)"),
+        ([[3, 4, 5], [4, 5]], TypeError, "a dict of padded input_ids and attention_mask"),
+        ({"input_ids": [[3, 4], [5, 6]]}, TypeError, "a tokenizer makes them with return_tensors='pt'"),
     ],
 )
 def test_bad_input_is_refused(tokenizer, inputs, error, message):
@@ -185,8 +199,9 @@ def test_a_tokenizer_goes_by_name_too(tokenizer, monkeypatch):
 
     names = []
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda name: names.append(name) or tokenizer)
-    assert ids(as_batches(TEXTS, "src", None, "some/name")) == ids(as_batches(TEXTS, "src", None, tokenizer))
-    assert names == ["some/name"]
+    for given in ("some/name", Path("some/name")):
+        assert ids(as_batches(TEXTS, "src", None, given)) == ids(as_batches(TEXTS, "src", None, tokenizer))
+    assert names == ["some/name", "some/name"]
 
 
 def test_doubles_are_cast_to_what_the_model_computes_in():
@@ -220,3 +235,81 @@ def test_a_dataset_with_columns_of_its_own_is_no_table():
 
     (batch,) = as_batches(Own(), "src", None)
     assert batch.size == 3
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_labels_beside_the_samples_are_refused_with_what_the_model_takes(mlp, loaded):
+    data = torch.utils.data.TensorDataset(normal(14, 4), torch.arange(14))
+    data = torch.utils.data.DataLoader(data, batch_size=7) if loaded else data
+    said = (
+        r"tgt: .* what Mlp.forward takes, \(x\); got 2 items a sample, .*TensorDataset\(X\) rather than TensorDataset"
+    )
+    with pytest.raises(TypeError, match=said):
+        as_batches(data, "tgt", mlp)
+
+
+def test_a_mask_may_be_of_truth_values_or_have_longformers_two(llama):
+    ids = torch.full((2, 3), 5)
+    for mask in (
+        torch.tensor([[True, True, False]] * 2),
+        torch.tensor([[2, 1, 0]] * 2),
+        torch.tensor([[1.0, 1, 0]] * 2),
+    ):
+        (batch,) = as_batches({"input_ids": ids, "attention_mask": mask}, "src", llama)
+        assert torch.equal(batch.mask != 0, mask != 0)
+
+
+def test_several_items_are_known_by_the_names_of_the_models_arguments(llama):
+    ids, mask = torch.full((4, 3), 5), torch.tensor([[1, 1, 0]] * 4)
+    (batch,) = as_batches(torch.utils.data.TensorDataset(ids, mask), "src", llama)
+    assert batch.mask is not None
+    assert torch.equal(batch.mask, mask), "padding is known as such"
+    with pytest.raises(ValueError, match=r"src: expected attention_mask \(batch, tokens\), got \(4,\)"):
+        as_batches(torch.utils.data.TensorDataset(ids, torch.arange(4)), "src", llama)
+    with pytest.raises(ValueError, match="src: expected attention_mask of 0 and 1, got values from 5 to 5"):
+        as_batches(torch.utils.data.TensorDataset(ids, ids), "src", llama)
+
+
+def test_a_model_of_any_arguments_gets_them_as_they_are():
+    class Any(torch.nn.Module):
+        def forward(self, *inputs):
+            return sum(inputs)
+
+    pair = normal(3, 4), normal(3, 4)
+    for model in (Any(), None):
+        (batch,) = as_batches(torch.utils.data.TensorDataset(*pair), "src", model)
+        assert [torch.equal(a, b) for a, b in zip(batch.args, pair, strict=True)] == [True, True]
+
+
+class Callable:
+    def __call__(self, text, **options):
+        return text.split()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (object(), "expected a tokenizer of transformers, or the name of one, got object"),
+        (WordTokenizer, "or the name of one, got the class WordTokenizer"),
+        (torch.nn.Linear(2, 2), "or the name of one, got Linear"),
+        (Callable(), "expected one that returns a dict with input_ids, got a Callable that returned a list"),
+    ],
+)
+def test_what_is_no_tokenizer_is_refused(given, message):
+    with pytest.raises(TypeError, match=f"^tokenizer: .*{message}"):
+        as_batches(TEXTS, "src", None, given)
+
+
+@pytest.mark.parametrize("option", ["batch_size", "max_length"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, "3", True])
+def test_sizes_that_are_no_whole_numbers_are_refused_everywhere(tokenizer, option, value):
+    with pytest.raises(ValueError, match=f"^{option}: expected a whole number of at least 1, got {value!r}"):
+        as_batches(TEXTS, "src", None, tokenizer, **{option: value})
+    with pytest.raises(ValueError, match=f"^{option}: expected a whole number"):
+        lineas.evaluation.responses(torch.nn.Sequential(torch.nn.Linear(2, 2)), normal(3, 2), "0", **{option: value})
+
+
+def test_a_seed_that_is_no_whole_number_is_refused(mlp):
+    for seed in ("0", None, 1.5):
+        with pytest.raises(ValueError, match=f"^seed: expected a whole number, got {seed!r}"):
+            lineas.fit(mlp, normal(5, 4), normal(5, 4), sites="first", progress=False, seed=seed)

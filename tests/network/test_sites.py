@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from conftest import LANGUAGE_MODELS, count_hooks, normal, tiny
+from conftest import LANGUAGE_MODELS, WordTokenizer, count_hooks, normal, random_maps, tiny
 
 import lineas
+from lineas._text import nearest
 from lineas.network.hooks import channel_dim, hooked, replace_tensor, tensor_of
 from lineas.network.sites import Site
 
@@ -149,3 +150,109 @@ def test_hooks_are_gone_after_an_exception_inside(mlp):
         assert count_hooks(mlp) == 1
         raise RuntimeError
     assert count_hooks(mlp) == 0
+
+
+# -- what is no network --
+
+
+class Pipeline:
+    """As those of transformers and diffusers: no module, but it holds some."""
+
+    def __init__(self, **parts):
+        self.__dict__.update(parts, tokenizer=WordTokenizer(), name="pipeline")
+
+
+def entry_points():
+    texts, maps = ["a b", "c d"], random_maps(tiny("llama"))
+    measured = {"texts": texts, "prompts": (), "progress": False}
+    return {
+        "fit": lambda model: lineas.fit(model, texts, texts, progress=False),
+        "find_sites": lineas.find_sites,
+        "lineas.attach": lambda model: lineas.attach(model, [maps], 0),
+        "attach": maps.attach,
+        "apply": lambda model: maps.apply(model).__enter__(),
+        "attached": lineas.attached,
+        "detach": lineas.detach,
+        "merge": maps.merge,
+        "merge_plan": maps.merge_plan,
+        "unmerge": maps.unmerge,
+        "rank": lambda model: lineas.experts.rank(model, texts, texts),
+        "rank_concepts": lambda model: lineas.experts.rank_concepts(model, {"a": texts, "b": texts}),
+        "significance": lambda model: lineas.experts.significance(model, texts, texts),
+        "evaluate": lambda model: lineas.evaluate(model, maps, **measured),
+        "evaluate the base": lambda model: lineas.evaluate(model, **measured),
+        "responses": lambda model: lineas.evaluation.responses(model, texts),
+        "perplexity": lambda model: lineas.evaluation.perplexity(model, texts),
+        "continuations": lambda model: lineas.evaluation.continuations(model, texts),
+        "kl_divergence": lambda model: lineas.evaluation.kl_divergence(model, texts, maps),
+    }
+
+
+@pytest.mark.parametrize("name", entry_points())
+def test_a_pipeline_is_refused_with_the_modules_that_it_holds(name, mlp):
+    call = entry_points()[name]
+    with pytest.raises(
+        TypeError, match=r"model: expected a torch.nn.Module, got Pipeline; pass what it holds: \.model$"
+    ):
+        call(Pipeline(model=mlp))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (Pipeline(unet=torch.nn.Linear(1, 1), vae=torch.nn.Linear(1, 1)), r"; pass what it holds: \.unet or \.vae$"),
+        (Pipeline(), "got Pipeline$"),
+        (torch.nn.Linear, "got the class Linear; pass one that was made of it"),
+        ("org/name", "got str 'org/name'; load it first, for instance with from_pretrained"),
+        (None, "got NoneType$"),
+    ],
+)
+def test_what_is_no_network_is_named_with_the_way_to_one(other, message):
+    with pytest.raises(TypeError, match=f"model: expected a torch.nn.Module, .*{message}"):
+        lineas.find_sites(other)
+
+
+# -- what is the same for all samples --
+
+
+@pytest.mark.parametrize("sites", [["model.rotary_emb"], "model.rotary_emb:1"])
+def test_rotary_positions_are_refused_as_what_all_samples_share(llama, texts, tokenizer, sites):
+    said = r"'model.rotary_emb.*': expected samples in dimension 0 \(2 here\), got \(1, 7, 8\), the same for .*cos, sin"
+    for call in (
+        lambda: lineas.fit(llama, *texts, tokenizer=tokenizer, sites=sites, progress=False),
+        lambda: lineas.fit(llama, *texts, tokenizer=tokenizer, sites=sites, method="caa"),
+        lambda: lineas.fit(llama, *texts, tokenizer=tokenizer, loss_sites=sites, progress=False),
+        lambda: lineas.experts.rank(llama, *texts, sites, tokenizer=tokenizer),
+        lambda: lineas.evaluation.responses(llama, texts[0], sites, tokenizer=tokenizer),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
+# -- names that there are not --
+
+
+@pytest.mark.parametrize("sites", ["zzzz", ["zzzz"]])
+def test_where_no_name_is_near_the_message_says_what_there_is(llama, sites):
+    with pytest.raises(
+        LookupError, match=r"'zzzz'.*; there is model\.layers\.\*\.input_layernorm \(3 LlamaRMSNorm\), mod"
+    ):
+        lineas.find_sites(llama, sites)
+
+
+@pytest.mark.parametrize(
+    ("sites", "message"),
+    [(None, "Candidates here: none, it has no modules inside"), ("x", "; there is none"), (["x"], "; there is none")],
+)
+def test_a_network_of_one_module_has_no_sites_and_says_so(sites, message):
+    with pytest.raises(LookupError, match=message):
+        lineas.find_sites(torch.nn.Linear(2, 2), sites)
+
+
+def test_far_names_of_a_steering_are_answered_with_its_sites():
+    steering = lineas.Steering({f"block{k}": ([1.0], [0.5]) for k in range(10)})
+    with pytest.raises(LookupError, match="no map for site 'zzzz'; there is block0, .*, block7 and 2 more$"):
+        steering.weight("zzzz")
+    with pytest.raises(LookupError, match="no map for site 3; there is block0"):
+        steering.weight(3)
+    assert nearest("x", []) == "there is none"

@@ -114,7 +114,7 @@ def _prompt(model: Any, args: tuple, kwargs: dict[str, Any], outer: Prompt | Non
     tokens = next((x for key in ("inputs_embeds", "input_ids", "inputs") if (x := given.get(key)) is not None), None)
     mask = given.get("attention_mask")
     if tokens is None:  # from the one token that says that a text begins
-        return Prompt(_rows(given), torch.ones(_rows(given), 1), outer), kwargs
+        return Prompt(_rows(given), torch.ones(_rows(given), 1, device="cpu"), outer), kwargs
     if mask is None and (inferred := _inferred_mask(model, given, tokens)) is not None:
         mask, kwargs = inferred, {**kwargs, "attention_mask": inferred}
     if mask is None:

@@ -19,7 +19,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
         (module, name)
         for module in modes
         for name, parameter in module.named_parameters(recurse=False)
-        if parameter.requires_grad
+        if parameter.requires_grad and not parameter.is_inference()  # autograd records those of inference mode never
     ]
     try:
         model.eval()

@@ -57,6 +57,13 @@ class Watch:
         self.prompt: Prompt | None = None
         update_wrapper(self, self._original())
 
+    def __getstate__(self) -> dict[str, Any]:  # without what `generate` is annotated with, which no file can hold
+        return {name: vars(self)[name] for name in ("model", "before", "listeners", "prompt")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        update_wrapper(self, self._original())
+
     def _original(self) -> Any:
         return self.before or MethodType(type(self.model).generate, self.model)  # type: ignore[attr-defined]
 

@@ -64,7 +64,7 @@ class Pass:
 
 def check_lengths(lengths: int | Sequence[int] | Tensor) -> Tensor:
     """Prompt lengths as the user says them: one for all rows (1,), or one a row (batch,)."""
-    given = torch.as_tensor(lengths)
+    given = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device="cpu")
     if given.is_floating_point() or given.dtype == torch.bool or given.ndim > 1 or not given.numel():
         raise ValueError(f"prompt: expected a number of tokens, or one for each row, got {lengths!r:.60}")
     if (given < 0).any():

@@ -52,7 +52,7 @@ def choose(steerings: Mapping[Any, Maps], rows: Any, strength: Any) -> Choice:
     chosen = [(None if key is None else steerings[key], value) for key, value in distinct]
     if not ids_by_row and not strengths_by_row:
         return Choice(chosen, None)
-    index = torch.tensor([distinct.index(pair) for pair in pairs])
+    index = torch.tensor([distinct.index(pair) for pair in pairs], device="cpu")
     return Choice(chosen, index, "rows" if ids_by_row else "strength")
 
 

@@ -45,6 +45,7 @@ class SiteMap:
     def __deepcopy__(self, memo: dict[int, Any]) -> "SiteMap":
         return copy_but(self, memo, "steerings")
 
+    @torch.inference_mode(False)  # or no later pass could save them for its backward
     def set(self, choice: Choice) -> None:
         """From now on the maps of this choice."""
         pairs = [(maps if maps and self.name in maps.sites else None, s) for maps, s in choice.pairs]
@@ -117,7 +118,8 @@ class Chosen:
         shape[0], shape[dim] = 1 if rows is None else len(rows), self.table[0].shape[1]
         with torch.inference_mode(False):  # or no later pass could save them for its backward
             maps = tuple((part[0] if rows is None else part[rows]).to(device).view(shape) for part in self.table)
-            return dim, maps, self.active[0] if rows is None else torch.tensor(self.active)[rows].to(device)
+            active = self.active[0] if rows is None else torch.tensor(self.active, device="cpu")[rows].to(device)
+            return dim, maps, active
 
     def mapped(self, h: Tensor, dim: int, maps: tuple[Tensor, ...]) -> Tensor:
         if self.is_sparse and _is_worth_it(h):

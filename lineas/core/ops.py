@@ -45,7 +45,7 @@ class _AffinePool(torch.autograd.Function):
     def backward(ctx, grad_out, grad_pooled):
         h, scale, pool = ctx.saved_tensors
         if grad_pooled is None:  # a mapped site that is not a loss site
-            grad_pooled = torch.zeros(len(h), len(scale), dtype=scale.dtype)
+            grad_pooled = scale.new_zeros(len(h), len(scale))
         arrays = _core.affine_pool_grad(
             None if grad_out is None else _array(grad_out.contiguous()), _array(grad_pooled.contiguous()),
             _array(h), _array(scale), _array(pool), ctx.channels_first, ctx.threads,

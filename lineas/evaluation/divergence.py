@@ -49,9 +49,9 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
 
 def losses_of(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of each row's tokens but the first, and how many they are; each (rows,)."""
-    ids, counts = batch.kwargs["input_ids"][:, 1:], batch.kwargs["attention_mask"][:, 1:]
+    ids, counts = batch.kwargs["input_ids"][:, 1:], batch.kwargs["attention_mask"][:, 1:] != 0
     losses = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids.flatten(), reduction="none")
-    return (losses.view_as(ids) * counts).sum(1), counts.sum(1)
+    return torch.where(counts, losses.view_as(ids), 0).sum(1), counts.sum(1)
 
 
 def divergences_of(logits: Tensor, base: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ def read(
                 with condition():
                     logits = _logits(model, batch)
                 base = logits if base is None else base
-                zero = torch.zeros(batch.size)
+                zero = torch.zeros(batch.size, device="cpu")
                 away = divergences_of(logits, base, batch) if divergence else (zero, zero)
                 for part, values in zip(parts, (*losses_of(logits, batch), *away), strict=True):
                     part.append(values.cpu())

@@ -80,8 +80,8 @@ def continuations(
         for start in range(0, len(rows), batch_size):
             some = rows[start : start + batch_size]
             longest = max(map(len, some))  # padded on the left, so that all go on from the same column
-            ids = torch.tensor([[pad] * (longest - len(row)) + row for row in some])
-            mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in some])
+            ids = torch.tensor([[pad] * (longest - len(row)) + row for row in some], device="cpu")
+            mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in some], device="cpu")
             out = model.generate(  # type: ignore[operator]
                 input_ids=ids.to(device_of(model)), attention_mask=mask.to(device_of(model)), do_sample=True,
                 temperature=1.0, top_k=0, top_p=1.0, logits_processor=[nucleus],

@@ -233,7 +233,7 @@ def fingerprint(
         ours = "unknown"
     data = {"src": data_digest(src), "tgt": data_digest(tgt), "weights": weights_digest(model), "lineas": ours}
     if isinstance(groups := getattr(penalty, "groups", None), np.ndarray):
-        data["penalty_groups"] = digest([torch.tensor(groups)])  # their repr is cut short
+        data["penalty_groups"] = digest([torch.tensor(groups, device="cpu")])  # their repr is cut short
     return json.loads(json.dumps({**facts, **data}, default=lambda number: number.item()))
 
 

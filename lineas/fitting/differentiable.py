@@ -1,4 +1,4 @@
-"""Layers through which no gradient passes: a fit would take part of the truth for all of it."""
+"""Weights and layers through which no gradient passes: a fit would take part of the truth for all of it."""
 
 from contextlib import ExitStack
 
@@ -10,11 +10,17 @@ from ..responses.runner import Runner
 
 
 def check_differentiable(runner: Runner, batch: Batch) -> None:
-    """Refuse quantised linear layers without a backward pass between the sites (ValueError).
+    """Refuse weights of inference mode, and quantised linear layers without a backward pass between the sites
+    (ValueError).
 
     Beside a residual stream they go unnoticed: the gradient that remains is not zero, and wrong. Ordinary models are
     not run for this; else one sample is, as far as the last loss site.
     """
+    if sealed := next((name for name, weight in runner.model.named_parameters() if weight.is_inference()), None):
+        raise ValueError(
+            f"model: expected weights that autograd may record, got {sealed} made under torch.inference_mode; fit a "
+            "copy of the model, made outside of it: copy.deepcopy(model)"
+        )
     unusual = [(name, module) for name, module in runner.model.named_modules() if _is_odd_linear(module)]
     if not unusual:
         return

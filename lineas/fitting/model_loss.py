@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from .. import optim
 from ..core import _core, ops
 from ..core.arrays import Floats, Vector
+from ..core.errors import NonFiniteError
 from ..core.threads import thread_count
 from ..ot import PermutationNull
 from ..responses.runner import Runner
@@ -87,7 +88,9 @@ class ModelLoss:
                 return self.evaluate(x, scale).gradient()
             total = self.passes.world.total(at.pull_back(slopes, unit))
             total = total if pull is None else total + pull
-            return total if self.free is None else np.where(np.tile(self.free, 2), total, np.float32(0))
+            total = total if self.free is None else np.where(np.tile(self.free, 2), total, np.float32(0))
+            _check_gradient(total, self.runner)
+            return total
 
         return optim.Evaluation(
             float(unit_loss.sum()) + held, site_loss, gradient, x, lambda: self._curvature(x, at.responses, scale), held
@@ -116,6 +119,17 @@ def _places(runner: Runner) -> NDArray[np.int64]:
         np.arange(size) + starts[site] if site in starts else np.full(size, -1)
         for site, size in zip(runner.mapped.sites, runner.mapped.sizes, strict=True)
     ])  # fmt: skip
+
+
+def _check_gradient(gradient: Vector, runner: Runner) -> None:
+    """NonFiniteError names the site; no step could be taken, and the fit would end where it is."""
+    bad = _core.first_nonfinite(gradient)
+    if bad >= 0:
+        site, side = runner.mapped.site_of(bad % runner.mapped.units), "weight" if bad < runner.mapped.units else "bias"
+        raise NonFiniteError(
+            f"site {site.name!r}: expected a finite gradient of the loss for its {side}s, got {gradient[bad]} from the "
+            "model's backward pass"
+        )
 
 
 def _power_of_two(size: np.float32) -> np.float32:

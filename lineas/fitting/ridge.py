@@ -17,6 +17,8 @@ from ..network.data import Batch
 from ..network.hooks import hooked
 from ..network.sites import Site
 from ..responses.layout import Layout
+from ..responses.padding import put_back, set_aside
+from ..responses.pooling import Part
 from .distributed import Alone
 
 LARGEST = 1 << 23  # output numbers at a time: a language model's logits are the largest thing that a fit ever holds
@@ -106,17 +108,21 @@ def _run(model: nn.Module, layout: Layout, batch: Batch) -> tuple[Tensor, bool, 
     """The model's output, and a weight and a bias of its own for each sample at each site: weights first."""
     weights: dict[Site, Tensor] = {}
     biases: dict[Site, Tensor] = {}
+    part = Part(batch, "mean")
 
-    def watch(site: Site, dim: int):
+    def watch(site: Site, dim: int, side: str):
         def see(module: nn.Module, h: Tensor) -> Tensor:
             shape = [len(h), *(h.shape[k] if k == dim % h.ndim else 1 for k in range(1, h.ndim))]
             weights[site] = torch.ones(shape, dtype=h.dtype, device=h.device, requires_grad=True)
             biases[site] = torch.zeros(shape, dtype=h.dtype, device=h.device, requires_grad=True)
-            return h * weights[site] + biases[site]
+            padding = part.padding(h, dim, side)
+            safe, odd = set_aside(h, padding)
+            return put_back(safe * weights[site] + biases[site], h, odd, padding)
 
         return see
 
-    with hooked(model, {s: watch(s, dim) for s, dim in zip(layout.sites, layout.channel_dims, strict=True)}):
+    where = zip(layout.sites, layout.channel_dims, layout.sides, strict=True)
+    with hooked(model, {site: watch(site, dim, side) for site, dim, side in where}):
         output, is_logits = output_of(call(model, batch))
     return output, is_logits, [*(weights[s] for s in layout.sites), *(biases[s] for s in layout.sites)]
 
@@ -140,6 +146,6 @@ def _direction(output: Tensor, is_logits: bool, batch: Batch, seed: int) -> Tens
             label = torch.multinomial(p.reshape(-1, p.shape[-1]), 1, generator=draw).view(*p.shape[:-1], 1)
             drawn = p.scatter_add(-1, label, torch.full_like(p[..., :1], -1))
         else:
-            drawn = torch.randn(row[where].shape, generator=draw, device=row.device)
+            drawn = torch.randn(row[where].shape, generator=draw, device=row.device, dtype=torch.float32)
         move[where] = drawn.to(move.dtype)
     return direction

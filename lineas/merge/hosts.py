@@ -65,7 +65,7 @@ class Host:
         for name in sorted(self.shapes.keys() - model.state_dict().keys()):
             path, _, leaf = name.rpartition(".")
             module = model.get_submodule(path)
-            journal.put(module, leaf, torch.zeros(self.shapes[name]), module.get_parameter("weight"))
+            journal.put(module, leaf, torch.zeros(self.shapes[name], device="cpu"), module.get_parameter("weight"))
         for option in self.options:
             part, _, name = option.rpartition(".")
             journal.set(getattr(model.config, part) if part else model.config, name, True)

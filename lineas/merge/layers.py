@@ -229,9 +229,9 @@ def _seen_form(module: nn.Module) -> str | None:
     for hooks in (trial._forward_hooks, trial._forward_pre_hooks):
         hooks.clear()
     weight = trial._parameters["weight"].detach()  # type: ignore[union-attr]
-    draw = torch.Generator().manual_seed(0)
-    x, scale = torch.randn(2, 3, len(weight), generator=draw), 1.5 + torch.rand(len(weight), generator=draw)
-    x, scale = x.to(weight.device), scale.to(weight.device)
+    draw, size = torch.Generator().manual_seed(0), (3, 3, len(weight))
+    drawn = torch.randn(size, generator=draw, dtype=torch.float32, device="cpu")
+    x, scale = drawn[:2].to(weight.device), 1.5 + drawn[2, 0].abs().to(weight.device)
     try:
         with torch.no_grad():
             before = trial(x)
@@ -248,7 +248,7 @@ def _seen_form(module: nn.Module) -> str | None:
 def _bias_is_added(trial: nn.Module, x: Tensor) -> bool:
     if (bias := trial._parameters.get("bias")) is None:
         return True
-    before, shift = trial(x), torch.linspace(1, 2, len(bias)).to(bias)
+    before, shift = trial(x), torch.linspace(1, 2, len(bias), device=bias.device, dtype=bias.dtype)
     bias.data += shift
     return _relative(trial(x), before + shift) < EXACTLY
 

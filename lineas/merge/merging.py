@@ -141,6 +141,7 @@ def _refuse(plan: MergePlan, partial: bool, inplace: bool) -> None:
         )
 
 
+@torch.inference_mode(False)  # or nobody could train the merged weights
 def _carried_out(
     plan: MergePlan, model: nn.Module, inplace: bool, check: Callable[[nn.Module], None], undo: bool = False
 ) -> nn.Module:

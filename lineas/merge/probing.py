@@ -68,7 +68,7 @@ def relative_difference(expected: Any, got: Any) -> float:
     pairs = list(zip(outputs(expected), outputs(got), strict=True))
     if not pairs:
         raise ValueError("probe: expected the model to return tensors of numbers, got none")
-    worst = torch.tensor(0.0, dtype=torch.float64)
+    worst = torch.zeros((), dtype=torch.float64, device="cpu")
     for a, b in pairs:
         finite = a[a.isfinite()].abs()
         size = finite.max() if finite.numel() and finite.any() else 1.0
@@ -83,7 +83,8 @@ def _made(model: nn.Module) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(0)
     if main == "pixel_values" and hasattr(config, "image_size"):
         side = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
-        return {"pixel_values": torch.randn(2, getattr(config, "num_channels", 3), side, side, generator=draw)}
+        size = 2, getattr(config, "num_channels", 3), side, side
+        return {"pixel_values": torch.randn(size, generator=draw, dtype=torch.float32, device="cpu")}
     if main != "input_ids" or config is None:
         raise ValueError(
             f"probe: {type(model).__name__} is not a language model of transformers, so there is no batch to check the "
@@ -91,9 +92,9 @@ def _made(model: nn.Module) -> dict[str, Tensor]:
         )
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     shape = (2, _length(text))
-    batch = {"input_ids": torch.randint(text.vocab_size, shape, generator=draw)}
+    batch = {"input_ids": torch.randint(text.vocab_size, shape, generator=draw, device="cpu")}
     if getattr(config, "is_encoder_decoder", False):
-        batch["decoder_input_ids"] = torch.randint(text.vocab_size, shape, generator=draw)
+        batch["decoder_input_ids"] = torch.randint(text.vocab_size, shape, generator=draw, device="cpu")
     return batch
 
 

@@ -54,7 +54,7 @@ class Batch:
         others = {shape[1] for key, shape in shapes.items() if not key.startswith("decoder_") and len(shape) > 1}
         (given,) = tokens
         count = next(n for n in (*range(given, 0, -1), *range(given + 1, given + 2 + len(others))) if n not in others)
-        keep = torch.arange(count).clamp(max=given - 1)
+        keep = torch.arange(count, device="cpu").clamp(max=given - 1)
         kwargs = {
             key: value[:, keep.to(value.device)] if key.startswith("decoder_") and key in shapes else value
             for key, value in self.kwargs.items()
@@ -80,7 +80,7 @@ class Batch:
         return self._cut(slice(start, stop), min(stop, self.size) - start)
 
     def take(self, rows: list[int]) -> "Batch":
-        return self._cut(torch.tensor(rows), len(rows))
+        return self._cut(torch.tensor(rows, device="cpu"), len(rows))
 
     def _cut(self, rows: Any, size: int) -> "Batch":
         def cut(value):
@@ -231,7 +231,7 @@ def _tensor_batch(item: Any, name: str, model: nn.Module | None) -> Batch:
         args: tuple = (item,)
         kwargs: dict[str, Any] = {}
     elif isinstance(item, Mapping):
-        args, kwargs = (), {k: torch.as_tensor(v) if isinstance(v, np.ndarray) else v for k, v in item.items()}
+        args, kwargs = (), {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in item.items()}
     elif isinstance(item, (list, tuple)):
         args, kwargs = _by_argument(item, name, model)
     else:
@@ -327,7 +327,7 @@ def _with_decoder(batch: Batch, model: Any, name: str) -> Batch:
     start = next((s for c in settings if (s := getattr(c, "decoder_start_token_id", None)) is not None), None)
     if start is None:
         raise ValueError(f"{name}: this {type(model).__name__} has no decoder_start_token_id; pass decoder_input_ids")
-    return replace(batch, kwargs={**given, "decoder_input_ids": torch.full((batch.size, 1), start)})
+    return replace(batch, kwargs={**given, "decoder_input_ids": torch.full((batch.size, 1), start, device="cpu")})
 
 
 def _text_batches(texts, name, model, tokenizer, batch_size, max_length) -> Iterator[Batch]:

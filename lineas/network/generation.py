@@ -72,6 +72,13 @@ class Watch:
     def prompt(self) -> Prompt | None:
         return self.running.prompt
 
+    def __getstate__(self) -> dict[str, Any]:  # without what `generate` is annotated with, which no file can hold
+        return {name: vars(self)[name] for name in ("model", "before", "listeners", "running")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        update_wrapper(self, self._original())
+
     def _original(self) -> Any:
         return self.before or MethodType(type(self.model).generate, self.model)  # type: ignore[attr-defined]
 
@@ -126,7 +133,7 @@ def _prompt(model: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Prompt, di
     tokens = next((x for key in ("inputs_embeds", "input_ids", "inputs") if (x := given.get(key)) is not None), None)
     mask = given.get("attention_mask")
     if tokens is None:  # from the one token that says that a text begins
-        return Prompt(_rows(given), torch.ones(_rows(given), 1)), kwargs
+        return Prompt(_rows(given), torch.ones(_rows(given), 1, device="cpu")), kwargs
     if mask is None and (inferred := _inferred_mask(model, given, tokens)) is not None:
         mask, kwargs = inferred, {**kwargs, "attention_mask": inferred}
     if mask is None:

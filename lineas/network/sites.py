@@ -4,8 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,19 +44,22 @@ class Site:
         Channels of the output, where the module itself tells; None where only a forward pass can.
     kind : str
         Class of the module.
+    path : str
+        The module's.
+    item : int or None
+        Which one of the tuple that it returns.
     """
 
     name: str
     units: int | None
     kind: str
 
-    @cached_property
-    def path(self) -> str:
-        return split_name(self.name)[0]
+    path: str = field(init=False, repr=False, compare=False)
+    item: int | None = field(init=False, repr=False, compare=False)
 
-    @cached_property
-    def item(self) -> int | None:
-        return split_name(self.name)[1]
+    def __post_init__(self):  # here, since compilers trace no lazy property of Python 3.11, which takes a lock
+        for name, value in zip(("path", "item"), split_name(self.name), strict=True):
+            object.__setattr__(self, name, value)
 
 
 def split_name(name: str) -> tuple[str, int | None]:

@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -26,7 +26,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
             (module, name)
             for module in modes
             for name, parameter in module.named_parameters(recurse=False)
-            if parameter.requires_grad
+            if parameter.requires_grad and not parameter.is_inference()  # autograd records those never
         ]
         try:
             model.eval()
@@ -56,9 +56,12 @@ def make_new_to_compilers(module: nn.Module, hooked: bool) -> None:
     Compiled code does not look again whether a module without hooks has got some, but it does look at its class. The
     module gets its own class back where it is no longer hooked.
     """
-    plain = vars(type(module)).get("_lineas_twin_of", type(module))
+    plain = _plain_class(module)
     if hooked and "torch._dynamo" in sys.modules and not isinstance(module, torch.jit.ScriptModule):
-        names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "_lineas_twin_of": plain}
+        names = {
+            "__module__": plain.__module__, "__qualname__": plain.__qualname__, "_lineas_twin_of": plain,
+            "__reduce_ex__": _reduced,
+        }  # fmt: skip
         module.__class__ = type(plain.__name__, (plain,), names)
     elif not hooked and plain is not type(module):
         module.__class__ = plain
@@ -71,6 +74,26 @@ def is_compiled(module: nn.Module) -> bool:
         or isinstance(getattr(module, "_orig_mod", None), nn.Module)
         or hasattr(module.forward, "_torchdynamo_orig_callable")
     )
+
+
+def _plain_class(module: nn.Module) -> type[nn.Module]:
+    """Its class, or that of which it is a twin."""
+    return vars(type(module)).get("_lineas_twin_of", type(module))
+
+
+def _reduced(module: nn.Module, protocol: int) -> Any:
+    """How a module with a class of its own is pickled and copied: by the class that can be imported."""
+    plain = _plain_class(module)
+    reduced: Any = plain.__reduce_ex__(module, protocol)
+    make, arguments, *state = reduced
+    known = (plain if argument is type(module) else argument for argument in arguments)
+    return (_made_new, (make, *known), *state)
+
+
+def _made_new(make: Callable[..., nn.Module], *arguments: Any) -> nn.Module:
+    module = make(*arguments)
+    make_new_to_compilers(module, hooked=True)
+    return module
 
 
 @contextmanager

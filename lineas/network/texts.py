@@ -162,8 +162,8 @@ def padded(rows: list[dict[str, list[int]]], tokenizer: Any) -> dict[str, Tensor
     longest = max(lengths)
     fill = {"input_ids": getattr(tokenizer, "pad_token_id", None) or 0}
     columns = {
-        key: torch.tensor([row[key] + [fill.get(key, 0)] * (longest - len(row[key])) for row in rows])
+        key: torch.tensor([row[key] + [fill.get(key, 0)] * (longest - len(row[key])) for row in rows], device="cpu")
         for key in rows[0]
     }
-    columns["attention_mask"] = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+    columns["attention_mask"] = torch.tensor([[1] * n + [0] * (longest - n) for n in lengths], device="cpu")
     return columns

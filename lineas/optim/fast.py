@@ -121,7 +121,12 @@ def _learn(
     here = replace(here, damping=damping)
     if not np.isfinite(trial.loss):
         return here
-    gradient = trial.gradient()
+    try:
+        gradient = trial.gradient()
+    except NonFiniteError:
+        if accepted:
+            raise
+        return here
     moved, along, changed = _core.move_sums(there, here.x, gradient, here.gradient, thread_count(None, there.size))
     if along > 1e-8 * np.sqrt(moved * changed):
         rows, full = len(here.moves), len(here.moves) == MEMORY

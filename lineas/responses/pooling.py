@@ -7,6 +7,7 @@ from ..core import ops
 from ..network.blocks import PrefixRecord
 from ..network.data import Batch
 from ..network.sites import Site
+from .padding import padding_in, put_back, set_aside
 
 POOLINGS = ("mean", "max", "min", "last")
 EXTREMES = {"max": torch.amax, "min": torch.amin}
@@ -15,7 +16,7 @@ EXTREMES = {"max": torch.amax, "min": torch.amin}
 def pool_weights(mask: Tensor | None, batch: int, tokens: int, pooling: str, site: Site) -> Tensor:
     """(batch, tokens) float32: what each token counts in its sample's response; every row sums to one."""
     if mask is None:
-        mask = torch.ones(batch, tokens)
+        mask = torch.ones(batch, tokens, device="cpu")
     if mask.shape != (batch, tokens):
         raise ValueError(
             f"site {site.name!r} has {batch} x {tokens} (batch x tokens), attention_mask has {tuple(mask.shape)}"
@@ -41,6 +42,7 @@ class Part:
         self.batch, self.pooling = batch, pooling
         self.record: PrefixRecord | None = None
         self._weights: dict[tuple[str | None, int, torch.device], Tensor] = {}
+        self._padding: dict[tuple[str, int, torch.device], Tensor | None] = {}
 
     def weights(self, side: str | None, tokens: int, device: torch.device, site: Site) -> Tensor:
         key = side, tokens, device
@@ -49,13 +51,21 @@ class Part:
             self._weights[key] = pool_weights(mask, self.batch.size, tokens, self.pooling, site).to(device)
         return self._weights[key]
 
+    def padding(self, h: Tensor, dim: int, side: str) -> Tensor | None:
+        key = side, dim if h.ndim == 3 else 1, h.device
+        if key not in self._padding:
+            self._padding[key] = padding_in(h, dim, self.batch, side)
+        return self._padding[key]
+
     def pooled(self, h: Tensor, dim: int, side: str, site: Site, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         """The site's map of h, and its responses (batch, units): channels in `dim`, everything between is pooled over.
 
         Whether channels are first or last in memory, which `dim` does not tell (images in torch's channels_last
         format), h is viewed, not copied, and its map lies in memory as it does.
         """
-        last, first = h.movedim(dim, -1), h.movedim(dim, 1)
+        padding = self.padding(h, dim, side)
+        safe, odd = set_aside(h, padding)
+        last, first = safe.movedim(dim, -1), safe.movedim(dim, 1)
         channels_first = first.is_contiguous() and not last.is_contiguous()
         moved = first if channels_first else last
         batch, units = len(h), h.shape[dim]
@@ -65,4 +75,5 @@ class Part:
         out, responses = ops.affine_pool(flat, scale, shift, weights, channels_first=channels_first)
         if self.pooling in EXTREMES:
             responses = extreme_over_tokens(out, weights, self.pooling, channels_first).to(responses.dtype)
-        return out.view(moved.shape).movedim(1 if channels_first else -1, dim), responses
+        out = out.view(moved.shape).movedim(1 if channels_first else -1, dim)
+        return put_back(out, h, odd, padding), responses

@@ -31,7 +31,7 @@ def resolution(runner: Runner, batch: Batch) -> Vector:
     found = np.zeros((1, layout.units), np.float32)
 
     def watch(k: int, site: Site):
-        identity = torch.ones(layout.sizes[k]), torch.zeros(layout.sizes[k])
+        identity = torch.ones(layout.sizes[k], device="cpu"), torch.zeros(layout.sizes[k], device="cpu")
 
         def see(module: nn.Module, h: Tensor) -> Tensor:
             maps = (half.to(h.device) for half in identity)

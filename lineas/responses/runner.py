@@ -127,9 +127,9 @@ class Runner:
         lists = neighbours(self.model, self.mapped.sites[0])
         if not lists:
             return False
-        draw = torch.Generator().manual_seed(self.seed)
-        identity = torch.from_numpy(self.mapped.identity())
-        maps = [MapTensors(identity + 0.1 * torch.randn(len(identity), generator=draw), self.mapped) for _ in range(2)]
+        identity, draw = torch.from_numpy(self.mapped.identity()), torch.Generator().manual_seed(self.seed)
+        away = torch.randn(2, len(identity), generator=draw, dtype=torch.float32, device="cpu")
+        maps = [MapTensors(x, self.mapped) for x in identity + 0.1 * away]
         part, record = Part(sample, self.pooling), PrefixRecord(lists)
 
         def respond(*how) -> Tensor:
@@ -165,7 +165,7 @@ class Runner:
         if not groups:
             return [Part(batch, self.pooling)], None
         parts = [Part(batch.take(rows).trimmed(), self.pooling) for rows in groups]
-        return parts, torch.tensor([row for rows in groups for row in rows]).argsort().to(self.device)
+        return parts, torch.from_numpy(np.argsort(np.concatenate(groups))).to(self.device)
 
     def _short_pass(self, part: Part, maps: MapTensors) -> Tensor:
         """A pass that begins at the first mapped site, if it may; the first one records what comes before it."""

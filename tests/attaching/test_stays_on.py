@@ -2,11 +2,14 @@
 
 import copy
 import gc
+import importlib
+import io
+import pickle
 import weakref
 
 import pytest
 import torch
-from conftest import count_hooks, random_maps, tiny
+from conftest import IDS, count_hooks, random_maps, tiny
 from torch import nn
 
 import lineas
@@ -86,6 +89,36 @@ def test_a_copy_of_a_steered_model_is_steered_by_a_handle_of_its_own():
     torch.testing.assert_close(model(X), base + 5)
     handle.remove()
     assert torch.equal(model(X), base)
+
+
+def through_pickle(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def through_a_file(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("saved", [through_pickle, through_a_file, copy.deepcopy])
+@pytest.mark.parametrize("options", [{}, {"position": "last"}, {"strength": [1.0, 0.0, 2.0], "count": True}], ids=str)
+def test_a_steered_model_can_be_saved_whole_and_is_steered_where_it_is_read(options, saved):
+    importlib.import_module("torch._dynamo")  # from then on steered modules have classes of their own
+    model, how = tiny("llama").requires_grad_(False), {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    base = [model(IDS).logits, model.generate(IDS, **how)]
+    handle = random_maps(model, size=0.3).attach(model, **options)
+    expected = [model(IDS).logits, model.generate(IDS, **how)]
+    other = saved(model)
+    assert all(map(torch.equal, [other(IDS).logits, other.generate(IDS, **how)], expected))
+    (found,) = lineas.attached(other)
+    found.remove()
+    assert all(map(torch.equal, [other(IDS).logits, other.generate(IDS, **how)], base))
+    assert "generate" not in vars(other)
+    assert {type(module) for module in other.modules()} == {type(module) for module in tiny("llama").modules()}
+    assert all(map(torch.equal, [model(IDS).logits, model.generate(IDS, **how)], expected))
+    handle.remove()
 
 
 def test_apply_without_a_with_block_says_so():

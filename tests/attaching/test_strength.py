@@ -230,6 +230,26 @@ def test_a_pass_without_autograd_spoils_no_later_one_with_it(model, steering, st
     assert next(model.parameters()).grad is not None
 
 
+@pytest.mark.parametrize("position", ["all", "last"])
+@pytest.mark.parametrize("strength", [0.5, [0.5, 1.0, 0.0]])
+def test_what_is_said_in_inference_mode_can_be_trained_through_later(model, steering, strength, position):
+    def gradients():
+        model.zero_grad()
+        model(IDS).logits.square().sum().backward()
+        return [weight.grad for weight in model.parameters()]
+
+    with steering.apply(model, strength, position=position):
+        expected = gradients()
+    for first in (strength, 2.0):
+        with torch.inference_mode():
+            handle = steering.attach(model, first, position=position)
+            handle.select([0, 0, 0])
+            model(IDS)
+            handle.select(0, strength)
+        with handle:
+            assert all(map(torch.equal, gradients(), expected))
+
+
 @pytest.mark.parametrize("strength", [0.5, [0.5, 1.0, 0.0]])
 def test_maps_are_gathered_once_for_all_tokens(model, steering, strength, monkeypatch):
     calls, real = [], Chosen.prepared

@@ -37,6 +37,21 @@ def steered(steering, model, *args, strength=1.0):
     return out if isinstance(out, torch.Tensor) else out[0]
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("name", ["Llama", "GPT-2"])
+def test_what_is_merged_in_inference_mode_can_be_trained(name, inplace):
+    model = script.make(name)
+    steering = random_map(model, all_sites(name, r".*(post_attention_layernorm|ln_2)")[1])
+    inplace = inplace and name == "GPT-2"  # a Llama gets biases, and so another class
+    plain = steering.merge(copy.deepcopy(model))
+    with torch.inference_mode():
+        merged = steering.merge(model, inplace=inplace)
+    assert not any(weight.is_inference() for weight in merged.parameters())
+    for one in (plain, merged):
+        one(IDS).logits.square().sum().backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), merged.parameters(), strict=True))
+
+
 def all_sites(name, *patterns):
     model = script.make(name)
     return model, [site.name for pattern in patterns for site in lineas.find_sites(model, pattern)]

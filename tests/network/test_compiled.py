@@ -1,5 +1,8 @@
 """Models that are compiled or wrapped are fitted and steered as they were written."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +105,31 @@ def test_a_steering_acts_on_a_compiled_model_and_stops_acting(compiled, grad, ma
             with steering.apply(model, 0.0):
                 torch.testing.assert_close(model(SOURCE), base)
         torch.testing.assert_close(model(SOURCE), base)
+
+
+@pytest.mark.parametrize("strength", [1.0, [1.0] * len(SOURCE)])
+def test_a_steered_model_is_one_graph_from_its_first_call_on(strength, maps, fresh_compiler):
+    recorder, (steering, steered, _) = Recorder(), maps
+    model = torch.compile(seeded(Blocks), backend=recorder, fullgraph=True)
+    with steering.apply(model, strength):
+        torch.testing.assert_close(model(SOURCE), steered)
+        assert recorder.graphs == 1
+        torch.testing.assert_close(model(SOURCE), steered)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_steered_model_is_new_to_compilers_as_well(duplicate, maps, fresh_compiler):
+    steering, steered, base = maps
+    model = seeded(Blocks)
+    call = torch.compile(lambda model: model(SOURCE), backend="eager")
+    torch.testing.assert_close(call(model), base)
+    with steering.apply(model):
+        other = duplicate(model)
+        torch.testing.assert_close(call(other), steered)
+    torch.testing.assert_close(call(model), base)
+    torch.testing.assert_close(call(other), steered)
+    lineas.detach(other)
+    torch.testing.assert_close(call(other), base)
 
 
 def test_a_steering_acts_where_only_the_caller_compiled(maps, fresh_compiler):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .._text import warn
+from ..core.checks import flag
 from ..maps.info import maps_digest, maps_that_were_on
 from ..maps.maps import Maps
 from ..network.hooks import CHANNELS_FIRST, Hook, put_hooks
@@ -41,6 +42,8 @@ class Handle:
     ----------
     active : bool
         Whether it is still on.
+    is_chosen : bool
+        Whether it was told which of several steerings to use.
     rows, strength
         What was chosen last: see `select` and `set_strength`.
     position : str or callable
@@ -52,7 +55,7 @@ class Handle:
         rows: Any, strength: Any,
     ):  # fmt: skip
         self._model, self._steerings, self._maps, self._tokens = model, steerings, site_maps, tokens
-        self.active, self.position = True, tokens.position
+        self.active, self.position, self.is_chosen = True, tokens.position, True
         self._modules = [model.get_submodule(site.path) for site in site_maps]
         self._hooks: list[RemovableHandle] = []
         self._number = next(NUMBERS)
@@ -86,6 +89,7 @@ class Handle:
             As it was, if not given.
         """
         self._set(rows, self.strength if strength is None else strength)
+        self.is_chosen = True
 
     def prompt(self, lengths: int | Sequence[int] | Tensor) -> AbstractContextManager[None]:
         """While open, the first tokens of each row are its prompt: a number for all rows, or one for each.
@@ -251,7 +255,7 @@ def _is_hooked(module: nn.Module) -> bool:
 
 
 def attach(
-    model: nn.Module, steerings: Mapping[Hashable, Maps] | Sequence[Maps], rows: Any = None,
+    model: nn.Module, steerings: Mapping[Hashable, Maps] | Sequence[Maps], rows: Any = ...,
     strength: float | Sequence[float] | Tensor = 1.0, *, position: Position = "all", count: bool | None = None,
     strict: bool = True,
 ) -> Handle:  # fmt: skip
@@ -264,8 +268,9 @@ def attach(
         map the sites' outputs out of place, on their device and in their dtype.
     steerings : dict of id -> Steering, or list
         In a list, their places are their ids. Where a steering lacks a site of another one, it changes nothing there.
-    rows : id or None, or a list of them
-        Which steering each row of the batch gets, or all of them; None is none. `handle.select` changes it.
+    rows : id or None, or a list of them, optional
+        Which steering each row of the batch gets, or all of them; None is none. `handle.select` changes it. Unless
+        told, a single steering is for all rows, and of several none is: a pass before `select` warns.
     strength : float, or list or tensor (batch,)
         0 is exactly the base model, 1 the fitted maps; between and beyond is linear. One number, or one for each row.
         `handle.set_strength` changes it. In `generate`, rows are those that it is given: beams and returned
@@ -314,7 +319,9 @@ def attach(
     [5.0, 0.0, -5.0]
     """
     check_position(position)
+    flag(strict, "strict")
     by_id, model = named(steerings), unwrapped(model)
+    is_told, rows = rows is not ..., (next(iter(by_id)) if len(by_id) == 1 else None) if rows is ... else rows
     distinct = list({id(steering): steering for steering in by_id.values()}.values())
     if strict:
         on = {maps_digest(maps) for handle in attached(model) for maps in handle._steerings.values()}
@@ -325,8 +332,10 @@ def attach(
     found = find_sites(model, list(names))
     for site in found:
         _check_site(model, site, distinct, position)
-    tokens = Tokens(position, position != "all" if count is None else bool(count))
-    return Handle(model, by_id, {site: SiteMap(site, distinct, tokens) for site in found}, tokens, rows, strength)
+    tokens = Tokens(position, position != "all" if count is None else flag(count, "count"))
+    handle = Handle(model, by_id, {site: SiteMap(site, distinct, tokens) for site in found}, tokens, rows, strength)
+    handle.is_chosen = is_told or rows is not None
+    return handle
 
 
 def _check_others(steering: Maps, on: set[str]) -> None:

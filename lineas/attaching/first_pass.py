@@ -30,6 +30,11 @@ class FirstPass:
         if torch.compiler.is_compiling():
             return
         self.hook.remove()
+        if not next(iter(self.site_maps.values())).handle.is_chosen:
+            warn(
+                "expected rows, or handle.select, to say which of the attached steerings is meant; got neither, so "
+                "nothing was steered"
+            )
         missing = [
             site.name
             for site, one in self.site_maps.items()

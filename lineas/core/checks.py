@@ -69,6 +69,13 @@ def whole(value: Any, name: str, least: int | None = 1) -> int:
     return int(value)
 
 
+def flag(value: Any, name: str) -> bool:
+    """True or False as itself; TypeError for anything else, which Python would take for one of them."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r:.60}")
+    return bool(value)
+
+
 def power(p: float) -> float:
     if not isinstance(p, (int, float, np.number)):
         raise TypeError(f"p: expected a number, got {type(p).__name__}")

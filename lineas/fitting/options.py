@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.checks import whole
+from ..core.checks import flag, whole
 from ..optim import OPTIMIZERS, PUBLISHED_STEPS
 from ..penalties import Penalty
 from ..responses.pooling import POOLINGS
@@ -152,8 +152,8 @@ def _check(option: Option, value: Any) -> None:
     if option.check == "a name" and not is_own and value not in NAMES[name]:
         known = ", ".join(repr(value) for value in NAMES[name] if value is not None)
         raise ValueError(f"{name}: expected one of {known}; got {value!r}")
-    if option.check == "flag" and not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected True or False, got {value!r:.60}")
+    if option.check == "flag":
+        flag(value, name)
     if value is None:
         return
     if option.check == "whole":

@@ -1,6 +1,7 @@
 """Each row of a batch with a strength, and a steering, of its own; other ones while it runs."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -165,12 +166,27 @@ def test_a_choice_that_is_refused_changes_nothing(model, steering):
 # -- several steerings --
 
 
+def test_one_steering_is_for_all_rows_unless_told(model, steering):
+    expected = alone(model, steering, 1.0)
+    with lineas.attach(model, {"a": steering}) as handle:
+        assert torch.equal(logits(model), expected)
+        assert handle.rows == "a"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with lineas.attach(model, {"a": steering}, rows=None), torch.no_grad():
+            assert not torch.equal(logits(model), expected)
+    for option in ("strict", "count"):
+        with pytest.raises(TypeError, match=f"{option}: expected True or False, got 'no'"):
+            lineas.attach(model, [steering], **{option: "no"})
+
+
 def test_several_steerings_each_row_its_own(model, steering):
     other = random_maps(model, seed=1, size=0.3)
     base = logits(model)
     expected = {"a": alone(model, steering, 1.0), "b": alone(model, other, 1.0), None: base}
     with lineas.attach(model, {"a": steering, "b": other}) as handle:
-        assert torch.equal(logits(model), base), "nobody is steered before somebody is selected"
+        with pytest.warns(UserWarning, match="expected rows, or handle.select, .* nothing was steered"):
+            assert torch.equal(logits(model), base), "nobody is steered before somebody is selected"
         for rows in (["a", None, "b"], ["b", "b", "a"], [None, None, None], ["b", "b", "b"]):
             handle.select(rows)
             got = logits(model)

@@ -65,7 +65,7 @@ GOOD = [
 ]
 
 
-@pytest.mark.parametrize("options", GOOD, ids=str)
+@pytest.mark.parametrize("options", GOOD, ids=lambda options: ", ".join(options))
 def test_of_a_result_that_can_be_trusted_nothing_is_said(options):
     options = dict(options)
     sides = options.pop("sides", (SOURCE, TARGET))

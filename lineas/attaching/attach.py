@@ -12,7 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ..maps.maps import Maps
 from ..network.hooks import CHANNELS_FIRST, Hook, put_hooks
-from ..network.sites import Site, find_sites, unwrapped
+from ..network.links import module_at, unwrapped
+from ..network.sites import Site, find_sites
 from ..network.state import make_new_to_compilers
 from .base_model import check_base
 from .coverage import Coverage
@@ -49,17 +50,16 @@ class Handle:
     ):  # fmt: skip
         self._model, self._steerings, self._maps, self._tokens = model, steerings, site_maps, tokens
         self.active, self.position = True, tokens.position
-        self._modules = [model.get_submodule(site.path) for site in site_maps]
+        self._modules = [module_at(model, site.path) for site in site_maps]
         self._hooks: list[RemovableHandle] = []
         self._number = next(NUMBERS)
-        self._set(rows, strength)
         for one in site_maps.values():
             one.handle = self  # what the hooks know, lives as long as they do
         try:
+            self._set(rows, strength)
             self._hooks += put_hooks(model, site_maps)
             if tokens.position != "all" or tokens.counting:
-                tokens.watch_passes(model)
-                self._modules.extend(tokens.hosts)
+                self._watch_passes()
         except BaseException:
             self.remove()
             raise
@@ -126,11 +126,18 @@ class Handle:
             raise RuntimeError("expected a handle that is on, got one that was removed")
         choice = choose(self._steerings, rows, strength)
         if choice.by_row is not None:
-            self._tokens.watch_generate(self._model)
+            self._watch_passes()
         self._tokens.batch = None if choice.by_row is None else (choice.argument, len(choice.by_row))
         for one in self._maps.values():
             one.set(choice)
         self.rows, self.strength = rows, strength
+
+    def _watch_passes(self) -> None:
+        if not self._tokens.hosts:
+            self._tokens.watch_passes(self._model)
+            self._modules.extend(self._tokens.hosts)
+            for host in self._tokens.hosts:
+                make_new_to_compilers(host, hooked=True)
 
     def remove(self) -> None:
         """Take the hooks off; a second call does nothing."""
@@ -298,7 +305,7 @@ def attach(
 
 
 def _check_site(model: nn.Module, site: Site, steerings: list[Maps], position: Position) -> None:
-    module, units = model.get_submodule(site.path), site.units
+    module, units = module_at(model, site.path), site.units
     for steering in steerings:
         size = len(steering.weight(site.name)) if site.name in steering.sites else units
         if units is not None and size != units:

@@ -5,6 +5,7 @@ A token's position is the number of real tokens before it in its row. What count
 """
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ __all__ = ["POSITIONS", "Pass", "Tokens", "check_position"]
 Position = str | Callable[[Tensor], Tensor]
 POSITIONS = ("all", "last", "prompt", "generated")
 ONLY_ALL = 'there, only position="all" without count=True is defined'
+EXPERTS = r"(?i)(?<!shared_)expert|moe"
 UNCLEAR = ("cu_seq_lens_q", "cu_seqlens_q", "block_table", "cache_params")  # texts packed in one row; recurrent states
 
 
@@ -145,6 +147,15 @@ class Tokens:
         finally:
             self.lengths = before
 
+    def folded(self, site: str, module: nn.Module, h: Tensor) -> torch.Size | None:
+        """(rows, tokens) of the pass, where a site's output (rows * tokens, channels) has them folded, as OPT's have.
+
+        Experts may get as many tokens, and in another order.
+        """
+        now = self.passes[-1] if self.passes else None
+        among = re.search(EXPERTS, f"{site} {type(module).__name__}")
+        return None if now is None or among or h.ndim != 2 or len(h) != now.shape.numel() else now.shape
+
     def at(self, site: str, h: Tensor, dim: int) -> Pass:
         """The pass that a site's output belongs to; ValueError where its tokens are not those of the pass."""
         if h.ndim != 3 or dim != -1:
@@ -184,6 +195,8 @@ class TokenHook:
         inputs = _inputs(given, self.prefix)
         if inputs is None:
             return None
+        if self.tokens.position == "all" and not self.tokens.counting:
+            return Pass(inputs, True, None)
         for key in UNCLEAR:
             if given.get(key) is not None:
                 raise ValueError(f"expected one text a row, and a cache of keys and values, got {key}; {ONLY_ALL}")

@@ -70,6 +70,11 @@ class SiteMap:
         return [torch.from_numpy(array.astype(np.float32)) for array in arrays]
 
     def __call__(self, module: nn.Module, h: Tensor) -> Tensor:
+        if h.ndim == 2 and (shape := self.tokens.folded(self.name, module, h)) is not None:
+            return self.steered(module, h.unflatten(0, shape)).flatten(0, 1)
+        return self.steered(module, h)
+
+    def steered(self, module: nn.Module, h: Tensor) -> Tensor:
         times = 1 if self.by_row is None else self.tokens.times(len(h), len(self.by_row), self.argument)
         key = h.device, h.ndim, times
         if key not in self.ready:

@@ -116,7 +116,8 @@ def _run(model: nn.Module, layout: Layout, batch: Batch) -> tuple[Tensor, bool, 
 
         return see
 
-    with hooked(model, {s: watch(s, dim) for s, dim in zip(layout.sites, layout.channel_dims, strict=True)}):
+    functions = {s: watch(s, dim) for s, dim in zip(layout.sites, layout.channel_dims, strict=True)}
+    with hooked(model, functions, batch.size):
         output, is_logits = output_of(call(model, batch))
     return output, is_logits, [*(weights[s] for s in layout.sites), *(biases[s] for s in layout.sites)]
 

@@ -1,7 +1,6 @@
 """Sites: the module outputs that can be mapped, by name."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,25 +8,10 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from .._text import nearest
+from .default_sites import default_names
+from .links import core, module_at, named_modules, unwrapped
 
 __all__ = ["Site", "find_sites"]
-
-# The normalisation that feeds each block's MLP, by the names that architectures give it; the first that occurs counts.
-MLP_NORMS = (
-    r".*\.pre_feedforward_layernorm",  # Gemma 2 and 3, whose post_attention_layernorm is something else
-    r".*\.post_attention_layernorm",  # Llama, Qwen, Mistral, Phi-3, GPT-NeoX, BLOOM
-    r".*\.ln_2",  # GPT-2, GPT-Neo
-    r".*\.layernorm_after",  # ViT, DeiT
-    r".*\.layer_norm2",  # CLIP, SigLIP
-    r".*\.norm_?2",  # MPT, timm, diffusers
-    r".*\.(ffn|mlp)_(layer_?)?norm",  # Llama as published, DBRX
-    r".*\.attention\.output\.LayerNorm",  # BERT, RoBERTa, ELECTRA
-    r"(.*\.)?(encoder\.block\.\d+\.layer\.1|decoder\.block\.\d+\.layer\.2)\.layer_norm",  # T5
-    r".*\.sa_layer_norm",  # DistilBERT
-    r".*\.final_layer_norm",  # OPT, Whisper, Pegasus, mBART
-)
-# These name their norms as the last ones do, but normalise after adding: the block's class tells.
-POST_NORM = r"(Bart|PLBart|Marian|BlenderbotSmall|Mvp|LED)(En|De)coderLayer"
 
 
 @dataclass(frozen=True)
@@ -63,25 +47,6 @@ def split_name(name: str) -> tuple[str, int | None]:
     return (path, int(item)) if colon and item.isdecimal() else (name, None)
 
 
-LINKS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network itself, out of what `torch.compile`, `DataParallel` and `DistributedDataParallel` make of it."""
-    while True:
-        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        else:
-            return model
-
-
-def bare_name(path: str) -> str:
-    """A module's path without the links that wrappers (`torch.compile`, checkpointing, FSDP) add to it."""
-    return ".".join(part for part in path.split(".") if part not in LINKS)
-
-
 def find_sites(model: nn.Module, pattern: "str | Iterable[str | Site] | None" = None) -> list[Site]:
     """What would be steered: a dry run that changes and calls nothing.
 
@@ -113,31 +78,17 @@ def find_sites(model: nn.Module, pattern: "str | Iterable[str | Site] | None" = 
     [Site(name='0', units=8, kind='Linear'), Site(name='2', units=2, kind='Linear')]
     """
     model = unwrapped(model)
-    modules = {name: module for path, module in model.named_modules() if (name := bare_name(path))}
+    everything = named_modules(model)
+    modules = {name: module for name, module in everything.items() if name}
     if pattern is None:
-        names = _default_names(modules)
+        names = list(default_names(everything))
     elif isinstance(pattern, str):
         names = _matching_names(modules, pattern)
     elif not isinstance(pattern, Iterable):
         raise TypeError(f"sites: expected a regular expression, names or None, got {pattern!r:.60}")
     else:
         names = _listed_names(model, modules, [s.name if isinstance(s, Site) else s for s in pattern])
-    return [_site(name, model.get_submodule(split_name(name)[0])) for name in names]
-
-
-def _default_names(modules: dict[str, nn.Module]) -> list[str]:
-    last = {"En": "self_attn_layer_norm", "De": "encoder_attn_layer_norm"}
-    blocks = {path: re.fullmatch(POST_NORM, type(module).__name__) for path, module in modules.items()}
-    names = [f"{path}.{last[found[2]]}" for path, found in blocks.items() if found]
-    if names := [name for name in names if name in modules]:
-        return names
-    for pattern in MLP_NORMS:
-        if names := [path for path in modules if re.fullmatch(pattern, path)]:
-            return names
-    raise LookupError(
-        "found no normalisation that feeds an MLP, so there is no default: pass sites=, a list of module paths or a "
-        f"regular expression. Candidates here: {_outline(modules)}"
-    )
+    return [_site(name, module_at(model, split_name(name)[0])) for name in names]
 
 
 def _matching_names(modules: dict[str, nn.Module], pattern: str) -> list[str]:
@@ -160,7 +111,7 @@ def _listed_names(model: nn.Module, modules: dict[str, nn.Module], names: list[s
             raise TypeError(f"sites: expected names (str), got {type(name).__name__} {name!r}")
         path, item = split_name(name)
         try:
-            key = (id(model.get_submodule(path)), item or 0)
+            key = (id(module_at(model, path)), item or 0)
         except AttributeError:
             raise LookupError(f"no site {name!r}; {nearest(path, modules)}") from None
         if not path:
@@ -172,7 +123,8 @@ def _listed_names(model: nn.Module, modules: dict[str, nn.Module], names: list[s
 
 
 def _site(name: str, module: nn.Module) -> Site:
-    return Site(name, units_of(module), type(module).__name__)
+    inner = core(module)
+    return Site(name, units_of(inner), type(inner).__name__)
 
 
 def units_of(module: nn.Module) -> int | None:
@@ -186,14 +138,3 @@ def units_of(module: nn.Module) -> int | None:
     if type(module).__name__ == "Conv1D" and isinstance(weight, Tensor):  # GPT-2's linear layer, (in, out)
         return weight.shape[1]
     return None
-
-
-def _outline(modules: dict[str, nn.Module], limit: int = 8) -> str:
-    """Leaf modules by shape of name, layer numbers folded: 'blocks.*.norm (12 LayerNorm)'."""
-    leaves = Counter(
-        (re.sub(r"\d+", "*", path), type(module).__name__)
-        for path, module in modules.items()
-        if next(module.children(), None) is None
-    )
-    ranked = sorted(leaves.items(), key=lambda entry: ("norm" not in entry[0][1].lower(), -entry[1]))
-    return ", ".join(f"{path} ({count} {kind})" for (path, kind), count in ranked[:limit]) or "none"

@@ -19,7 +19,8 @@ HUB_NAME = r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?"
 # What `info` may hold, in the order of the card, and how the card calls it.
 FACTS = {
     "model": "model", "revision": "its revision", "model_class": "its class", "weights": "digest of its weights",
-    "samples": "samples (source, target)", "data": "digests of the data", "method": "method",
+    "adapters": "adapters that were on", "samples": "samples (source, target)", "data": "digests of the data",
+    "method": "method",
     "within_range": "within the source's range", "recipe": "recipe", "optimizer": "optimizer", "loss": "loss",
     "penalty": "penalty", "ridge": "ridge", "pooling": "pooling", "position": "position",
     "compute_dtype": "computed in", "seed": "seed", "evaluations": "evaluations", "seconds": "seconds",

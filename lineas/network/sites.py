@@ -55,18 +55,19 @@ def find_sites(model: nn.Module, pattern: "str | Iterable[str | Site] | None" = 
     model : nn.Module
     pattern : str, list of str or of Site, or None
         A regular expression that must match a module's whole path; a list of exact names; or None for the normalisation
-        that feeds each block's MLP. A name or pattern may end in `:k`, for item k of a module that returns a tuple.
+        that feeds each block's MLP, as far as names tell: `lineas.fit` looks whether it does. A name or pattern may end
+        in `:k`, for item k of a module that returns a tuple.
 
     Returns
     -------
     list of Site
         In the order of `model.named_modules()`; a list keeps its own order. Names are those of the network itself,
-        without what `torch.compile` or `DistributedDataParallel` put before them.
+        without what `torch.compile`, `DistributedDataParallel` or PEFT put before them.
 
     Raises
     ------
     LookupError
-        No module matches; the message has the nearest names.
+        No module matches; the message has the nearest names. No default is known; it has candidates.
     TypeError, ValueError
         Neither a pattern nor a list; a bad pattern, an empty list, a site named twice, two names of one module.
 

@@ -63,7 +63,7 @@ def probe(model: nn.Module, sites: Sequence[Site], batch: Batch, defaults: Colle
     missing = [site.name for site in sites if site not in seen and site not in may_lack]
     if missing:
         raise LookupError(f"not run in the forward pass, so cannot be steered or compared: {', '.join(missing)}")
-    unfit |= _not_apart(model, one, folded)
+    unfit |= _not_apart(model, batch, folded)
     fits_some = any(site in seen and site not in unfit for site in defaults)
     for site, why in unfit.items():
         if site not in defaults or not fits_some:
@@ -75,18 +75,19 @@ def probe(model: nn.Module, sites: Sequence[Site], batch: Batch, defaults: Colle
     return Layout(tuple(seen), *(tuple(values) for values in zip(*seen.values(), strict=True)))
 
 
-def _not_apart(model: nn.Module, one: Batch, folded: Mapping[Site, Tensor]) -> dict[Site, str]:
-    """The sites whose tokens (tokens, channels) do not lie sample by sample: not twice, one after the other, where the
-    sample is given twice."""
-    twice: dict[Site, Tensor] = {}
+def _not_apart(model: nn.Module, batch: Batch, folded: Mapping[Site, Tensor]) -> dict[Site, str]:
+    """The sites whose tokens (tokens, channels) do not lie sample by sample: the first sample's not in front where two
+    samples pass, with as many behind them."""
+    of_two: dict[Site, Tensor] = {}
     if folded:
-        functions = {site: lambda module, h, site=site: twice.setdefault(site, h.detach()) for site in folded}
+        functions = {site: lambda module, h, site=site: of_two.setdefault(site, h.detach()) for site in folded}
+        two, _ = (batch.rows(0, 2) if batch.size > 1 else batch.take([0, 0])).apart()
         with torch.no_grad(), hooked(model, functions):
-            call(model, one.take([0] * 2 * one.size))
+            call(model, two)
     tolerance = torch.finfo(dtype_of(model)).eps ** 0.5
     return {
-        site: f"expected samples in dimension 0 ({one.size} here), got {tuple(h.shape)}"
+        site: f"expected samples in dimension 0 (1 here), got {tuple(h.shape)}"
         for site, h in folded.items()
-        if twice[site].shape != (2 * len(h), h.shape[1])
-        or not (twice[site] - torch.cat([h, h])).norm() <= tolerance * twice[site].norm()
+        if of_two[site].shape != (2 * len(h), h.shape[1])
+        or not (of_two[site][: len(h)] - h).norm() <= tolerance * h.norm()
     }

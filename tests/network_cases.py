@@ -41,3 +41,27 @@ class Blocks(nn.Module):
 
     def forward(self, x):
         return self.blocks(x + self.shift)
+
+
+def t5():
+    import transformers as hf
+
+    sizes = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    return hf.T5ForConditionalGeneration(hf.T5Config(**sizes, decoder_start_token_id=0))
+
+
+def tokens(n, count, seed):
+    return torch.randint(3, 60, (n, count), generator=torch.Generator().manual_seed(seed))
+
+
+def mask_of(*lengths, tokens):
+    return (torch.arange(tokens) < torch.tensor(lengths)[:, None]).long()
+
+
+def pair(seed=0, encoder=6, decoder=6, **extra):
+    """Four samples: as many tokens for encoder and decoder, and padding in different places."""
+    return {
+        "input_ids": tokens(4, encoder, seed), "attention_mask": mask_of(6, 2, 3, 5, tokens=encoder),
+        "decoder_input_ids": tokens(4, decoder, seed + 9),
+        "decoder_attention_mask": mask_of(1, 6, 4, 2, tokens=decoder),
+    } | extra  # fmt: skip

@@ -16,7 +16,8 @@ from ..core.checks import flag
 from ..maps.info import maps_digest, maps_that_were_on
 from ..maps.maps import Maps
 from ..network.hooks import CHANNELS_FIRST, Hook, put_hooks
-from ..network.sites import Site, find_sites, unwrapped
+from ..network.links import module_at, unwrapped
+from ..network.sites import Site, find_sites
 from ..network.state import make_new_to_compilers
 from .base_model import check_base
 from .coverage import Coverage
@@ -56,7 +57,7 @@ class Handle:
     ):  # fmt: skip
         self._model, self._steerings, self._maps, self._tokens = model, steerings, site_maps, tokens
         self.active, self.position, self.is_chosen = True, tokens.position, True
-        self._modules = [model.get_submodule(site.path) for site in site_maps]
+        self._modules = [module_at(model, site.path) for site in site_maps]
         self._hooks: list[RemovableHandle] = []
         self._number = next(NUMBERS)
         for one in site_maps.values():
@@ -348,7 +349,7 @@ def _check_others(steering: Maps, on: set[str]) -> None:
 
 
 def _check_site(model: nn.Module, site: Site, steerings: list[Maps], position: Position) -> None:
-    module, units = model.get_submodule(site.path), site.units
+    module, units = module_at(model, site.path), site.units
     for steering in steerings:
         size = len(steering.weight(site.name)) if site.name in steering.sites else units
         if units is not None and size != units:

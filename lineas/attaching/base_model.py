@@ -8,7 +8,8 @@ from torch import nn
 
 from .._text import warn
 from ..maps.info import base_name
-from ..network.identity import has_whole_weights, name_of, weights_digest
+from ..network.adapters import adapters_of
+from ..network.identity import has_digest, has_whole_weights, name_of
 from ..network.state import dtype_of
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -20,10 +21,11 @@ def check_base(info: Mapping[str, Any], model: nn.Module) -> None:
 
     Names are compared by their last part, since a folder on one disk is a repository elsewhere. A model that was made
     in memory has none, nor has a steering made by hand: then shapes alone tell. Weights are compared where all of them
-    are here, and in no lower precision than at the fit; those of a merged model are no longer its base's.
+    are here, and in no lower precision than at the fit; those of a merged model are no longer its base's. Those of
+    adapters that are on count as if they were merged.
     """
     base, given, known = base_name(info), name_of(model), info.get("weights")
-    if known is not None and any(weights_digest(model, dtype) == known for dtype in (None, *HALVES)):
+    if known is not None and has_digest(model, known, HALVES):
         return
     if given and base and _last(base) != _last(given):
         raise ValueError(
@@ -31,10 +33,12 @@ def check_base(info: Mapping[str, Any], model: nn.Module) -> None:
             "other weights. If it shall be steered all the same, pass strict=False"
         )
     if known is not None and _can_tell(info, model):
-        name = base or info.get("model_class") or "a model"
+        then, now = (f" with adapters {', '.join(names)}" if names else "" for names in _adapters(info, model))
+        name = (base or info.get("model_class") or "a model") + then
+        why = "other adapters, another checkpoint" if then or now else "another checkpoint"
         warn(
-            f"expected the weights that the steering was fitted on, those of {name}; got a {given or 'model'} with "
-            "others: another checkpoint, or trained since. Its maps may not fit; strict=False says that they shall"
+            f"expected the weights that the steering was fitted on, those of {name}; got a {given or 'model'}{now} "
+            f"with others: {why}, or trained since. Its maps may not fit; strict=False says that they shall"
         )
 
 
@@ -43,6 +47,12 @@ def _can_tell(info: Mapping[str, Any], model: nn.Module) -> bool:
     now = dtype_of(model)
     rounded_since = now in HALVES and info.get("dtype") != str(now).removeprefix("torch.")
     return has_whole_weights(model) and not rounded_since and not hasattr(model, "lineas_merge")
+
+
+def _adapters(info: Mapping[str, Any], model: nn.Module) -> tuple[list[str], list[str]]:
+    """Those that were on at the fit, and those that are now."""
+    then = info.get("adapters")
+    return ([str(name) for name in then] if isinstance(then, list) else []), adapters_of(model)
 
 
 def _last(name: str) -> str:

@@ -1,7 +1,7 @@
 """What the first forward pass tells of a steering that is on: sites that did not run are not steered."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from .._text import SHOWN, warn
+from ..network.links import trail
 from ..network.sites import Site
 from ..network.state import is_compiled
 from .site_map import SiteMap
@@ -38,7 +39,9 @@ class FirstPass:
         missing = [
             site.name
             for site, one in self.site_maps.items()
-            if not (one.has_run or re.fullmatch(SOMETIMES, site.path) or any(map(is_compiled, _way(module, site))))
+            if not (
+                one.has_run or re.fullmatch(SOMETIMES, site.path) or any(map(is_compiled, trail(module, site.path)))
+            )
         ]
         if missing:
             more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
@@ -46,11 +49,3 @@ class FirstPass:
                 f"{len(missing)} of {len(self.site_maps)} steered sites did not run in the first forward pass of "
                 f"{type(module).__name__}, so it was not steered there: {', '.join(missing[:SHOWN])}{more}"
             )
-
-
-def _way(model: nn.Module, site: Site) -> Iterator[nn.Module]:
-    """The modules from the model down to the site's."""
-    yield model
-    for name in site.path.split("."):
-        model = getattr(model, name)
-        yield model

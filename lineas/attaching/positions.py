@@ -5,6 +5,7 @@ A token's position is the number of real tokens before it in its row. What count
 """
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ __all__ = ["POSITIONS", "Pass", "Tokens", "check_position"]
 Position = str | Callable[[Tensor], Tensor]
 POSITIONS = ("all", "last", "prompt", "generated")
 ONLY_ALL = 'there, only position="all" without count=True is defined'
+EXPERTS = r"(?i)(?<!shared_)expert|moe"
 UNCLEAR = ("cu_seq_lens_q", "cu_seqlens_q", "block_table", "cache_params")  # texts packed in one row; recurrent states
 
 
@@ -120,6 +122,12 @@ class Tokens:
 
     # -- what is going on --
 
+    @property
+    def current(self) -> Pass | None:
+        """This thread's innermost pass; None where there is none, or where its tokens cannot be told."""
+        passes = self.ongoing.passes
+        return passes[-1] if passes else None
+
     def begins(self, rows: int) -> None:
         """`generate` was called with so many rows."""
         said_by_row = [self.batch] if self.batch is not None else []
@@ -141,9 +149,10 @@ class Tokens:
 
     def times_at(self, site: str, h: Tensor, given: int, name: str) -> int:
         """`times` of a site's output; ValueError where its rows may be others than those of the pass."""
-        passes = self.ongoing.passes
-        now = passes[-1] if passes else None
-        if (now is None and not passes and h.ndim == 2) or (now and (h.ndim == 2 or len(h) != now.shape[0])):
+        now = self.current
+        if (now is None and not self.ongoing.passes and h.ndim == 2) or (
+            now and (h.ndim == 2 or len(h) != now.shape[0])
+        ):
             batch = f"activations of the {now.shape[0]} rows" if now else "to run inside a call"
             raise ValueError(
                 f"site {site!r}: expected {batch} of the steered model, got {tuple(h.shape)}, perhaps of some tokens "
@@ -161,14 +170,22 @@ class Tokens:
             self.said.pop()
             self.ongoing.lengths = before
 
+    def folded(self, site: str, module: nn.Module, h: Tensor) -> torch.Size | None:
+        """(rows, tokens) of the pass, where a site's output (rows * tokens, channels) has them folded, as OPT's have.
+
+        Experts may get as many tokens, and in another order.
+        """
+        now = self.current
+        among = re.search(EXPERTS, f"{site} {type(module).__name__}")
+        return None if now is None or among or h.ndim != 2 or len(h) != now.shape.numel() else now.shape
+
     def at(self, site: str, h: Tensor, dim: int) -> Pass:
         """The pass that a site's output belongs to; ValueError where its tokens are not those of the pass."""
         if h.ndim != 3 or dim != -1:
             raise ValueError(
                 f"site {site!r}: expected activations (batch, tokens, channels), got {tuple(h.shape)}; {ONLY_ALL}"
             )
-        passes = self.ongoing.passes
-        now = passes[-1] if passes else None
+        now = self.current
         if now is None:
             raise ValueError(
                 f"site {site!r}: expected to run inside a call of the steered model with input_ids or inputs_embeds, "

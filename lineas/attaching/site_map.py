@@ -65,10 +65,15 @@ class SiteMap:
         return [torch.from_numpy(array.astype(np.float32)) for array in arrays]
 
     def __call__(self, module: nn.Module, h: Tensor) -> Tensor:
-        chosen = self.chosen
         if not torch.compiler.is_compiling():
             self.has_run = True
             self.recomputed.note(module)
+        if h.ndim == 2 and (shape := self.tokens.folded(self.name, module, h)) is not None:
+            return self.steered(module, h.unflatten(0, shape)).flatten(0, 1)
+        return self.steered(module, h)
+
+    def steered(self, module: nn.Module, h: Tensor) -> Tensor:
+        chosen = self.chosen
         times = 1 if chosen.by_row is None else self.tokens.times_at(self.name, h, len(chosen.by_row), chosen.argument)
         key = h.device, h.ndim, times
         if key not in chosen.ready:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..attaching.positions import Position
 from ..network.data import Batch, as_batches
 from ..network.generation import is_encoder_decoder
-from ..network.sites import check_network
+from ..network.links import check_network
 from ..network.state import device_of, frozen
 from ..network.texts import listed_texts
 

@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from ..attaching.positions import Position
-from ..network.sites import unwrapped
+from ..network.links import unwrapped
 from ..network.state import device_of, frozen, seeded
 from ..network.texts import find_tokenizer
 

@@ -14,7 +14,8 @@ from .. import samples
 from ..attaching.positions import Position
 from ..core.checks import number, whole
 from ..network.identity import name_of
-from ..network.sites import Site, check_network
+from ..network.links import check_network
+from ..network.sites import Site
 from ..network.state import eager
 from ..network.texts import as_texts, find_tokenizer, listed_texts
 from ..responses.collect import responses_to

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..network.data import Batch
+from ..network.links import core, named_modules
 from ..responses.runner import Runner
 
 
@@ -21,7 +22,7 @@ def check_differentiable(runner: Runner, batch: Batch) -> None:
             f"model: expected weights that autograd may record, got {sealed} made under torch.inference_mode; fit a "
             "copy of the model, made outside of it: copy.deepcopy(model)"
         )
-    unusual = [(name, module) for name, module in runner.model.named_modules() if _is_odd_linear(module)]
+    unusual = [(name, module) for name, module in named_modules(runner.model).items() if _is_odd_linear(core(module))]
     if not unusual:
         return
     cut: list[str] = []
@@ -30,13 +31,15 @@ def check_differentiable(runner: Runner, batch: Batch) -> None:
         def see(module: nn.Module, args: tuple, output: object) -> None:
             given = args[0] if args else None
             if isinstance(given, Tensor) and given.requires_grad and not _passes(given, output):
-                cut.append(f"{name} ({type(module).__name__})")
+                cut.append(f"{name} ({type(core(module)).__name__})")
 
         return see
 
     with ExitStack() as stack:
         for name, module in unusual:
             stack.callback(module.register_forward_hook(checking(name)).remove)
+        stack.callback(setattr, runner, "checkpointing", runner.checkpointing)
+        runner.checkpointing = []  # a gradient cannot be asked for while a block is being run
         runner.run(batch.rows(0, 1), torch.from_numpy(runner.mapped.identity()).requires_grad_())
     if cut:
         raise ValueError(

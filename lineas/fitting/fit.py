@@ -20,7 +20,8 @@ from ..maps.kinds import Affine, WithinRange
 from ..maps.units import mask_of
 from ..network import identity
 from ..network.data import Batch, as_batches
-from ..network.sites import Site, find_sites, unwrapped
+from ..network.links import unwrapped
+from ..network.sites import Site, find_sites
 from ..network.state import device_of, eager, frozen, is_sharded, seeded
 from ..penalties import Penalty
 from ..responses.layout import Layout
@@ -136,7 +137,7 @@ def fit(
             for name, inputs in (("src", src), ("tgt", tgt))
         )
         _check_batches(world.share((len(sources), len(targets))), recipe)
-        runner = _runner(model, mapped, compared, sources, targets, options)
+        runner = _runner(model, mapped, compared, sources, targets, options, sites is None)
         maps = {site.name: size for site, size in zip(runner.mapped.sites, runner.mapped.sizes, strict=True)}
         free = None if units is None else mask_of(units, maps)
         facts = options.facts() | {
@@ -202,10 +203,11 @@ def _check_batches(counts: list[tuple[int, int]], recipe: str) -> None:
 
 def _runner(
     model: nn.Module, mapped: list[Site], compared: list[Site], sources: list[Batch], targets: list[Batch],
-    options: Options,
+    options: Options, are_default: bool,
 ) -> Runner:  # fmt: skip
-    layout = probe(model, [*dict.fromkeys([*mapped, *compared])], sources[0])
+    layout = probe(model, [*dict.fromkeys([*mapped, *compared])], sources[0], mapped if are_default else ())
     order = list(layout.sites)
+    mapped, compared = ([site for site in sites if site in order] for sites in (mapped, compared))
     last = max(order.index(site) for site in compared)
     late = [site.name for site in mapped if order.index(site) > last]
     if late:

@@ -155,7 +155,7 @@ def _in_one_pass(runner: Runner, batch: Batch, fitting: _Fitting) -> None:
         return see
 
     reseed(runner.seed + batch.number, runner.device)
-    hooks = hooked(runner.model, {site: watch(k, site) for k, site in enumerate(layout.sites)})
+    hooks = hooked(runner.model, {site: watch(k, site) for k, site in enumerate(layout.sites)}, batch.size)
     with torch.no_grad(), hooks, runner.half(), suppress(Finished):
         call(runner.model, batch)
 

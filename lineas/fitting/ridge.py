@@ -122,7 +122,7 @@ def _run(model: nn.Module, layout: Layout, batch: Batch) -> tuple[Tensor, bool, 
         return see
 
     where = zip(layout.sites, layout.channel_dims, layout.sides, strict=True)
-    with hooked(model, {site: watch(site, dim, side) for site, dim, side in where}):
+    with hooked(model, {site: watch(site, dim, side) for site, dim, side in where}, batch.size):
         output, is_logits = output_of(call(model, batch))
     return output, is_logits, [*(weights[s] for s in layout.sites), *(biases[s] for s in layout.sites)]
 

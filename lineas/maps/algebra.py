@@ -17,7 +17,7 @@ __all__ = ["Overlap", "interpolate", "overlap"]
 Pairs = dict[str, tuple[NDArray, NDArray]]  # site -> weight, bias
 LARGEST = float(np.finfo(np.float32).max)
 # The facts that a result may inherit.
-ORIGIN = ("model", "model_class", "base_model", "revision", "weights", "dtype", "pooling", "position")
+ORIGIN = ("model", "model_class", "base_model", "revision", "weights", "adapters", "dtype", "pooling", "position")
 
 
 def pairs_of(maps: Maps) -> Pairs:

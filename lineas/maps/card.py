@@ -17,7 +17,8 @@ TABLE_ROWS = 200
 # What `info` may hold, in the order of the card, and how the card calls it.
 FACTS = {
     "model": "model", "base_model": "its name on the hub", "revision": "its revision", "model_class": "its class",
-    "weights": "digest of its weights", "samples": "samples (source, target)", "data": "digests of the data",
+    "weights": "digest of its weights", "adapters": "adapters that were on",
+    "samples": "samples (source, target)", "data": "digests of the data",
     "method": "method", "within_range": "within the source's range", "recipe": "recipe", "optimizer": "optimizer",
     "loss": "loss", "penalty": "penalty", "ridge": "ridge", "pooling": "pooling", "position": "position",
     "compute_dtype": "computed in", "attached": "while others were on", "seed": "seed",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..network.hooks import channel_dim, tensor_of
+from ..network.links import module_at
 from ..network.sites import Site
 from .layers import CannotFoldError, Journal, Layer, layer
 from .tracing import Trace
@@ -113,7 +114,7 @@ class FoldFinder:
 
     def path(self, site: Site) -> str:
         """The module's first name, where it has several."""
-        return self.names[id(self.model.get_submodule(site.path))]
+        return self.names[id(module_at(self.model, site.path))]
 
     def time(self, site: Site) -> int:
         """Sites in the order in which their hooks run: of two on one tensor, the inner one's map comes first."""
@@ -152,7 +153,7 @@ class FoldFinder:
 
     def _require_units(self, site: Site, units: int, outputs: list[tuple[int, Tensor]]) -> None:
         for _, tensor in outputs:
-            if tensor.shape[channel_dim(self.model.get_submodule(site.path), tensor)] != units:
+            if tensor.shape[channel_dim(module_at(self.model, site.path), tensor)] != units:
                 raise ValueError(
                     f"site {site.name!r}: the steering has weight ({units},), the model produced {tuple(tensor.shape)}"
                 )
@@ -164,7 +165,7 @@ class FoldFinder:
 
     def _own(self, site: Site, units: int, outputs: list[tuple[int, Tensor]]) -> Layer:
         """The layer that makes the site's output: the site's module, or one whose output it passes on as it is."""
-        module = self.model.get_submodule(site.path)
+        module = module_at(self.model, site.path)
         try:
             if site.item is not None:
                 raise CannotFoldError(f"{type(module).__name__} returns several tensors")
@@ -197,7 +198,7 @@ class FoldFinder:
         """All that reads the site's output, if these are linear layers that read nothing else."""
         if not self.trace:
             raise CannotFoldError("what reads its output can only be seen with a probe=")
-        module = self.model.get_submodule(site.path)
+        module = module_at(self.model, site.path)
         found: dict[str, Layer] = {}
         for time, tensor in outputs:
             if self.trace.escapes(tensor):

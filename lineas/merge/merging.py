@@ -15,7 +15,7 @@ from ..core.checks import number
 from ..maps import algebra
 from ..maps.maps import Maps
 from ..network.hooks import Hook
-from ..network.sites import bare_name, unwrapped
+from ..network.links import is_adapted, unwrapped, within
 from ..network.state import dtype_of, eager, is_sharded
 from .layers import Journal
 from .planning import MergePlan, folded_pairs, make_plan
@@ -116,7 +116,12 @@ def _ready(model: nn.Module, maps: Maps, strength: float, tolerance: float | Non
     for path, module in model.named_modules():
         if is_sharded(module):
             raise ValueError(f"model: {path or 'it'} is sharded over processes; merge first, then shard")
-        if bare_name(path) != path:
+        if is_adapted(module):
+            raise ValueError(
+                f"model: {path or 'it'} has adapters of PEFT; expected their weights in the model's own: merge the "
+                "steering into what merge_and_unload() returns"
+            )
+        if within(module) is not None:
             raise ValueError(f"model: a part of it, {path}, is compiled or wrapped; expected to merge before that")
         if any(isinstance(hook, Hook) for hook in module._forward_hooks.values()):
             raise RuntimeError(f"a steering is on this model, at {path}; remove its handle before merging")

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .sites import Site, bare_name
+from .links import trail
+from .sites import Site
 
 LISTS = (nn.ModuleList, nn.Sequential)
 Forwards = dict[nn.Module, Callable]
@@ -35,13 +37,13 @@ def checkpointing(model: nn.Module, last: Site) -> list[nn.Module]:
     Hugging Face models checkpoint in training mode only, and perhaps in the reentrant way, which loses the gradient of
     what hooks take out of a block. `checkpointed` does neither.
     """
+    around = trail(model, last.path)
     return [
         block
-        for path, container in model.named_modules()
+        for container in model.modules()
         if isinstance(container, LISTS)
-        for name, block in container.named_children()
-        if getattr(block, "gradient_checkpointing", False)
-        and not f"{last.path}.".startswith(f"{bare_name(f'{path}.{name}')}.")
+        for block in container.children()
+        if getattr(block, "gradient_checkpointing", False) and block not in around
     ]
 
 
@@ -69,14 +71,11 @@ def neighbours(model: nn.Module, site: Site) -> list[list[nn.Module]]:
     Empty where the site is inside something compiled, whose blocks are not called one by one.
     """
     found: list[list[nn.Module]] = []
-    module = model
-    for name in site.path.split("."):
+    for module, child in pairwise(trail(model, site.path)):
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             return []
-        child = getattr(module, name)
         if isinstance(module, LISTS) and (others := [block for block in module.children() if block is not child]):
             found.append(others)
-        module = child
     return found
 
 

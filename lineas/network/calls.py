@@ -7,11 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from .data import Batch
+from .links import core
 
 
 def call(model: nn.Module, batch: Batch) -> Any:
     kwargs = dict(batch.kwargs)
-    if "use_cache" in inspect.signature(model.forward).parameters:
+    if "use_cache" in inspect.signature(core(model).forward).parameters:
         kwargs.setdefault("use_cache", False)  # a cache of keys and values would only cost memory
     return model(*batch.args, **kwargs)
 

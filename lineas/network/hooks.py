@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .links import module_at
 from .sites import Site, units_of
 
 # Modules whose channels are dimension 1. Other modules have theirs last, except that 4-D outputs (images) count as
@@ -23,6 +24,7 @@ def channel_dim(module: nn.Module, output: Tensor) -> int:
     That of the module's kind, unless only the other dimension has as many units as the module: a layer normalisation
     of images may put the channels back in front (ConvNeXt's, LayerNorm2d). Where both have, its name or format tells.
     """
+    module = module._modules.get("base_layer") or module  # under an adapter of PEFT
     dim = _usual_dim(module, output)
     if output.ndim < 3 or type(module) in CHANNELS_FIRST + CHANNELS_LAST:
         return dim
@@ -75,25 +77,40 @@ def replace_tensor(site: Site, output, tensor: Tensor):
 
 
 class Hook:
-    """Passes a site's output through a function of the module and the tensor; out of place, as autograd needs."""
+    """Passes a site's output through a function of the module and the tensor; out of place, as autograd needs.
 
-    def __init__(self, site: Site, function: Callable[[nn.Module, Tensor], Tensor]):
-        self.site, self.function = site, function
+    Where `rows` are told, tokens that are folded into them, (rows * tokens, channels), come by row.
+    """
+
+    def __init__(self, site: Site, function: Callable[[nn.Module, Tensor], Tensor], rows: int | None = None):
+        self.site, self.function, self.rows = site, function, rows
 
     def __call__(self, module, args, output):
-        return replace_tensor(self.site, output, self.function(module, tensor_of(self.site, output)))
+        h = tensor_of(self.site, output)
+        if self.rows is None or h.ndim != 2 or len(h) == self.rows:
+            return replace_tensor(self.site, output, self.function(module, h))
+        return replace_tensor(self.site, output, self.function(module, by_row(self.site, h, self.rows)).flatten(0, 1))
+
+
+def by_row(site: Site, h: Tensor, rows: int) -> Tensor:
+    """(rows * tokens, channels), as OPT folds its tokens -> (rows, tokens, channels)."""
+    if len(h) % rows:
+        raise ValueError(
+            f"site {site.name!r}: expected a multiple of {rows} samples in dimension 0, got {tuple(h.shape)}"
+        )
+    return h.unflatten(0, (rows, -1))
 
 
 Functions = Mapping[Site, Callable[[nn.Module, Tensor], Tensor]]
 
 
-def put_hooks(model: nn.Module, functions: Functions) -> list[RemovableHandle]:
+def put_hooks(model: nn.Module, functions: Functions, rows: int | None = None) -> list[RemovableHandle]:
     """From now on each site's output passes through its function; no hook stays where one cannot be put."""
     handles: list[RemovableHandle] = []
     try:
         for site, function in functions.items():
-            module = model.get_submodule(site.path)
-            handles.append(module.register_forward_hook(Hook(site, function)))
+            module = module_at(model, site.path)
+            handles.append(module.register_forward_hook(Hook(site, function, rows)))
             _let_recorders_see(module)
     except BaseException:
         for handle in handles:
@@ -110,9 +127,9 @@ def _let_recorders_see(module: nn.Module) -> None:
 
 
 @contextmanager
-def hooked(model: nn.Module, functions: Functions) -> Iterator[None]:
-    """While open, each site's output passes through its function."""
-    handles = put_hooks(model, functions)
+def hooked(model: nn.Module, functions: Functions, rows: int | None = None) -> Iterator[None]:
+    """While open, each site's output passes through its function; `rows` as a `Hook` takes them."""
+    handles = put_hooks(model, functions, rows)
     try:
         yield
     finally:

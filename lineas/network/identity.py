@@ -1,7 +1,7 @@
 """What tells a model, and data, from others: names and digests."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -9,19 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .adapters import adapters_of, effective_weights
 from .data import Batch
+from .links import core
 from .state import dtype_of
 
 
 def of_model(model: nn.Module) -> dict[str, Any]:
     """What a steering's `info` keeps of a model; `model` is its name, or its class where it has none."""
-    config, kind = getattr(model, "config", None), type(model).__name__
+    config, kind, adapters = getattr(model, "config", None), type(core(model)).__name__, adapters_of(model)
     return {
         "model": name_of(model) or kind,
         "model_class": kind,
         "revision": getattr(config, "_commit_hash", None),
         "weights": weights_digest(model),
         "dtype": str(dtype_of(model)).removeprefix("torch."),
+        **({"adapters": adapters} if adapters else {}),
     }
 
 
@@ -65,12 +68,30 @@ def data_digest(batches: Iterable[Batch]) -> str:
     return digest(value for value in values if isinstance(value, Tensor))
 
 
-def weights_digest(model: nn.Module, dtype: torch.dtype | None = None) -> str:
-    """Of a few numbers of every weight, as they are or as another dtype has them: enough to tell models apart."""
-    held = [weight.detach() for weight in model.parameters() if not weight.is_meta]
+def weights_digest(model: nn.Module) -> str:
+    """Of a few numbers of every weight, those of adapters added in: enough to tell models apart."""
+    return digest(_few(effective_weights(model)))
+
+
+def has_digest(model: nn.Module, known: str, dtypes: Iterable[torch.dtype]) -> bool:
+    """Whether the model's weights have this digest, as they are or as other dtypes have them.
+
+    Adapters may also count as they lie, beside the weights: so they were in the first files.
+    """
+    kinds = [effective_weights(model)] + [iter(model.parameters())] * bool(adapters_of(model))
+    for few in map(list, map(_few, kinds)):
+        if digest(few) == known:
+            return True
+        for dtype in dtypes:
+            if digest(part.to(dtype) if part.is_floating_point() else part for part in few) == known:
+                return True
+    return False
+
+
+def _few(weights: Iterable[Tensor]) -> Iterator[Tensor]:
+    held = (weight.detach() for weight in weights if not weight.is_meta)
     plain = (weight for weight in held if type(weight) is Tensor)  # what packs its numbers cannot be sampled
-    few = (weight.reshape(-1)[:: max(1, weight.numel() // 16)] for weight in plain)
-    return digest(part.to(dtype) if dtype and part.is_floating_point() else part for part in few)
+    return (weight.reshape(-1)[:: max(1, weight.numel() // 16)] for weight in plain)
 
 
 def has_whole_weights(model: nn.Module) -> bool:

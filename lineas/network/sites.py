@@ -1,35 +1,17 @@
 """Sites: the module outputs that can be mapped, by name."""
 
-import os
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._text import nearest
+from .default_sites import default_names, outline
+from .links import core, module_at, named_modules, trail, unwrapped
 
 __all__ = ["Site", "find_sites"]
-
-# The normalisation that feeds each block's MLP, by the names that architectures give it; the first that occurs counts.
-MLP_NORMS = (
-    r".*\.pre_feedforward_layernorm",  # Gemma 2 and 3, whose post_attention_layernorm is something else
-    r".*\.post_attention_layernorm",  # Llama, Qwen, Mistral, Phi-3, GPT-NeoX, BLOOM
-    r".*\.ln_2",  # GPT-2, GPT-Neo
-    r".*\.layernorm_after",  # ViT, DeiT
-    r".*\.layer_norm2",  # CLIP, SigLIP
-    r".*\.norm_?2",  # MPT, timm, diffusers
-    r".*\.(ffn|mlp)_(layer_?)?norm",  # Llama as published, DBRX
-    r".*\.attention\.output\.LayerNorm",  # BERT, RoBERTa, ELECTRA
-    r"(.*\.)?(encoder\.block\.\d+\.layer\.1|decoder\.block\.\d+\.layer\.2)\.layer_norm",  # T5
-    r".*\.sa_layer_norm",  # DistilBERT
-    r".*\.final_layer_norm",  # OPT, Whisper, Pegasus, mBART
-)
-# These name their norms as the last ones do, but normalise after adding: the block's class tells.
-POST_NORM = r"(Bart|PLBart|Marian|BlenderbotSmall|Mvp|LED)(En|De)coderLayer"
 
 
 @dataclass(frozen=True)
@@ -68,45 +50,6 @@ def split_name(name: str) -> tuple[str, int | None]:
     return (path, int(item)) if colon and item.isdecimal() else (name, None)
 
 
-LINKS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-
-
-def unwrapped(model: Any) -> nn.Module:
-    """The network itself, out of what `torch.compile`, `DataParallel` and `DistributedDataParallel` make of it.
-
-    TypeError for what is no network.
-    """
-    check_network(model)
-    while True:
-        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        else:
-            return model
-
-
-def check_network(model: Any) -> None:
-    """TypeError for what is no network; of an object that holds some, a pipeline for instance, with their names."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {_described(model)}")
-
-
-def _described(other: Any) -> str:
-    """What came instead of a network, and how to get at one."""
-    if isinstance(other, type):
-        return f"the class {other.__name__}; pass one that was made of it"
-    if isinstance(other, (str, os.PathLike)):
-        return f"{type(other).__name__} {str(other)!r:.80}; load it first, for instance with from_pretrained"
-    held = [f".{name}" for name, value in getattr(other, "__dict__", {}).items() if isinstance(value, nn.Module)]
-    return type(other).__name__ + (f"; pass what it holds: {' or '.join(held)}" if held else "")
-
-
-def bare_name(path: str) -> str:
-    """A module's path without the links that wrappers (`torch.compile`, checkpointing, FSDP) add to it."""
-    return ".".join(part for part in path.split(".") if part not in LINKS)
-
-
 def find_sites(model: nn.Module, pattern: "str | Iterable[str | Site] | None" = None) -> list[Site]:
     """What would be steered: a dry run that changes and calls nothing.
 
@@ -115,18 +58,19 @@ def find_sites(model: nn.Module, pattern: "str | Iterable[str | Site] | None" = 
     model : nn.Module
     pattern : str, list of str or of Site, or None
         A regular expression that must match a module's whole path; a list of exact names; or None for the normalisation
-        that feeds each block's MLP. A name or pattern may end in `:k`, for item k of a module that returns a tuple.
+        that feeds each block's MLP, as far as names tell: `lineas.fit` looks whether it does. A name or pattern may end
+        in `:k`, for item k of a module that returns a tuple.
 
     Returns
     -------
     list of Site
         In the order of `model.named_modules()`; a list keeps its own order. Names are those of the network itself,
-        without what `torch.compile` or `DistributedDataParallel` put before them.
+        without what `torch.compile`, `DistributedDataParallel` or PEFT put before them.
 
     Raises
     ------
     LookupError
-        No module matches; the message has the nearest names.
+        No module matches; the message has the nearest names. No default is known; it has candidates.
     TypeError, ValueError
         Neither a pattern nor a list; a bad pattern, an empty list, a site named twice, two names of one module; a
         module that never runs by itself: a container, or part of what `torch.jit` or `torch.export` made one piece.
@@ -144,9 +88,10 @@ def find_sites(model: nn.Module, pattern: "str | Iterable[str | Site] | None" = 
             f"model: expected modules that Python calls, got a {type(model).__name__}: what torch.jit makes is one "
             "piece, and no hook inside runs; take the model that it was made of"
         )
-    modules = {name: module for path, module in model.named_modules() if (name := bare_name(path))}
+    everything = named_modules(model)
+    modules = {name: module for name, module in everything.items() if name}
     if pattern is None:
-        names = _default_names(modules)
+        names = list(default_names(everything))
     elif isinstance(pattern, str):
         names = _matching_names(modules, pattern)
     elif not isinstance(pattern, Iterable):
@@ -156,22 +101,7 @@ def find_sites(model: nn.Module, pattern: "str | Iterable[str | Site] | None" = 
     for name in names:
         if why := _why_never_run(model, split_name(name)[0]):
             raise ValueError(f"site {name!r}: expected a module that runs in a forward pass, got {why}")
-    return [_site(name, model.get_submodule(split_name(name)[0])) for name in names]
-
-
-def _default_names(modules: dict[str, nn.Module]) -> list[str]:
-    last = {"En": "self_attn_layer_norm", "De": "encoder_attn_layer_norm"}
-    blocks = {path: re.fullmatch(POST_NORM, type(module).__name__) for path, module in modules.items()}
-    names = [f"{path}.{last[found[2]]}" for path, found in blocks.items() if found]
-    if names := [name for name in names if name in modules]:
-        return names
-    for pattern in MLP_NORMS:
-        if names := [path for path in modules if re.fullmatch(pattern, path)]:
-            return names
-    raise LookupError(
-        "found no normalisation that feeds an MLP, so there is no default: pass sites=, a list of module paths or a "
-        f"regular expression. Candidates here: {_outline(modules) or 'none, it has no modules inside'}"
-    )
+    return [_site(name, module_at(model, split_name(name)[0])) for name in names]
 
 
 def _matching_names(modules: dict[str, nn.Module], pattern: str) -> list[str]:
@@ -182,7 +112,7 @@ def _matching_names(modules: dict[str, nn.Module], pattern: str) -> list[str]:
         raise ValueError(f"sites: {pattern!r} is not a regular expression: {error}") from error
     if not matches:
         raise LookupError(
-            f"no site matches {pattern!r} over a whole module path; {nearest(path, modules, _outline(modules))}"
+            f"no site matches {pattern!r} over a whole module path; {nearest(path, modules, outline(modules))}"
         )
     return [name if item is None else f"{name}:{item}" for name in matches]
 
@@ -196,9 +126,9 @@ def _listed_names(model: nn.Module, modules: dict[str, nn.Module], names: list[s
             raise TypeError(f"sites: expected names (str), got {type(name).__name__} {name!r}")
         path, item = split_name(name)
         try:
-            key = (id(model.get_submodule(path)), item or 0)
+            key = (id(module_at(model, path)), item or 0)
         except AttributeError:
-            raise LookupError(f"no site {name!r}; {nearest(path, modules, _outline(modules))}") from None
+            raise LookupError(f"no site {name!r}; {nearest(path, modules, outline(modules))}") from None
         if not path:
             raise LookupError("the model itself ('') is not a site; name one of its modules")
         if key in seen:
@@ -214,20 +144,19 @@ def _has_forward(module: nn.Module) -> bool:
 
 def _why_never_run(model: nn.Module, path: str) -> str:
     """What tells, before any pass, that this module is not called in one; empty where nothing does."""
-    module = model
-    for name in path.split("."):
-        if isinstance(module, torch.jit.ScriptModule):
-            return f"part of a {type(module).__name__}, which torch.jit made one piece"
-        if type(module) is nn.MultiheadAttention and name == "out_proj":
-            return "a weight that nn.MultiheadAttention reads without a call; its own output, item 0, is a site"
-        module = getattr(module, name)
+    *above, module = trail(model, path)
+    if sealed := next((one for one in above if isinstance(one, torch.jit.ScriptModule)), None):
+        return f"part of a {type(sealed).__name__}, which torch.jit made one piece"
+    if type(above[-1]) is nn.MultiheadAttention and path.endswith("out_proj"):
+        return "a weight that nn.MultiheadAttention reads without a call; its own output, item 0, is a site"
     if isinstance(module, torch.jit.RecursiveScriptModule):
         return f"a {type(module).__name__}, which takes no hooks"
     return "" if _has_forward(module) else "one without a forward: a container, or what torch.export left of a module"
 
 
 def _site(name: str, module: nn.Module) -> Site:
-    return Site(name, units_of(module), type(module).__name__)
+    inner = core(module)
+    return Site(name, units_of(inner), type(inner).__name__)
 
 
 def units_of(module: nn.Module) -> int | None:
@@ -241,14 +170,3 @@ def units_of(module: nn.Module) -> int | None:
     if type(module).__name__ == "Conv1D" and isinstance(weight, Tensor):  # GPT-2's linear layer, (in, out)
         return weight.shape[1]
     return None
-
-
-def _outline(modules: dict[str, nn.Module], limit: int = 8) -> str:
-    """Leaf modules by shape of name, layer numbers folded: 'blocks.*.norm (12 LayerNorm)'."""
-    leaves = Counter(
-        (re.sub(r"\d+", "*", path), type(module).__name__)
-        for path, module in modules.items()
-        if next(module.children(), None) is None
-    )
-    ranked = sorted(leaves.items(), key=lambda entry: ("norm" not in entry[0][1].lower(), -entry[1]))
-    return ", ".join(f"{path} ({count} {kind})" for (path, kind), count in ranked[:limit])

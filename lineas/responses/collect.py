@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..network.data import as_batches
-from ..network.sites import Site, find_sites, unwrapped
+from ..network.links import unwrapped
+from ..network.sites import Site, find_sites
 from ..network.state import device_of, eager, frozen, seeded
 from .pooling import POOLINGS
 from .probe import probe
@@ -64,6 +65,6 @@ def responses_to(
     found, device = find_sites(model, sites), device_of(model)
     with seeded(seed, device), frozen(model), eager(), torch.no_grad():
         batches = [b.to(device) for b in as_batches(inputs, name, model, tokenizer, batch_size, max_length)]
-        layout = probe(model, found, batches[0])
+        layout = probe(model, found, batches[0], found if sites is None else ())
         values = Runner(model, layout.part([]), layout, pooling, seed).collect(batches)
     return {site.name: values[:, layout.slice(k)].copy() for k, site in enumerate(layout.sites)}

@@ -1,23 +1,33 @@
 """Two samples through the model: in which order, how often and in what shape its sites come."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from .._text import warn
 from ..network.calls import call
 from ..network.data import Batch
+from ..network.default_sites import HOW
+from ..network.feeding import watching
 from ..network.hooks import channel_dim, hooked
 from ..network.sites import Site
+from ..network.state import dtype_of
 from .layout import Layout
 
 
-def probe(model: nn.Module, sites: Sequence[Site], batch: Batch) -> Layout:
+def probe(model: nn.Module, sites: Sequence[Site], batch: Batch, defaults: Collection[Site] = ()) -> Layout:
     """Run two samples through the whole model to learn in which order, how often and in what shape the sites come.
 
-    LookupError for a site that never runs, ValueError for one that runs twice or does not keep samples apart.
+    Of default sites, those are left out that these inputs do not reach (a vision tower's, where there are no images);
+    and, with a warning, those that cannot be compared.
+
+    LookupError for a site that never runs, and for a default one that feeds no MLP; ValueError for one that runs twice
+    or does not keep samples apart.
     """
     seen: dict[Site, tuple[int, int, str]] = {}
+    folded: list[Site] = []
 
     def watch(site: Site):
         def see(module: nn.Module, h: Tensor) -> Tensor:
@@ -26,21 +36,65 @@ def probe(model: nn.Module, sites: Sequence[Site], batch: Batch) -> Layout:
                     f"site {site.name!r} runs more than once in a forward pass (a shared module?); one map cannot "
                     "serve several places"
                 )
-            if h.shape[0] != few.size:
-                why = ", the same for all samples, as rotary positions (cos, sin) are" * (h.shape[0] == 1)
-                raise ValueError(
-                    f"site {site.name!r}: expected samples in dimension 0 ({few.size} here), got {tuple(h.shape)}{why}"
-                )
-            dim = channel_dim(module, h)
-            seen[site] = (h.shape[dim], dim, "decoder_" if h.ndim == 3 and h.shape[1] == decoder_tokens else "")
+            is_folded = h.ndim == 2 and len(h) != few.size
+            if is_folded:
+                folded.append(site)
+            rows = h.unflatten(0, (few.size, -1)) if is_folded and len(h) % few.size == 0 else h
+            dim = channel_dim(module, rows)
+            side = "decoder_" if rows.ndim == 3 and rows.shape[1] == decoder_tokens else ""
+            seen[site] = rows.shape[dim], dim, side
+            mask = few.mask_of(side) if rows.ndim == 3 and dim == -1 else None
+            if len(rows) != few.size:
+                why = ", the same for all samples, as rotary positions (cos, sin) are" * (len(h) == 1)
+                unfit[site] = f"expected samples in dimension 0 ({few.size} here), got {tuple(h.shape)}{why}"
+            elif site in defaults and mask is not None and mask.shape != rows.shape[:2]:
+                unfit[site] = f"has {rows.shape[1]} tokens, {side}attention_mask has {tuple(mask.shape)}"
             return h
 
         return see
 
+    unfit: dict[Site, str] = {}
     few, decoder_tokens = batch.rows(0, 2).apart()  # where there are two: with one, none would be missed
-    with torch.no_grad(), hooked(model, {site: watch(site) for site in sites}):
+    watched = watching(model) if defaults else nullcontext()
+    with torch.no_grad(), watched as feeding, hooked(model, {site: watch(site) for site in sites}):
         call(model, few)
-    missing = [site.name for site in sites if site not in seen]
+    for site in defaults:
+        if feeding is not None and (why := feeding.why_not(site.name)):
+            raise LookupError(f"default site {site.name!r} feeds no MLP here: {why}; pass sites=, {HOW}")
+    may_lack = set(defaults) if any(site in seen for site in defaults) else set()
+    missing = [site.name for site in sites if site not in seen and site not in may_lack]
     if missing:
         raise LookupError(f"not run in the forward pass, so cannot be steered or compared: {', '.join(missing)}")
+    unfit |= _not_apart(model, batch, [site for site in folded if site not in unfit])
+    fits_some = any(site in seen and site not in unfit for site in defaults)
+    for site, why in unfit.items():
+        if site not in defaults or not fits_some:
+            raise ValueError(f"site {site.name!r}: {why}")
+        del seen[site]
+    if unfit:
+        site, why = next(iter(unfit.items()))
+        warn(f"left out {len(unfit)} of {len(defaults)} default sites; the first is {site.name!r}: {why}")
     return Layout(tuple(seen), *(tuple(values) for values in zip(*seen.values(), strict=True)))
+
+
+def _not_apart(model: nn.Module, batch: Batch, folded: Sequence[Site]) -> dict[Site, str]:
+    """The sites whose tokens (tokens, channels) do not lie sample by sample: the first sample's not in front where two
+    samples pass, with as many behind them."""
+
+    def outputs(few: Batch) -> dict[Site, Tensor]:
+        found: dict[Site, Tensor] = {}
+        functions = {site: lambda module, h, site=site: found.setdefault(site, h.detach()) for site in folded}
+        with torch.no_grad(), hooked(model, functions):
+            call(model, few.apart()[0])
+        return found
+
+    if not folded:
+        return {}
+    of_one, of_two = outputs(batch.rows(0, 1)), outputs(batch.rows(0, 2) if batch.size > 1 else batch.take([0, 0]))
+    tolerance = torch.finfo(dtype_of(model)).eps ** 0.5
+    return {
+        site: f"expected samples in dimension 0 (1 here), got {tuple(h.shape)}"
+        for site, h in of_one.items()
+        if of_two[site].shape != (2 * len(h), h.shape[1])
+        or not (of_two[site][: len(h)] - h).norm() <= tolerance * h.norm()
+    }

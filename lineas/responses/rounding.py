@@ -46,7 +46,7 @@ def resolution(runner: Runner, batch: Batch) -> Vector:
         return see
 
     reseed(runner.seed + batch.number, runner.device)
-    hooks = hooked(runner.model, {site: watch(k, site) for k, site in enumerate(layout.sites)})
+    hooks = hooked(runner.model, {site: watch(k, site) for k, site in enumerate(layout.sites)}, part.batch.size)
     with torch.no_grad(), hooks, runner.half():
         call(runner.model, part.batch)
     return found

@@ -17,6 +17,7 @@ from ..network.blocks import PrefixRecord, checkpointed, checkpointing, neighbou
 from ..network.calls import call
 from ..network.data import Batch
 from ..network.hooks import hooked
+from ..network.links import trail
 from ..network.sites import Site
 from ..network.state import device_of, dtype_of, must_finish, reseed
 from .layout import Layout
@@ -94,8 +95,8 @@ class Runner:
         for layout in (compared, mapped):
             self.dims.update(zip(layout.sites, layout.channel_dims, strict=True))
             self.sides.update(zip(layout.sites, layout.sides, strict=True))
-        around = {site.path[:k] for site in compared.sites for k, c in enumerate(site.path) if c == "."} | {""}
-        self.may_stop = not any(must_finish(model.get_submodule(path)) for path in around)
+        around = {module for site in compared.sites for module in trail(model, site.path)[:-1]}
+        self.may_stop = not any(map(must_finish, around))
         self.checkpointing = checkpointing(model, compared.sites[-1])
         self.savings, self.compute_dtype = savings, compute_dtype
         self._skips_prefix, self._room = savings.skips_prefix, savings.room
@@ -210,7 +211,8 @@ class Runner:
             return see
 
         needed = [site for site in self.dims if site in steered or site in self.compared.sites]
-        hooks = partial(hooked, self.model, {site: watch(site) for site in needed if site not in known})
+        functions = {site: watch(site) for site in needed if site not in known}
+        hooks = partial(hooked, self.model, functions, part.batch.size)
         forwards = {} if record is None else record.forwards()
         if differentiable:
             forwards |= {b: checkpointed(b, hooks) for b in self.checkpointing if record is None or b not in record.ran}

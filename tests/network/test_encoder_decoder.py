@@ -4,19 +4,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import NEGATIVE, TEXTS, WordTokenizer, assert_untouched, flat, snapshot
-from network_cases import IDS, fit, seeded
+from network_cases import IDS, fit, mask_of, pair, seeded, t5, tokens
 from torch import nn
 
 import lineas
 from lineas.core import reference
 from lineas.network import data
-
-
-def t5():
-    import transformers as hf
-
-    sizes = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
-    return hf.T5ForConditionalGeneration(hf.T5Config(**sizes, decoder_start_token_id=0))
 
 
 def bart():
@@ -26,23 +19,6 @@ def bart():
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     config = hf.BartConfig(vocab_size=64, d_model=16, max_position_embeddings=32, **sizes, **heads)
     return hf.BartForConditionalGeneration(config)
-
-
-def tokens(n, count, seed):
-    return torch.randint(3, 60, (n, count), generator=torch.Generator().manual_seed(seed))
-
-
-def mask_of(*lengths, tokens):
-    return (torch.arange(tokens) < torch.tensor(lengths)[:, None]).long()
-
-
-def pair(seed=0, encoder=6, decoder=6, **extra):
-    """Four samples: as many tokens for encoder and decoder, and padding in different places."""
-    return {
-        "input_ids": tokens(4, encoder, seed), "attention_mask": mask_of(6, 2, 3, 5, tokens=encoder),
-        "decoder_input_ids": tokens(4, decoder, seed + 9),
-        "decoder_attention_mask": mask_of(1, 6, 4, 2, tokens=decoder),
-    } | extra  # fmt: skip
 
 
 def pooled_by_hand(model, inputs, path, mask):

@@ -217,6 +217,13 @@ def test_a_model_with_8_bit_weights_gets_the_maps_of_its_weights_multiplied_out(
     assert 1e-4 < distance(fit(int8), fitted_llama) < 0.1
 
 
+def test_a_model_with_8_bit_weights_may_have_its_checkpointing_on():
+    """Whether gradients pass is asked of the layers, and cannot be asked inside a block that runs again in backward."""
+    int8, checkpointing = (exchanged(tiny("llama"), Int8Linear) for _ in range(2))
+    checkpointing.gradient_checkpointing_enable()
+    assert np.array_equal(flat(fit(checkpointing)), flat(fit(int8)))
+
+
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:.*TypedStorage is deprecated")
 @pytest.mark.parametrize("kind", ["detached", "rounded", "torch.ao"])
 def test_quantised_layers_without_a_backward_pass_are_refused_not_ignored(kind):

@@ -5,7 +5,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch as _torch  # noqa: F401 -- first: it loads the OpenMP runtime of its wheel, and _core then shares that one
 
 from . import directions, evaluation, experts, ot, penalties, samples, transport
-from .attaching.attach import Handle, attach, attached, detach
+from .attaching.attach import attach
+from .attaching.handle import Handle, attached, detach
 from .evaluation import evaluate
 from .fitting import callbacks, checkpoint
 from .fitting.fit import fit

@@ -10,7 +10,8 @@ from typing import Any
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from .attaching.attach import Application, Handle, attach
+from .attaching.attach import attach
+from .attaching.handle import Application, Handle
 from .attaching.positions import Position
 from .maps import algebra, files, hub, statedicts, summary
 from .maps.maps import Maps

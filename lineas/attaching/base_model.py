@@ -1,4 +1,4 @@
-"""Whether a model is the one that maps were fitted on."""
+"""Whether a model is the one that maps were fitted on, with what was on it then."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from .._text import warn
-from ..maps.info import base_name
+from ..maps.info import base_name, maps_that_were_on
 from ..network.adapters import adapters_of
 from ..network.identity import has_digest, has_whole_weights, name_of
 from ..network.state import dtype_of
@@ -39,6 +39,15 @@ def check_base(info: Mapping[str, Any], model: nn.Module) -> None:
         warn(
             f"expected the weights that the steering was fitted on, those of {name}; got a {given or 'model'}{now} "
             f"with others: {why}, or trained since. Its maps may not fit; strict=False says that they shall"
+        )
+
+
+def check_others(info: Mapping[str, Any], on: set[str]) -> None:
+    """A warning where maps were fitted on what other maps had made of the activations, and those are not on."""
+    if missing := [digest for digest in maps_that_were_on(info) if digest not in on]:
+        warn(
+            f"expected the {len(missing)} steerings that were on when this one was fitted, see its info['attached'], "
+            "to be on the model; got one without. strict=False says that this one shall steer alone"
         )
 
 

@@ -39,9 +39,9 @@ class FirstPass:
         missing = [
             site.name
             for site, one in self.site_maps.items()
-            if not (
-                one.has_run or re.fullmatch(SOMETIMES, site.path) or any(map(is_compiled, trail(module, site.path)))
-            )
+            if not one.has_run
+            and not re.fullmatch(SOMETIMES, site.path)
+            and not any(map(is_compiled, trail(module, site.path)))
         ]
         if missing:
             more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""

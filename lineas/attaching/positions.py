@@ -149,14 +149,15 @@ class Tokens:
 
     def times_at(self, site: str, h: Tensor, given: int, name: str) -> int:
         """`times` of a site's output; ValueError where its rows may be others than those of the pass."""
-        now = self.current
-        if (now is None and not self.ongoing.passes and h.ndim == 2) or (
-            now and (h.ndim == 2 or len(h) != now.shape[0])
-        ):
-            batch = f"activations of the {now.shape[0]} rows" if now else "to run inside a call"
+        now, expected = self.current, ""
+        if now is not None and (h.ndim == 2 or len(h) != now.shape[0]):
+            expected = f"activations of the {now.shape[0]} rows"
+        if not self.ongoing.passes and h.ndim == 2:
+            expected = "to run inside a call"
+        if expected:
             raise ValueError(
-                f"site {site!r}: expected {batch} of the steered model, got {tuple(h.shape)}, perhaps of some tokens "
-                f"only; there, {name} is one for all rows"
+                f"site {site!r}: expected {expected} of the steered model, got {tuple(h.shape)}, perhaps of some "
+                f"tokens only; there, {name} is one for all rows"
             )
         return self.times(len(h), given, name)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from ..attaching.attach import what_is_on
+from ..attaching.handle import what_is_on
 from ..core import checks
 from ..network.identity import name_of
 from ..network.sites import Site

@@ -13,7 +13,7 @@ from torch import nn
 
 from .. import optim
 from .._text import warn
-from ..attaching.attach import what_is_on
+from ..attaching.handle import what_is_on
 from ..core.arrays import Vector
 from ..maps.algebra import refuse_special
 from ..maps.kinds import Affine, WithinRange

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import samples
+from .._text import warn
+from ..attaching.handle import what_is_on
 from ..attaching.positions import Position
 from ..core.checks import number, whole
 from ..network.identity import name_of
@@ -114,6 +116,8 @@ def evaluate(
     ...     return report.change("perplexity", strength=1.0)
     """
     check_network(model)
+    if on := what_is_on(model):
+        warn(f"{len(on)} steerings are on this model: its figures without steering, strength 0, are with them")
     prompts, texts = listed_texts(prompts, "prompts"), _texts(texts)
     named, scoring = _named(steering), scorers_of(scorers) if prompts else []
     conditions = [
@@ -157,7 +161,7 @@ def evaluate(
         "steerings": {name: repr(one) for name, one in named.items()},
         "seeds": drawn, "texts": len(texts), "prompts": len(prompts), "count": count, "new_tokens": new_tokens,
         "temperature": temperature, "top_p": top_p, "batch_size": batch_size,
-        "position": position if isinstance(position, str) else "a function",
+        "position": position if isinstance(position, str) else "a function", **({"attached": on} if on else {}),
     }  # fmt: skip
     return Report(found.measures, tuple(found.outcomes), tuple(found.written), (settings,), confidence)
 

@@ -164,6 +164,17 @@ def test_strength_zero_and_no_steering_are_the_base_model(model, steering):
     assert with_zero.estimate("perplexity") == alone.estimate("perplexity")
 
 
+def test_what_is_on_already_is_told_and_kept(model, steering):
+    options = {"strengths": 1.0, "count": 1, "new_tokens": 2}
+    assert "attached" not in evaluate(model, steering, **options).settings[0]
+    with (
+        random_maps(model, 5).apply(model, position="last"),
+        pytest.warns(UserWarning, match="1 steerings are on this model: its figures without steering"),
+    ):
+        (settings,) = evaluate(model, steering, **options).settings
+    assert [entry["position"] for entry in settings["attached"]] == ["last"]
+
+
 def test_intervals_over_samples_are_students(model, steering):
     """With one seed. A mean over tokens is a ratio of sums over texts, a perplexity the exponential of one."""
     report = evaluate(model, steering, confidence=0.9)

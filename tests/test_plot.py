@@ -178,6 +178,6 @@ def test_a_notebook_shows_the_table_of_summary_with_everything_escaped():
     assert html.count("<tr>") == 1 + 200
     assert "and 51 sites more; summary() has all" in html
     small = Steering({"a": ([2.0, 1], [0, 1])})
-    for cell in ("a", "2", "0.5000", "|w - 1|"):
+    for cell in ("a", "2", "0.5", "|w - 1|"):
         assert f">{cell}<" in small._repr_html_()
         assert cell in small.summary()

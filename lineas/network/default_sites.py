@@ -79,9 +79,10 @@ def default_names(modules: Mapping[str, nn.Module]) -> dict[str, str]:
         found |= {before + name: path for name in _feeding(block, children) or inside}
     if found and not why:
         return {path: found[path] for path in modules if path in found}
+    inner = {path: module for path, module in modules.items() if path}
     raise LookupError(
         f"found no normalisation that feeds an MLP{why}, so there is no default: pass sites=, {HOW}. "
-        f"Candidates here: {outline(modules) or 'none, it has no modules inside'}"
+        f"Candidates here: {outline(inner) or 'none, it has no modules inside'}"
     )
 
 

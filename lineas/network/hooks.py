@@ -24,7 +24,8 @@ def channel_dim(module: nn.Module, output: Tensor) -> int:
     That of the module's kind, unless only the other dimension has as many units as the module: a layer normalisation
     of images may put the channels back in front (ConvNeXt's, LayerNorm2d). Where both have, its name or format tells.
     """
-    module = module._modules.get("base_layer") or module  # under an adapter of PEFT
+    if "base_layer" in module._modules:  # under an adapter of PEFT
+        module = module.get_submodule("base_layer")
     dim = _usual_dim(module, output)
     if output.ndim < 3 or type(module) in CHANNELS_FIRST + CHANNELS_LAST:
         return dim

@@ -51,7 +51,7 @@ def _described(other: Any) -> str:
 def within(module: nn.Module) -> nn.Module | None:
     """What a wrapper wraps; None where the module is none."""
     name = next((name for name in LINKS if name in module._modules), None) or _peft_link(type(module))
-    inner = module._modules.get(name) if name else None
+    inner = module._modules[name] if name and name in module._modules else None
     if name == "original_module":
         known: Any = module
         copies = module._modules.get("modules_to_save")

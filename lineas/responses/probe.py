@@ -93,7 +93,7 @@ def _not_apart(model: nn.Module, batch: Batch, folded: Sequence[Site]) -> dict[S
     of_one, of_two = outputs(batch.rows(0, 1)), outputs(batch.rows(0, 2) if batch.size > 1 else batch.take([0, 0]))
     tolerance = torch.finfo(dtype_of(model)).eps ** 0.5
     return {
-        site: f"expected samples in dimension 0 (1 here), got {tuple(h.shape)}"
+        site: f"expected samples in dimension 0 (2 here), got {tuple(of_two[site].shape)}"
         for site, h in of_one.items()
         if of_two[site].shape != (2 * len(h), h.shape[1])
         or not (of_two[site][: len(h)] - h).norm() <= tolerance * h.norm()

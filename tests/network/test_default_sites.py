@@ -218,7 +218,7 @@ def test_default_sites_that_the_inputs_do_not_reach_are_left_out():
 def test_default_sites_whose_tokens_the_mask_does_not_know_are_left_out_with_a_warning():
     src, tgt = ({"x": x, "attention_mask": torch.ones(12, 5), "pixels": normal(12, 7, 4)} for x in SIDES)
     message = (
-        r"left out 2 of 4 default sites; the first is 'vision\.0\.norm2': has 7 tokens, attention_mask has \(1, 5\)"
+        r"left out 2 of 4 default sites; the first is 'vision\.0\.norm2': has 7 tokens, attention_mask has \(2, 5\)"
     )
     with pytest.warns(UserWarning, match=message):
         steering = lineas.fit(TwoTowers(), src, tgt, steps=2, progress=False)

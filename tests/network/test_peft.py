@@ -247,6 +247,6 @@ def test_both_halves_of_an_encoder_decoder_have_adapters():
 def test_prompts_that_were_learned_are_in_front_of_every_sample_and_have_no_mask():
     model = peft.get_peft_model(tiny("llama"), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     assert [site.name for site in lineas.find_sites(model)] == NORMS
-    with pytest.raises(ValueError, match=r"'model\.layers\.0.*has 10 tokens, attention_mask has \(1, 7\)"):
+    with pytest.raises(ValueError, match=r"'model\.layers\.0.*has 10 tokens, attention_mask has \(2, 7\)"):
         fit(model.eval())
     assert random_maps(tiny("llama")).attach(model).active

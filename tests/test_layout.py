@@ -9,7 +9,7 @@ import pytest
 import lineas
 
 FLOORS = {  # what a line must know decides where it stands: docs/development.md
-    "_text": 1, "_storage": 1, "core": 1, "samples": 1,
+    "_storage": 1, "core": 1, "samples": 1,
     "network": 2, "maps": 2, "ot": 2, "penalties": 2, "transport": 2,
     "responses": 3, "optim": 3, "attaching": 3, "directions": 3, "plot": 3, "algebra": 3,
     "merge": 4, "experts": 4,

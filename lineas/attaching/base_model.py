@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._text import warn
+from ..core.text import warn
 from ..maps.info import base_name, maps_that_were_on
 from ..network.adapters import adapters_of
 from ..network.identity import has_digest, has_whole_weights, name_of

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .._text import SHOWN, warn
+from ..core.text import SHOWN, warn
 from ..network.links import trail
 from ..network.sites import Site
 from ..network.state import is_compiled

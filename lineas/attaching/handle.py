@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .._text import warn
+from ..core.text import warn
 from ..maps.info import maps_digest
 from ..maps.maps import Maps
 from ..network.hooks import Hook, put_hooks

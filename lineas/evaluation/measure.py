@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import samples
-from .._text import warn
 from ..attaching.handle import what_is_on
 from ..attaching.positions import Position
 from ..core.checks import number, whole
+from ..core.text import warn
 from ..network.identity import name_of
 from ..network.links import check_network
 from ..network.sites import Site

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .._text import printable
+from ..core.text import printable
 from .intervals import Estimate
 
 if TYPE_CHECKING:

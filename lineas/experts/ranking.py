@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from .._text import nearest, printable
 from ..core.checks import number
+from ..core.text import nearest, printable
 from ..network.sites import Site
 from . import files
 from .samples import Samples, collect, facts

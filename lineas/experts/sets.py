@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._text import nearest
+from ..core.text import nearest
 from ..maps import algebra
 from ..maps.algebra import Overlap
 from ..maps.units import places_of

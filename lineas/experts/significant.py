@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from .._text import nearest
 from ..core import checks
+from ..core.text import nearest
 from ..network.sites import Site
 from ..ot import permutation_null, wasserstein_1d
 from .samples import Samples, collect, facts

@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from .. import optim
-from .._text import warn
 from ..attaching.handle import what_is_on
 from ..core.arrays import Vector
+from ..core.text import warn
 from ..maps.algebra import refuse_special
 from ..maps.kinds import Affine, WithinRange
 from ..maps.units import mask_of

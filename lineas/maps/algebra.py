@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._text import SHOWN, first_units, natural_order, nearest
 from ..core.checks import number
+from ..core.text import SHOWN, first_units, natural_order, nearest
 from .kinds import Affine
 from .maps import AnyMaps, Maps
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from .._text import printable
+from ..core.text import printable
 from . import summary
 from .info import base_name, hub_name
 from .maps import Maps

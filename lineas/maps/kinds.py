@@ -12,9 +12,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .._text import first_units
 from ..core import ops
 from ..core.arrays import Floats, Vector
+from ..core.text import first_units
 
 
 class Affine:

@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._text import nearest
 from ..core.arrays import Floats, Vector
+from ..core.text import nearest
 from .kinds import PLAIN, Affine, WithinRange
 from .units import is_moved
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._storage.pairs import check_name, read_limited
-from .._text import natural_order
+from ..core.text import natural_order
 
 SUFFIX = ".statedict"
 WEIGHT, BIAS, DIM = "net.w1", "net.b1", "dim"

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._text import printable
+from ..core.text import printable
 from .maps import Maps
 
 HTML_ROWS = 200  # a notebook page with more is slow

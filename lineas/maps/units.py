@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._text import nearest
+from ..core.text import nearest
 
 SUPPORT = 1e-5  # a unit moved by less is left out of the support
 

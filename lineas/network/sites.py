@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .._text import nearest
+from ..core.text import nearest
 from .default_sites import default_names, outline
 from .links import core, module_at, named_modules, trail, unwrapped
 

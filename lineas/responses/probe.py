@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from .._text import warn
+from ..core.text import warn
 from ..network.calls import call
 from ..network.data import Batch
 from ..network.default_sites import HOW

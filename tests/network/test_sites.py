@@ -5,7 +5,7 @@ import torch
 from conftest import LANGUAGE_MODELS, WordTokenizer, count_hooks, normal, random_maps, tiny
 
 import lineas
-from lineas._text import nearest
+from lineas.core.text import nearest
 from lineas.network.hooks import channel_dim, hooked, replace_tensor, tensor_of
 from lineas.network.sites import Site
 

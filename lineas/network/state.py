@@ -1,5 +1,6 @@
 """Leave a model, and the random generators, as they were found."""
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +15,16 @@ from ..core.checks import whole
 
 # Modes, weights' requires_grad and random generators are of the process: threads that change them take turns.
 TURN = threading.RLock()
+
+
+def _renew_turn() -> None:
+    """In a forked child, where a thread that had the turn is not."""
+    global TURN
+    TURN = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_turn)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Several threads that run one model through lineas: each leaves it, and the random numbers, as it found them."""
 
+import os
 import threading
+import time
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from conftest import normal
 from torch import nn
 
 import lineas
+from lineas.network.state import frozen
 
 SRC, TGT = normal(6, 4), normal(6, 4, seed=1) + 1
 WAIT = 0.5  # seconds for the other thread to begin, where it may
@@ -59,3 +62,34 @@ def test_two_threads_get_what_they_would_get_alone(run):
     assert all(module.training for module in model.modules())
     assert all(weight.requires_grad for weight in model.parameters())
     assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.process
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_that_is_forked_while_another_thread_has_the_turn_gets_one():
+    held, over = threading.Event(), threading.Event()
+
+    def hold():
+        with frozen(nn.Linear(1, 1)):
+            held.set()
+            over.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        with frozen(nn.Linear(1, 1)):
+            os._exit(0)
+    ended = (0, 0)
+    for _ in range(200):
+        if (ended := os.waitpid(child, os.WNOHANG))[0]:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    over.set()
+    thread.join()
+    assert ended == (child, 0)

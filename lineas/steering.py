@@ -177,7 +177,7 @@ class Steering(Maps):
         nn.Module
             Of the same class; or, where that has no place for a bias, of another that computes the same. Its attribute
             `lineas_merge` is a dict with the `error` measured, the `effect` of steering on the same scale, what became
-            of each of the `sites`, and which were `left_out`.
+            of each of the `sites`, which were `left_out`, and digests of the `maps` that are in its weights.
 
         Raises
         ------

@@ -12,7 +12,7 @@ from ..maps.maps import Maps
 from ..network.hooks import CHANNELS_FIRST, Hook
 from ..network.links import module_at, unwrapped
 from ..network.sites import Site, find_sites
-from .base_model import check_base, check_others
+from .base_model import check_base, check_merged, check_others
 from .handle import Handle, attached
 from .positions import ONLY_ALL, Position, Tokens, check_position
 from .rows import named
@@ -98,6 +98,7 @@ def attach(
         for steering in distinct:
             check_base(steering.info, model)
             check_others(steering.info, on | set(map(maps_digest, distinct)))
+            check_merged(steering, model)
     names = dict.fromkeys(name for steering in distinct for name in steering.sites)
     found = find_sites(model, list(names))
     for site in found:

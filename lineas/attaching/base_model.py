@@ -7,12 +7,14 @@ import torch
 from torch import nn
 
 from ..core.text import warn
-from ..maps.info import base_name, maps_that_were_on
+from ..maps.info import base_name, maps_digest, maps_that_were_on
+from ..maps.maps import Maps
 from ..network.adapters import adapters_of
 from ..network.identity import has_digest, has_whole_weights, name_of
 from ..network.state import dtype_of
 
 HALVES = (torch.bfloat16, torch.float16)
+MERGED = "lineas_merge"  # the attribute of a merged model that says what was done
 
 
 def check_base(info: Mapping[str, Any], model: nn.Module) -> None:
@@ -51,11 +53,26 @@ def check_others(info: Mapping[str, Any], on: set[str]) -> None:
         )
 
 
+def merged_into(model: nn.Module) -> list[str]:
+    """Digests of the maps that `merge` put into a model's weights."""
+    record = getattr(model, MERGED, None)
+    return list(record.get("maps", ())) if isinstance(record, Mapping) else []
+
+
+def check_merged(maps: Maps, model: nn.Module) -> None:
+    """A warning where the maps are in the model's weights already."""
+    if maps_digest(maps) in merged_into(model):
+        warn(
+            "expected a model without this steering, got one with it in the weights, by merge: attached as well, it "
+            "steers twice. strict=False says that it shall"
+        )
+
+
 def _can_tell(info: Mapping[str, Any], model: nn.Module) -> bool:
     """Whether weights of another digest are others. Those of a fit in float32 cannot be found in halves of them."""
     now = dtype_of(model)
     rounded_since = now in HALVES and info.get("dtype") != str(now).removeprefix("torch.")
-    return has_whole_weights(model) and not rounded_since and not hasattr(model, "lineas_merge")
+    return has_whole_weights(model) and not rounded_since and not hasattr(model, MERGED)
 
 
 def _adapters(info: Mapping[str, Any], model: nn.Module) -> tuple[list[str], list[str]]:

@@ -11,8 +11,11 @@ import torch
 from torch import nn
 
 from ..attaching.attach import attach
+from ..attaching.base_model import MERGED, check_base, merged_into
 from ..core.checks import number
+from ..core.text import warn
 from ..maps import algebra
+from ..maps.info import maps_digest
 from ..maps.maps import Maps
 from ..network.hooks import Hook
 from ..network.links import is_adapted, unwrapped, within
@@ -22,8 +25,6 @@ from .planning import MergePlan, folded_pairs, make_plan
 from .probing import TOLERANCE, Probe, relative_difference
 
 __all__ = ["merge", "merge_plan", "unmerge"]
-
-RECORD = "lineas_merge"  # the attribute of a merged model that says what was done
 
 
 def merge_plan(maps: Maps, model: nn.Module, strength: float = 1.0, *, probe: Any = None) -> MergePlan:
@@ -46,11 +47,11 @@ def merge(
         plan = make_plan(maps, model, strength, batch)
         _refuse(plan, partial, inplace)
         base = batch(model)
-        with attach(model, [maps], 0, strength):
+        with attach(model, [maps], 0, strength, strict=False):  # what strict says, was said
             wanted = batch(model)
         possible = wanted
         if plan.refused:
-            with attach(model, [algebra.restricted(maps, plan.folded)], 0, strength):
+            with attach(model, [algebra.restricted(maps, plan.folded)], 0, strength, strict=False):
                 possible = batch(model)
         bound = _bound(model, tolerance, relative_difference(base, possible))
         got: list[Any] = []
@@ -71,9 +72,9 @@ def merge(
     record = {
         "strength": float(strength), "error": error, "effect": effect, "tolerance": bound,
         "class": type(merged).__name__, "sites": {entry.site: entry.text for entry in plan.sites},
-        "left_out": [entry.site for entry in plan.refused],
+        "left_out": [entry.site for entry in plan.refused], "maps": [*merged_into(model), maps_digest(maps)],
     }  # fmt: skip
-    setattr(merged, RECORD, record)  # plain values: the merged model can go where there is no lineas
+    setattr(merged, MERGED, record)  # plain values: the merged model can go where there is no lineas
     return merged
 
 
@@ -82,7 +83,11 @@ def unmerge(
     tolerance: float | None = None,
 ) -> nn.Module:  # fmt: skip
     """See `Steering.unmerge`."""
-    model = _ready(model, maps, strength, tolerance)
+    known, digest = merged_into(unwrapped(model)), maps_digest(maps)
+    if known and digest not in known:
+        warn("expected a steering that was merged into this model, got another one; what is left may be neither")
+    check_base(maps.info, unwrapped(model))
+    model = _ready(model, maps, strength, tolerance, strict=False)
     _require_invertible(maps, strength)
     with eager():
         batch = Probe(model, probe)
@@ -96,18 +101,24 @@ def unmerge(
 
         def check(new: nn.Module) -> None:
             base = batch(new)
-            with attach(new, [maps], 0, strength):
+            with attach(new, [maps], 0, strength, strict=False):
                 _check(
                     relative_difference(wanted, batch(new)), _bound(new, tolerance, relative_difference(base, wanted))
                 )
 
         plain = _carried_out(plan, model, inplace, check, undo=True)
-    if hasattr(plain, RECORD):
-        delattr(plain, RECORD)
+    if hasattr(plain, MERGED):
+        left = [other for other in known if other != digest]
+        if left:
+            setattr(plain, MERGED, {**getattr(plain, MERGED), "maps": left})
+        else:
+            delattr(plain, MERGED)
     return plain
 
 
-def _ready(model: nn.Module, maps: Maps, strength: float, tolerance: float | None = None) -> nn.Module:
+def _ready(
+    model: nn.Module, maps: Maps, strength: float, tolerance: float | None = None, strict: bool = True
+) -> nn.Module:
     """The network itself; refused where it is already steered, in pieces, or not the steering's."""
     model = unwrapped(model)
     number(strength, "strength")
@@ -125,7 +136,7 @@ def _ready(model: nn.Module, maps: Maps, strength: float, tolerance: float | Non
             raise ValueError(f"model: a part of it, {path}, is compiled or wrapped; expected to merge before that")
         if any(isinstance(hook, Hook) for hook in module._forward_hooks.values()):
             raise RuntimeError(f"a steering is on this model, at {path}; remove its handle before merging")
-    attach(model, [maps], 0, strength).remove()  # every complaint about sites, units and strength, once
+    attach(model, [maps], 0, strength, strict=strict).remove()  # every complaint about sites, units and strength, once
     return model
 
 

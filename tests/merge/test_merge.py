@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import warnings
 
 import numpy as np
 import pytest
@@ -296,3 +297,31 @@ def test_the_merged_model_needs_no_lineas(tmp_path):
 def test_the_table_in_the_docs_is_what_the_script_makes():
     text = script.PAGE.read_text(encoding="utf-8")
     assert text.split(script.START)[1].split(script.END)[0].strip() == script.table()
+
+
+def test_a_steering_that_is_in_the_weights_already_warns_when_it_is_put_on_or_merged_again():
+    model, sites = all_sites("Llama", *TOGETHER["Llama"])
+    one, other = random_map(model, sites, seed=1), random_map(model, sites, seed=2)
+    merged = one.merge(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other.attach(merged).remove()
+        one.attach(merged, strict=False).remove()
+        both = other.merge(merged)
+    for steering in (one, other):
+        with pytest.warns(
+            UserWarning, match="got one with it in the weights, by merge: attached as well, it steers twice"
+        ):
+            steering.attach(both).remove()
+    with pytest.warns(UserWarning, match="got one with it in the weights") as told:
+        one.merge(merged)
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = other.unmerge(both)
+        assert relative(again(IDS)[0], merged(IDS)[0]) < 5e-5
+        other.attach(again).remove()
+    with pytest.warns(UserWarning, match="got one with it in the weights"):
+        one.attach(again).remove()
+    with pytest.warns(UserWarning, match="expected a steering that was merged into this model, got another one"):
+        other.unmerge(merged)

@@ -7,13 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..core.checks import flag
-from ..maps.info import maps_digest
 from ..maps.maps import Maps
 from ..network.hooks import CHANNELS_FIRST, Hook
 from ..network.links import module_at, unwrapped
 from ..network.sites import Site, find_sites
 from .base_model import check_base, check_merged, check_others
-from .handle import Handle, attached
+from .handle import Handle
 from .positions import ONLY_ALL, Position, Tokens, check_position
 from .rows import named
 from .site_map import SiteMap
@@ -91,22 +90,17 @@ def attach(
     check_position(position)
     flag(strict, "strict")
     by_id, model = named(steerings), unwrapped(model)
-    is_told, rows = rows is not ..., (next(iter(by_id)) if len(by_id) == 1 else None) if rows is ... else rows
     distinct = list({id(steering): steering for steering in by_id.values()}.values())
-    if strict:
-        on = {maps_digest(maps) for handle in attached(model) for maps in handle._steerings.values()}
-        for steering in distinct:
-            check_base(steering.info, model)
-            check_others(steering.info, on | set(map(maps_digest, distinct)))
-            check_merged(steering, model)
+    for steering in distinct if strict else ():
+        check_base(steering.info, model)
+        check_others(steering.info, model, distinct)
+        check_merged(steering, model)
     names = dict.fromkeys(name for steering in distinct for name in steering.sites)
     found = find_sites(model, list(names))
     for site in found:
         _check_site(model, site, distinct, position)
     tokens = Tokens(position, position != "all" if count is None else flag(count, "count"))
-    handle = Handle(model, by_id, {site: SiteMap(site, distinct, tokens) for site in found}, tokens, rows, strength)
-    handle.is_chosen = is_told or rows is not None
-    return handle
+    return Handle(model, by_id, {site: SiteMap(site, distinct, tokens) for site in found}, tokens, rows, strength)
 
 
 def _check_site(model: nn.Module, site: Site, steerings: list[Maps], position: Position) -> None:

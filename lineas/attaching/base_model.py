@@ -1,6 +1,6 @@
 """Whether a model is the one that maps were fitted on, with what was on it then."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from ..maps.maps import Maps
 from ..network.adapters import adapters_of
 from ..network.identity import has_digest, has_whole_weights, name_of
 from ..network.state import dtype_of
+from .handle import what_is_on
 
 HALVES = (torch.bfloat16, torch.float16)
 MERGED = "lineas_merge"  # the attribute of a merged model that says what was done
@@ -44,9 +45,13 @@ def check_base(info: Mapping[str, Any], model: nn.Module) -> None:
         )
 
 
-def check_others(info: Mapping[str, Any], on: set[str]) -> None:
-    """A warning where maps were fitted on what other maps had made of the activations, and those are not on."""
-    if missing := [digest for digest in maps_that_were_on(info) if digest not in on]:
+def check_others(info: Mapping[str, Any], model: nn.Module, beside: Iterable[Maps]) -> None:
+    """A warning where maps were fitted on what other maps had made of the activations, and those are neither on nor
+    attached beside."""
+    if not (wanted := maps_that_were_on(info)):
+        return
+    there = {*maps_that_were_on(what_is_on(model)), *map(maps_digest, beside)}
+    if missing := [digest for digest in wanted if digest not in there]:
         warn(
             f"expected the {len(missing)} steerings that were on when this one was fitted, see its info['attached'], "
             "to be on the model; got one without. strict=False says that this one shall steer alone"
@@ -61,7 +66,7 @@ def merged_into(model: nn.Module) -> list[str]:
 
 def check_merged(maps: Maps, model: nn.Module) -> None:
     """A warning where the maps are in the model's weights already."""
-    if maps_digest(maps) in merged_into(model):
+    if (known := merged_into(model)) and maps_digest(maps) in known:
         warn(
             "expected a model without this steering, got one with it in the weights, by merge: attached as well, it "
             "steers twice. strict=False says that it shall"

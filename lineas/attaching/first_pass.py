@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..core.text import SHOWN, warn
+from ..core.text import first_few, warn
 from ..network.links import trail
 from ..network.sites import Site
 from ..network.state import is_compiled
@@ -25,10 +25,15 @@ class FirstPass:
 
     def __init__(self, model: nn.Module, site_maps: Mapping[Site, SiteMap]):
         self.site_maps = dict(site_maps)
+        self.is_to_come = [True]  # a list, of which only one thread can take it
         self.hook: RemovableHandle = model.register_forward_hook(self)
 
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:
         if torch.compiler.is_compiling():
+            return
+        try:
+            self.is_to_come.pop()
+        except IndexError:
             return
         self.hook.remove()
         if not next(iter(self.site_maps.values())).handle.is_chosen:
@@ -44,8 +49,7 @@ class FirstPass:
             and not any(map(is_compiled, trail(module, site.path)))
         ]
         if missing:
-            more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
             warn(
                 f"{len(missing)} of {len(self.site_maps)} steered sites did not run in the first forward pass of "
-                f"{type(module).__name__}, so it was not steered there: {', '.join(missing[:SHOWN])}{more}"
+                f"{type(module).__name__}, so it was not steered there: {first_few(missing)}"
             )

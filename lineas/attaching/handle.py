@@ -50,8 +50,11 @@ class Handle:
         rows: Any, strength: Any,
     ):  # fmt: skip
         self._model, self._steerings, self._maps, self._tokens = model, steerings, site_maps, tokens
-        self.active, self.position, self.is_chosen = True, tokens.position, True
-        self._modules = [module_at(model, site.path) for site in site_maps]
+        self.active, self.position = True, tokens.position
+        self.is_chosen = rows is not ... or len(steerings) == 1
+        if rows is ...:
+            rows = next(iter(steerings)) if self.is_chosen else None
+        self._modules: list[nn.Module] = []
         self._hooks: list[RemovableHandle] = []
         self._number = next(NUMBERS)
         for one in site_maps.values():
@@ -59,13 +62,12 @@ class Handle:
         try:
             self._set(rows, strength)
             self._hooks += [*put_hooks(model, site_maps), FirstPass(model, site_maps).hook]
+            self._are_hooked([module_at(model, site.path) for site in site_maps])
             if tokens.position != "all" or tokens.counting:
                 self._watch_passes()
         except BaseException:
             self.remove()
             raise
-        for module in self._modules:
-            make_new_to_compilers(module, hooked=True)
 
     # -- while it is on --
 
@@ -137,9 +139,12 @@ class Handle:
     def _watch_passes(self) -> None:
         if not self._tokens.hosts:
             self._tokens.watch_passes(self._model)
-            self._modules.extend(self._tokens.hosts)
-            for host in self._tokens.hosts:
-                make_new_to_compilers(host, hooked=True)
+            self._are_hooked(self._tokens.hosts)
+
+    def _are_hooked(self, modules: Sequence[nn.Module]) -> None:
+        self._modules.extend(modules)
+        for module in modules:
+            make_new_to_compilers(module, hooked=True)
 
     def remove(self) -> None:
         """Take the hooks off; a second call does nothing."""
@@ -225,9 +230,10 @@ def attached(model: nn.Module) -> list[Handle]:
     return sorted(found.values(), key=lambda handle: handle._number)
 
 
-def what_is_on(model: nn.Module) -> list[dict[str, Any]]:
-    """As `info` has it: digests of the maps of each handle, its strengths, positions, and rows where they differ."""
-    return [
+def what_is_on(model: nn.Module) -> dict[str, Any]:
+    """What `info` has of it: under "attached", digests of the maps of each handle, its strengths, positions, and rows
+    where they differ; empty where nothing is on."""
+    entries = [
         {
             "maps": [maps_digest(maps) for maps in handle._steerings.values()],
             "strength": np.asarray(handle.strength).tolist(),
@@ -236,6 +242,7 @@ def what_is_on(model: nn.Module) -> list[dict[str, Any]]:
         }
         for handle in attached(model)
     ]
+    return {"attached": entries} if entries else {}
 
 
 def detach(model: nn.Module) -> None:

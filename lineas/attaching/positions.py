@@ -4,7 +4,6 @@ A token's position is the number of real tokens before it in its row. What count
 `docs/guide.md`.
 """
 
-import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..network.generation import OfThread, Watch, is_encoder_decoder, real_order, watch
+from ..network.links import arguments_of
 
 __all__ = ["POSITIONS", "Pass", "Tokens", "check_position"]
 
@@ -108,7 +108,7 @@ class Tokens:
                 self._host(module, TokenHook(self, watches.get(module)))
 
     def _host(self, module: nn.Module, hook: "TokenHook") -> None:
-        hook.names, hook.outermost = list(inspect.signature(module.forward).parameters), not self.hosts
+        hook.names, hook.outermost = list(arguments_of(module)), not self.hosts
         self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         self._hooks.append(module.register_forward_hook(EndOfPass(self), always_call=True))
         self.hosts.append(module)

@@ -4,7 +4,7 @@ import difflib
 import re
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +18,18 @@ def nearest(name: str, names: Iterable[str], all_of_them: str = "") -> str:
     known = list(names)
     if near := difflib.get_close_matches(str(name), known, n=4, cutoff=0.3):
         return f"nearest names: {', '.join(near)}"
-    more = f" and {len(known) - SHOWN} more" * (len(known) > SHOWN)
-    return f"there is {all_of_them or ', '.join(known[:SHOWN]) + more or 'none'}"
+    return f"there is {all_of_them or first_few(known) or 'none'}"
+
+
+def first_few(names: Sequence[object]) -> str:
+    """The first of many, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(map(str, names[:SHOWN])) + more
 
 
 def first_units(chosen: NDArray[np.bool_]) -> str:
     """The first of the units that are chosen, and how many more there are."""
-    units = np.flatnonzero(chosen)
-    more = f" and {len(units) - SHOWN} more" if len(units) > SHOWN else ""
-    return ", ".join(map(str, units[:SHOWN].tolist())) + more
+    return first_few(np.flatnonzero(chosen).tolist())
 
 
 def printable(text: str) -> str:

@@ -117,7 +117,8 @@ def evaluate(
     """
     check_network(model)
     if on := what_is_on(model):
-        warn(f"{len(on)} steerings are on this model: its figures without steering, strength 0, are with them")
+        count_on = len(on["attached"])
+        warn(f"{count_on} steerings are on this model: its figures without steering, strength 0, are with them")
     prompts, texts = listed_texts(prompts, "prompts"), _texts(texts)
     named, scoring = _named(steering), scorers_of(scorers) if prompts else []
     conditions = [
@@ -161,7 +162,7 @@ def evaluate(
         "steerings": {name: repr(one) for name, one in named.items()},
         "seeds": drawn, "texts": len(texts), "prompts": len(prompts), "count": count, "new_tokens": new_tokens,
         "temperature": temperature, "top_p": top_p, "batch_size": batch_size,
-        "position": position if isinstance(position, str) else "a function", **({"attached": on} if on else {}),
+        "position": position if isinstance(position, str) else "a function", **on,
     }  # fmt: skip
     return Report(found.measures, tuple(found.outcomes), tuple(found.written), (settings,), confidence)
 

@@ -306,8 +306,10 @@ class Report:
         ValueError
             It is not what `to_json` writes, or of a later version.
         """
-        is_text = isinstance(source, str) and source.lstrip().startswith("{")
-        text = str(source) if is_text else read_whole(lambda folder: _text(source), Path(source).parent)
+        if isinstance(source, str) and source.lstrip().startswith("{"):
+            text = source
+        else:
+            text = read_whole(lambda _: Path(source).read_text(encoding="utf-8"), Path(source).parent)
         try:
             content = json.loads(text)
             if content.pop("format") != FORMAT or content.pop("version") != VERSION:
@@ -323,10 +325,6 @@ class Report:
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"expected what Report.to_json writes, got something else: {error!r}") from error
         return report
-
-
-def _text(path: str | os.PathLike) -> str:
-    return Path(path).read_text(encoding="utf-8")
 
 
 def _without_nan(value: Any) -> Any:

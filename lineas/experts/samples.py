@@ -78,5 +78,4 @@ def collect(
 
 def facts(model: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
     """What a result's `info` keeps of where it comes from."""
-    known = {"model": name_of(model) or type(model).__name__, "pooling": options["pooling"]}
-    return {**known, "attached": on} if (on := what_is_on(model)) else known
+    return {"model": name_of(model) or type(model).__name__, "pooling": options["pooling"], **what_is_on(model)}

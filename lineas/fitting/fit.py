@@ -144,9 +144,8 @@ def fit(
             "units": None if free is None else int(free.sum()),
             "samples": [sum(sizes) for sizes in zip(*world.share((_count(sources), _count(targets))), strict=True)],
             "loss_sites": [site.name for site in runner.compared.sites],
+            **what_is_on(model),
         }
-        if on := what_is_on(model):
-            facts["attached"] = on
         data = identity.of_data(world.share((identity.data_digest(sources), identity.data_digest(targets))))
         problem_facts: dict[str, Any] = {}
         if keeper or past:

@@ -1,6 +1,5 @@
 """Whatever the user has, as batches of tensors with a mask."""
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core.checks import whole
 from .limits import most_tokens, vocabulary
+from .links import arguments_of
 from .texts import as_texts, check_columns, check_fields, find_tokenizer, padded, refuse_too_long, token_rows
 
 __all__ = ["Batch", "as_batches"]
@@ -250,7 +250,7 @@ def _by_argument(items: Sequence[Any], name: str, model: nn.Module | None) -> tu
     """Several items by the names of the model's arguments, where it has such, so that a mask is known to be one."""
     if len(items) < 2 or model is None:
         return tuple(items), {}
-    arguments = inspect.signature(model.forward).parameters.values()
+    arguments = arguments_of(model).values()
     if any(argument.kind in (argument.VAR_POSITIONAL, argument.POSITIONAL_ONLY) for argument in arguments):
         return tuple(items), {}
     names = [argument.name for argument in arguments if argument.kind is argument.POSITIONAL_OR_KEYWORD]

@@ -1,8 +1,9 @@
 """Names without wrappers: what torch.compile, checkpointing, FSDP and PEFT put around modules is not in their names."""
 
+import inspect
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -72,6 +73,16 @@ def _peft_link(kind: type) -> str | None:
         peft = {c.__name__ for c in kind.__mro__ if c.__module__.partition(".")[0] == "peft"}
         FOUND[kind] = next((link for name, link in PEFT.items() if name in peft), None)
     return FOUND[kind]
+
+
+def arguments_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """What a model's forward takes; of a wrapper that passes on whatever it is given, what the wrapped one takes."""
+    while True:
+        taken = inspect.signature(model.forward).parameters
+        inner = within(model)
+        if inner is None or not any(one.kind is one.VAR_POSITIONAL for one in taken.values()):
+            return taken
+        model = inner
 
 
 def is_adapted(module: nn.Module) -> bool:

@@ -1,6 +1,5 @@
 """What counts as texts, and texts as tokens."""
 
-import inspect
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .limits import most_tokens
+from .links import arguments_of
 
 
 def as_texts(inputs: Any, name: str) -> list | None:
@@ -62,7 +62,7 @@ def _holds_text(item: Any) -> bool:
 
 def check_columns(inputs: Mapping, name: str, model: nn.Module | None) -> None:
     """Refuse a dict that has texts, in a column that the model does not take, or as its values."""
-    takes = inspect.signature(model.forward).parameters if model is not None else ()
+    takes = arguments_of(model) if model is not None else ()
     for key, value in inputs.items():
         if isinstance(value, str) and key not in takes:
             raise TypeError(f"{name}: expected a list of strings, got a dict of them; pass list({name}.values())")
@@ -76,7 +76,7 @@ def check_fields(batch: Any, name: str, model: nn.Module | None) -> None:
     """Refuse a dataset's rows with texts in them that the model does not take as they are."""
     if not isinstance(batch, Mapping):
         return
-    takes = inspect.signature(model.forward).parameters if model is not None else ()
+    takes = arguments_of(model) if model is not None else ()
     fields = [key for key, value in batch.items() if isinstance(value, list) and all(map(_is_text, value))]
     if fields and fields[0] not in takes:
         advice = f"[row[{fields[0]!r}] for row in {name}]"

@@ -9,6 +9,7 @@ from torch import nn
 
 import lineas
 from lineas import Steering
+from lineas.attaching.first_pass import FirstPass
 
 MAPS = [2.0] * 4, [1.0] * 4
 FIT = {"src": normal(8, 4), "tgt": normal(8, 4, seed=1)}
@@ -125,6 +126,17 @@ def test_what_did_not_run_is_told_once():
             model(normal(2, 4), (1,))
     with BRANCHES.apply(model), pytest.warns(UserWarning, match=DID_NOT):
         model(normal(2, 4))
+
+
+def test_of_passes_that_end_at_once_in_several_threads_one_tells():
+    model = Branches()
+    with BRANCHES.apply(model):
+        (hook,) = (hook for hook in model._forward_hooks.values() if isinstance(hook, FirstPass))
+        with pytest.warns(UserWarning, match=DID_NOT):
+            model(normal(2, 4))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            hook(model, (), None)  # another thread, which was in it already
 
 
 def test_a_pass_with_an_error_tells_nothing_yet():

@@ -250,3 +250,15 @@ def test_prompts_that_were_learned_are_in_front_of_every_sample_and_have_no_mask
     with pytest.raises(ValueError, match=r"'model\.layers\.0.*has 10 tokens, attention_mask has \(2, 7\)"):
         fit(model.eval())
     assert random_maps(tiny("llama")).attach(model).active
+
+
+def test_a_wrapper_that_passes_on_what_it_is_given_takes_what_the_model_takes():
+    """PEFT's model of no task has forward(*args, **kwargs): a mask in the second place is a mask all the same."""
+    model = adapted(task_type=None)
+    ids, mask = IDS.repeat(4, 1), MASK.repeat(4, 1)
+    named = lineas.evaluation.responses(model, {"input_ids": ids, "attention_mask": mask}, NORMS)
+    by_place = lineas.evaluation.responses(model, torch.utils.data.TensorDataset(ids, mask), NORMS)
+    for name in NORMS:
+        np.testing.assert_array_equal(by_place[name], named[name])
+    with random_maps(tiny("llama"), size=0.5).apply(model, position="last"), torch.no_grad():
+        assert torch.equal(model(IDS, MASK).logits, model(input_ids=IDS, attention_mask=MASK).logits)

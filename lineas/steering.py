@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import ArrayLike
-from torch import Tensor, nn
+from torch import Tensor
 
 from .attaching.attach import attach
+from .attaching.denoising import At
 from .attaching.handle import Application, Handle
 from .attaching.positions import Position
 from .maps import algebra, files, hub, statedicts, summary
 from .maps.maps import Maps
-from .merge import merging
+from .merge import in_pipelines, merging
+from .network.pipelines import is_pipeline
 
 __all__ = ["Handle", "Steering"]
 
@@ -97,16 +99,17 @@ class Steering(Maps):
     # -- applying --
 
     def attach(
-        self, model: nn.Module, strength: float | Sequence[float] | Tensor = 1.0, *, position: Position = "all",
-        count: bool | None = None, strict: bool = True,
+        self, model: Any, strength: float | Sequence[float] | Tensor = 1.0, *, position: Position = "all",
+        count: bool | None = None, strict: bool = True, component: str | None = None, at: At = "all",
+        guided: str = "both",
     ) -> "Handle":  # fmt: skip
         """Steer a model until the handle is removed, kept or not: `lineas.attached(model)` finds it again.
 
         Parameters
         ----------
-        model : nn.Module
-            The network the maps were fitted on, or one of the same shape. Its weights are not touched: forward hooks
-            map the sites' outputs out of place, on their device and in their dtype.
+        model : nn.Module or pipeline
+            The network the maps were fitted on, or one of the same shape, or a pipeline that holds it. Its weights are
+            not touched: forward hooks map the sites' outputs out of place, on their device and in their dtype.
         strength : float, or list or tensor (batch,)
             0 is exactly the base model, 1 the fitted maps; between and beyond is linear. One number, or one for each
             row of the batch.
@@ -117,6 +120,8 @@ class Steering(Maps):
         strict : bool
             Refuse a model of another name than the one that the maps were fitted on, unless its weights are the same.
             Names are compared by their last part; a model that was made in memory has none.
+        component, at, guided
+            Of a pipeline: which network, at which of its steps, and which half under guidance. See `lineas.attach`.
 
         Raises
         ------
@@ -128,36 +133,50 @@ class Steering(Maps):
         RuntimeError
             This steering is on this model already.
         """
-        return attach(model, [self], 0, strength, position=position, count=count, strict=strict)
+        return attach(
+            model, [self], 0, strength, position=position, count=count, strict=strict, component=component, at=at,
+            guided=guided,
+        )  # fmt: skip
 
     def apply(
-        self, model: nn.Module, strength: float | Sequence[float] | Tensor = 1.0, *, position: Position = "all",
-        count: bool | None = None, strict: bool = True,
+        self, model: Any, strength: float | Sequence[float] | Tensor = 1.0, *, position: Position = "all",
+        count: bool | None = None, strict: bool = True, component: str | None = None, at: At = "all",
+        guided: str = "both",
     ) -> Application:  # fmt: skip
         """Steer a model inside a `with` block; it is restored whatever happens inside. See `attach`.
 
         By itself the call changes nothing, and warns (RuntimeWarning) where no `with` block came of it.
         """
-        return Application(partial(self.attach, model, strength, position=position, count=count, strict=strict))
+        return Application(
+            partial(
+                self.attach, model, strength, position=position, count=count, strict=strict, component=component, at=at,
+                guided=guided,
+            )
+        )  # fmt: skip
 
     # -- merging --
 
-    def merge_plan(self, model: nn.Module, strength: float = 1.0, *, probe: Any = None) -> "merging.MergePlan":
+    def merge_plan(
+        self, model: Any, strength: float = 1.0, *, probe: Any = None, component: str | None = None,
+        call: Mapping[str, Any] | None = None,
+    ) -> "merging.MergePlan":  # fmt: skip
         """Say site by site how `merge` would fold the maps into weights. Changes nothing; runs the model once.
 
         Parameters are those of `merge`. Print the plan, or read its `sites`, `exact`, `refused` and `target`.
         """
+        if is_pipeline(model):
+            return in_pipelines.merge_plan(self, model, strength, probe=probe, component=component, call=call)
         return merging.merge_plan(self, model, strength, probe=probe)
 
     def merge(
-        self, model: nn.Module, strength: float = 1.0, *, inplace: bool = False, partial: bool = False,
-        probe: Any = None, tolerance: float | None = None,
-    ) -> nn.Module:  # fmt: skip
+        self, model: Any, strength: float = 1.0, *, inplace: bool = False, partial: bool = False, probe: Any = None,
+        tolerance: float | None = None, component: str | None = None, call: Mapping[str, Any] | None = None,
+    ) -> Any:  # fmt: skip
         """Fold the maps into the weights of a model, which then needs neither hooks nor lineas.
 
         Parameters
         ----------
-        model : nn.Module
+        model : nn.Module or pipeline
             Unless `inplace`, it is left as it is. Not steered at the moment, not sharded; not quantised at the sites.
         strength : float
             As for `attach`; it is fixed from then on.
@@ -167,17 +186,21 @@ class Steering(Maps):
             Leave out the sites that no plain class can hold exactly, with a warning that has the measured error,
             instead of refusing.
         probe : tensor, tuple of arguments, or dict of keyword arguments
-            A batch to check the result with. By default random tokens, or pixels, for models of transformers.
+            A batch to check the result with. By default random tokens, or pixels, for models of transformers. For a
+            pipeline prompts, or what its call takes for each row; two plain prompts by default.
         tolerance : float
             Largest difference of an output from the steered model's, as a part of its largest entry. By default 1e-4 in
             float32, 1e-2 in float16, 5e-2 in bfloat16, where weights are rounded.
+        component, call : optional
+            Of a pipeline: the network, and arguments of the call with the probe; those of the fit if not given.
 
         Returns
         -------
-        nn.Module
-            Of the same class; or, where that has no place for a bias, of another that computes the same. Its attribute
-            `lineas_merge` is a dict with the `error` measured, the `effect` of steering on the same scale, what became
-            of each of the `sites`, which were `left_out`, and digests of the `maps` that are in its weights.
+        nn.Module or pipeline
+            Of the same class, a pipeline with all other parts shared; or, where that has no place for a bias, of
+            another that computes the same. Its attribute `lineas_merge`, of a pipeline that of its network, is a dict
+            with the `error` measured, the `effect` of steering on the same scale, what became of each of the `sites`,
+            which were `left_out`, and digests of the `maps` that are in its weights.
 
         Raises
         ------
@@ -188,19 +211,29 @@ class Steering(Maps):
         LookupError
             The model lacks a site.
         """
+        if is_pipeline(model):
+            return in_pipelines.merge(
+                self, model, strength, inplace=inplace, partial=partial, probe=probe, tolerance=tolerance,
+                component=component, call=call,
+            )  # fmt: skip
         return merging.merge(
             self, model, strength, inplace=inplace, partial=partial, probe=probe, tolerance=tolerance
         )  # fmt: skip
 
     def unmerge(
-        self, model: nn.Module, strength: float = 1.0, *, inplace: bool = False, probe: Any = None,
-        tolerance: float | None = None,
-    ) -> nn.Module:  # fmt: skip
+        self, model: Any, strength: float = 1.0, *, inplace: bool = False, probe: Any = None,
+        tolerance: float | None = None, component: str | None = None, call: Mapping[str, Any] | None = None,
+    ) -> Any:  # fmt: skip
         """Undo `merge`, to rounding: a merged model becomes the one before, in the class that it has now.
 
         Parameters are those of `merge`, and must be those that it was called with. ValueError where a map has scale 0,
         with the units; RuntimeError where the result, steered, is not the given model.
         """
+        if is_pipeline(model):
+            return in_pipelines.merge(
+                self, model, strength, inplace=inplace, probe=probe, tolerance=tolerance, component=component,
+                call=call, undo=True,
+            )  # fmt: skip
         return merging.unmerge(self, model, strength, inplace=inplace, probe=probe, tolerance=tolerance)
 
     # -- keeping --

@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from ..core.checks import flag
 from ..maps.maps import Maps
 from ..network.hooks import CHANNELS_FIRST, Hook
-from ..network.links import module_at, unwrapped
+from ..network.links import module_at
+from ..network.pipelines import is_pipeline, network_of
+from ..network.pipelines.components import component_of, component_of_fit
 from ..network.sites import Site, find_sites
 from .base_model import check_base, check_merged, check_others
+from .denoising import At, Denoising, check_guided
 from .handle import Handle
 from .positions import ONLY_ALL, Position, Tokens, check_position
 from .rows import named
@@ -24,17 +27,17 @@ CROSS = r".*(encoder_attn|EncDecAttention|cross_?attn|cross_?attention)(\..*)?\.
 
 
 def attach(
-    model: nn.Module, steerings: Mapping[Hashable, Maps] | Sequence[Maps], rows: Any = ...,
+    model: Any, steerings: Mapping[Hashable, Maps] | Sequence[Maps], rows: Any = ...,
     strength: float | Sequence[float] | Tensor = 1.0, *, position: Position = "all", count: bool | None = None,
-    strict: bool = True,
+    strict: bool = True, component: str | None = None, at: At = "all", guided: str = "both",
 ) -> Handle:  # fmt: skip
     """Steer a model with several steerings at once, each row of a batch with its own, until the handle is removed.
 
     Parameters
     ----------
-    model : nn.Module
-        The network that the maps were fitted on, or one of the same shape. Its weights are not touched: forward hooks
-        map the sites' outputs out of place, on their device and in their dtype.
+    model : nn.Module or pipeline
+        The network that the maps were fitted on, or one of the same shape, or a pipeline that holds it. Its weights are
+        not touched: forward hooks map the sites' outputs out of place, on their device and in their dtype.
     steerings : dict of id -> Steering, or list
         In a list, their places are their ids. Where a steering lacks a site of another one, it changes nothing there.
     rows : id or None, or a list of them, optional
@@ -43,7 +46,8 @@ def attach(
     strength : float, or list or tensor (batch,)
         0 is exactly the base model, 1 the fitted maps; between and beyond is linear. One number, or one for each row.
         `handle.set_strength` changes it. In `generate`, rows are those that it is given: beams and returned
-        sequences of a row get what the row gets.
+        sequences of a row get what the row gets. Rows of a pipeline are its prompts: under guidance both halves, and
+        all pictures of a prompt, get what the prompt gets.
     position : {"all", "last", "prompt", "generated"} or callable
         Which tokens are steered: all; the last one of the prompt and every generated one; those of the prompt; the
         generated ones; or those for which a function of their absolute positions, int64 (batch, tokens) counted from
@@ -54,6 +58,14 @@ def attach(
     strict : bool
         Refuse a model of another name than the one that the maps were fitted on, unless its weights are the same. Names
         are compared by their last part; a model that was made in memory has none.
+    component : str, optional
+        Of a pipeline: the network that is steered. Unless told, the one that the steerings were fitted on; else its
+        denoiser.
+    at : {"all", "first"}, list or slice of int, or dict of int -> float
+        Of a pipeline: at which of its steps, counted from 0, or by step what strengths are multiplied by; others are
+        not steered.
+    guided : {"both", "prompt"}
+        Of a pipeline under guidance: steer the passes with the prompt and without it, or only those with it.
 
     Returns
     -------
@@ -89,8 +101,15 @@ def attach(
     """
     check_position(position)
     flag(strict, "strict")
-    by_id, model = named(steerings), unwrapped(model)
+    by_id = named(steerings)
     distinct = list({id(steering): steering for steering in by_id.values()}.values())
+    if is_pipeline(model):
+        component = component_of(model, component_of_fit([maps.info for maps in distinct], component))
+        tokens: Tokens | Denoising = _denoising(model, component, at, guided, position, count)
+    else:
+        _refuse_of_pipelines(at, guided)
+        tokens = Tokens(position, position != "all" if count is None else flag(count, "count"))
+    model = network_of(model, component)
     for steering in distinct if strict else ():
         check_base(steering.info, model)
         check_others(steering.info, model, distinct)
@@ -99,8 +118,18 @@ def attach(
     found = find_sites(model, list(names))
     for site in found:
         _check_site(model, site, distinct, position)
-    tokens = Tokens(position, position != "all" if count is None else flag(count, "count"))
     return Handle(model, by_id, {site: SiteMap(site, distinct, tokens) for site in found}, tokens, rows, strength)
+
+
+def _denoising(pipe: Any, component: str, at: At, guided: str, position: Position, count: bool | None) -> Denoising:
+    if position != "all" or count:
+        raise ValueError(f"position, count: expected a language model, got a {type(pipe).__name__}; {ONLY_ALL}")
+    return Denoising(pipe, component, at, guided)
+
+
+def _refuse_of_pipelines(at: At, guided: str) -> None:
+    if not (isinstance(at, str) and at == "all") or check_guided(guided) != "both":
+        raise ValueError("at, guided: for a pipeline only, got a network; pass the pipeline that calls it")
 
 
 def _check_site(model: nn.Module, site: Site, steerings: list[Maps], position: Position) -> None:

@@ -14,10 +14,12 @@ from ..core.text import warn
 from ..maps.info import maps_digest
 from ..maps.maps import Maps
 from ..network.hooks import Hook, put_hooks
-from ..network.links import module_at, unwrapped
+from ..network.links import module_at
+from ..network.pipelines.components import networks_of
 from ..network.sites import Site
 from ..network.state import make_new_to_compilers
 from .coverage import Coverage
+from .denoising import Denoising
 from .first_pass import FirstPass
 from .positions import TokenHook, Tokens
 from .rows import choose
@@ -46,8 +48,8 @@ class Handle:
     """
 
     def __init__(
-        self, model: nn.Module, steerings: dict[Any, Maps], site_maps: Mapping[Site, SiteMap], tokens: Tokens,
-        rows: Any, strength: Any,
+        self, model: nn.Module, steerings: dict[Any, Maps], site_maps: Mapping[Site, SiteMap],
+        tokens: Tokens | Denoising, rows: Any, strength: Any,
     ):  # fmt: skip
         self._model, self._steerings, self._maps, self._tokens = model, steerings, site_maps, tokens
         self.active, self.position = True, tokens.position
@@ -63,7 +65,7 @@ class Handle:
             self._set(rows, strength)
             self._hooks += [*put_hooks(model, site_maps), FirstPass(model, site_maps).hook]
             self._are_hooked([module_at(model, site.path) for site in site_maps])
-            if tokens.position != "all" or tokens.counting:
+            if tokens.is_needed:
                 self._watch_passes()
         except BaseException:
             self.remove()
@@ -210,8 +212,8 @@ class Application(ContextDecorator):
             )
 
 
-def attached(model: nn.Module) -> list[Handle]:
-    """The handles of all that is on a model, in the order in which it was attached.
+def attached(model: Any) -> list[Handle]:
+    """The handles of all that is on a model, or on the networks of a pipeline, in the order in which it was attached.
 
     Examples
     --------
@@ -224,7 +226,8 @@ def attached(model: nn.Module) -> list[Handle]:
     >>> lineas.attached(net)
     []
     """
-    hooks = (hook for module in unwrapped(model).modules() for hook in module._forward_hooks.values())
+    modules = (module for network in networks_of(model) for module in network.modules())
+    hooks = (hook for module in modules for hook in module._forward_hooks.values())
     maps = (hook.function for hook in hooks if isinstance(hook, Hook) and isinstance(hook.function, SiteMap))
     found = {id(one.handle): one.handle for one in maps}
     return sorted(found.values(), key=lambda handle: handle._number)
@@ -245,8 +248,8 @@ def what_is_on(model: nn.Module) -> dict[str, Any]:
     return {"attached": entries} if entries else {}
 
 
-def detach(model: nn.Module) -> None:
-    """Take off all steerings that are on a model, the last one first."""
+def detach(model: Any) -> None:
+    """Take off all steerings that are on a model or a pipeline, the last one first."""
     for handle in reversed(attached(model)):
         handle.remove()
 

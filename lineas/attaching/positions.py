@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..network.generation import OfThread, Watch, is_encoder_decoder, real_order, watch
 from ..network.links import arguments_of
+from .rows import Spread
 
 __all__ = ["POSITIONS", "Pass", "Tokens", "check_position"]
 
@@ -83,6 +84,8 @@ class Ongoing(OfThread):
 class Tokens:
     """What a handle knows about the tokens that pass through the model, and how many rows `generate` was given."""
 
+    factor, tells_rows = 1.0, False  # what only passes of a pipeline have
+
     def __init__(self, position: Position, counting: bool):
         self.position, self.counting = position, counting
         self.ongoing = Ongoing()
@@ -91,6 +94,11 @@ class Tokens:
         self.watches: list[Watch] = []
         self.hosts: list[nn.Module] = []
         self._hooks: list[Any] = []
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether passes must be watched, whatever the strengths are."""
+        return self.position != "all" or self.counting
 
     # -- on and off --
 
@@ -160,6 +168,10 @@ class Tokens:
                 f"tokens only; there, {name} is one for all rows"
             )
         return self.times(len(h), given, name)
+
+    def spread_at(self, site: str, h: Tensor, given: int, name: str) -> Spread:
+        """How the rows that the user spoke of lie in a site's output."""
+        return Spread(self.times_at(site, h, given, name))
 
     @contextmanager
     def prompt(self, lengths: int | Sequence[int] | Tensor) -> Iterator[None]:

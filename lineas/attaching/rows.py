@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..maps.maps import Maps
 
-__all__ = ["Choice", "choose", "named"]
+__all__ = ["Choice", "Spread", "choose", "named"]
 
 
 class Choice(NamedTuple):
@@ -19,6 +19,20 @@ class Choice(NamedTuple):
     pairs: list[tuple[Maps | None, float]]
     by_row: Tensor | None  # (batch,); None where every row of whatever batch gets the only kind
     argument: str = ""  # the argument that had an entry for each row
+
+    def times(self, factor: float) -> "Choice":
+        """The same with all strengths so many times as large."""
+        pairs = [(maps if s * factor else None, s * factor) for maps, s in self.pairs]
+        return self._replace(pairs=pairs)
+
+
+class Spread(NamedTuple):
+    """How the rows that the user spoke of lie in those of a pass: each `times` times side by side (beams, pictures of a
+    prompt), and all of that in `parts` (guidance), perhaps with `only` one of these steered."""
+
+    times: int = 1
+    parts: int = 1
+    only: int | None = None
 
 
 def named(steerings: Mapping[Any, Maps] | Sequence[Maps]) -> dict[Any, Maps]:

@@ -16,9 +16,12 @@ from ..maps.maps import Maps
 from ..network.hooks import channel_dim
 from ..network.sites import Site
 from .coverage import Count
+from .denoising import Denoising
 from .positions import Tokens
 from .recomputed import Recomputed
-from .rows import Choice
+from .rows import Choice, Spread
+
+ALIKE = Spread()
 
 
 class SiteMap:
@@ -32,7 +35,7 @@ class SiteMap:
         That can stand for all their maps here.
     """
 
-    def __init__(self, site: Site, steerings: Sequence[Maps], tokens: Tokens):
+    def __init__(self, site: Site, steerings: Sequence[Maps], tokens: Tokens | Denoising):
         self.name, self.tokens, self.steerings = site.name, tokens, steerings
         at_this_site = [maps for maps in steerings if site.name in maps.sites]
         self.units = len(at_this_site[0].weight(site.name))
@@ -45,14 +48,23 @@ class SiteMap:
     def __deepcopy__(self, memo: dict[int, Any]) -> "SiteMap":
         return copy_but(self, memo, "steerings")
 
-    @torch.inference_mode(False)  # or no later pass could save them for its backward
     def set(self, choice: Choice) -> None:
         """From now on the maps of this choice."""
+        self.chosen = self._chosen(choice)  # at once: another thread may be in a pass
+
+    @torch.inference_mode(False)  # or no later pass could save them for its backward
+    def _chosen(self, choice: Choice) -> "Chosen":
         pairs = [(maps if maps and self.name in maps.sites else None, s) for maps, s in choice.pairs]
         # One entry a pair: scale and shift, and whatever else the kind of map has.
         table = tuple(torch.stack(parts) for parts in zip(*(self._tensors(*pair) for pair in pairs), strict=True))
-        # At once: another thread may be in a pass.
-        self.chosen = Chosen(choice, table, [maps is not None for maps, _ in pairs], self.kind)
+        return Chosen(choice, table, [maps is not None for maps, _ in pairs], self.kind)
+
+    def _at_factor(self, factor: float) -> "Chosen":
+        """The maps at so many times the strengths that were chosen."""
+        chosen = self.chosen
+        if factor not in chosen.at_factor:
+            chosen.at_factor[factor] = self._chosen(chosen.choice.times(factor))
+        return chosen.at_factor[factor]
 
     def _tensors(self, maps: Maps | None, strength: float) -> list[Tensor]:
         if maps is None:
@@ -73,9 +85,12 @@ class SiteMap:
         return self.steered(module, h)
 
     def steered(self, module: nn.Module, h: Tensor) -> Tensor:
-        chosen = self.chosen
-        times = 1 if chosen.by_row is None else self.tokens.times_at(self.name, h, len(chosen.by_row), chosen.argument)
-        key = h.device, h.ndim, times
+        chosen = self.chosen if self.tokens.factor == 1 else self._at_factor(self.tokens.factor)
+        spread, rows = ALIKE, None
+        if chosen.by_row is not None or self.tokens.tells_rows:
+            rows = len(h) if chosen.by_row is None else len(chosen.by_row)
+            spread = self.tokens.spread_at(self.name, h, rows, chosen.argument)
+        key = h.device, h.ndim, rows, spread
         if key not in chosen.ready:
             chosen.ready[key] = chosen.prepared(channel_dim(module, h), *key)
         dim, maps, active = chosen.ready[key]
@@ -83,7 +98,7 @@ class SiteMap:
             raise ValueError(
                 f"site {self.name!r}: the steering has weight ({self.units},), the model produced {tuple(h.shape)}"
             )
-        if not self.needs_tokens:
+        if not self.needs_tokens or isinstance(self.tokens, Denoising):
             return h if chosen.is_identity else chosen.mapped(h, dim, maps)
         now = self.tokens.at(self.name, h, dim)
         if self.tokens.counting:
@@ -101,33 +116,58 @@ class Chosen:
     """
 
     def __init__(self, choice: Choice, table: tuple[Tensor, ...], active: list[bool], kind: type[Affine]):
-        self.by_row, self.argument, self.table, self.active, self.kind = (
-            choice.by_row, choice.argument, table, active, kind
-        )  # fmt: skip
+        self.choice, self.by_row, self.argument = choice, choice.by_row, choice.argument
+        self.table, self.active, self.kind = table, active, kind
         scale, shift = table[:2]
         self.is_identity = bool((scale == 1).all() and (shift == 0).all())
         self.is_one = len(active) == 1
         self.support = ((scale[0] != 1) | (shift[0] != 0)).nonzero().flatten()
         self.sparse = self.support, scale[0, self.support], shift[0, self.support]
         self.is_sparse = self.is_one and kind is Affine and 4 * len(self.support) <= scale.shape[1]
-        # By device, number of dimensions and rows for each row told of: the channels' dimension, the maps as they
-        # broadcast, and which rows are steered. A token is so little work that looking things up would cost more.
-        self.ready: dict[tuple[torch.device, int, int], tuple[int, tuple[Tensor, ...], bool | Tensor]] = {}
+        # By device, number of dimensions and how rows lie: the channels' dimension, the maps as they broadcast, and
+        # which rows are steered. A token is so little work that looking things up would cost more.
+        self.ready: dict[Any, tuple[int, tuple[Tensor, ...], bool | Tensor]] = {}
+        self.at_factor: dict[float, Chosen] = {}
 
     def prepared(
-        self, dim: int, device: torch.device, ndim: int, times: int
+        self, dim: int, device: torch.device, ndim: int, given: int | None, spread: Spread
     ) -> tuple[int, tuple[Tensor, ...], bool | Tensor]:
         """The maps as they broadcast over activations: of all rows alike, or of each row."""
-        rows = None if self.by_row is None or self.is_one else self.by_row.repeat_interleave(times)
+        rows = self._rows(given, spread)
         shape = [1] * ndim
         shape[0], shape[dim] = 1 if rows is None else len(rows), self.table[0].shape[1]
         with torch.inference_mode(False):  # or no later pass could save them for its backward
-            maps = tuple((part[0] if rows is None else part[rows]).to(device).view(shape) for part in self.table)
-            active = self.active[0] if rows is None else torch.tensor(self.active, device="cpu")[rows].to(device)
-            return dim, maps, active
+            table, active = self.table, [*self.active, False]
+            if rows is not None:  # and what a row has that is not steered
+                table = tuple(
+                    torch.cat([part, torch.from_numpy(np.asarray(plain, np.float32))[None]])
+                    for part, plain in zip(table, self._identity(), strict=True)
+                )
+            maps = tuple((part[0] if rows is None else part[rows]).to(device).view(shape) for part in table)
+            steered = self.active[0] if rows is None else torch.tensor(active, device="cpu")[rows].to(device)
+            return dim, maps, steered
+
+    def _rows(self, given: int | None, spread: Spread) -> Tensor | None:
+        """Which entry of the table each row of a pass gets, the one behind the last for the identity; None where all
+        get the only one."""
+        if spread.only is None and (self.by_row is None or self.is_one):
+            return None
+        by_row = self.by_row
+        if by_row is None:
+            assert given is not None
+            by_row = torch.zeros(given // spread.parts, dtype=torch.int64, device="cpu")
+        rows = by_row.repeat_interleave(spread.times).repeat(spread.parts, 1)
+        if spread.only is not None:
+            others = torch.arange(spread.parts, device="cpu") != spread.only
+            rows = torch.where(others[:, None], len(self.active), rows)
+        return rows.flatten()
+
+    def _identity(self) -> tuple[NDArray, ...]:
+        units = self.table[0].shape[1]
+        return np.ones(units), np.zeros(units), *neutral_parts(self.kind, units)
 
     def mapped(self, h: Tensor, dim: int, maps: tuple[Tensor, ...]) -> Tensor:
-        if self.is_sparse and _is_worth_it(h):
+        if self.is_sparse and maps[0].shape[0] == 1 and _is_worth_it(h):
             return ops.affine_sparse_(h.clone(), *self.sparse, channel_dim=dim)
         return self.kind.apply(h, *maps)
 

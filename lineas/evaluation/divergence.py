@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..attaching.positions import Position
-from ..network.data import Batch, as_batches
+from ..network.batch import Batch
+from ..network.data import as_batches
 from ..network.generation import is_encoder_decoder
 from ..network.links import check_network
 from ..network.state import device_of, frozen

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .._storage.saving import read_whole, replace_file
-from ..network.data import Batch
+from ..network.batch import Batch
 from ..network.identity import data_digest, digest, weights_digest
 from ..steering import Steering
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from ..network.data import Batch
+from ..network.batch import Batch
 from ..network.links import core, named_modules
 from ..responses.runner import Runner
 

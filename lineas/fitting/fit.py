@@ -19,8 +19,8 @@ from ..maps.algebra import refuse_special
 from ..maps.kinds import Affine, WithinRange
 from ..maps.units import mask_of
 from ..network import identity
-from ..network.data import Batch, as_batches
-from ..network.links import unwrapped
+from ..network.batch import Batch
+from ..network.inputs import Inputs
 from ..network.sites import Site, find_sites
 from ..network.state import device_of, eager, frozen, is_sharded, seeded
 from ..penalties import Penalty
@@ -46,7 +46,7 @@ __all__ = ["fit"]
 
 
 def fit(
-    model: nn.Module,
+    model: Any,
     src: Any,
     tgt: Any,
     *,
@@ -70,6 +70,9 @@ def fit(
     compute_dtype: str | torch.dtype | None = DEFAULT.compute_dtype,
     pooling: str | None = DEFAULT.pooling,
     position: str = DEFAULT.position,
+    component: str | None = DEFAULT.component,
+    call: Mapping[str, Any] | None = DEFAULT.call,
+    at: str | Sequence[int] | None = DEFAULT.at,
     seed: int = DEFAULT.seed,
     progress: bool = DEFAULT.progress,
     callbacks: Iterable[Callable[[Entry], Any]] = DEFAULT.callbacks,
@@ -81,10 +84,13 @@ def fit(
 
     Parameters
     ----------
-    model : nn.Module
+    model : nn.Module or pipeline
         Any network whose modules return tensors, or tuples of them, with the samples in dimension 0; left as it was.
+        Or a pipeline of diffusers, or what has the shape of one: its denoiser is steered.
     src, tgt : list of str or of chats, tensor, dict of tensors, BatchEncoding, Dataset or DataLoader
-        Two unpaired sets of at least 2 samples each. Padding, where `attention_mask` is zero, never counts.
+        Two unpaired sets of at least 2 samples each. Padding, where `attention_mask` is zero, never counts. For a
+        pipeline prompts, or a dict of lists: what its call takes for each row. Row k of both starts from the same
+        noise.
     {options}
 
     Returns
@@ -116,7 +122,8 @@ def fit(
     callbacks = listened(callbacks)
     options = Options.checked(locals())
     started = time.perf_counter()
-    model = _checked(model)
+    inputs = Inputs(model, component=component, call=call, at=at, seed=options.seed)
+    network = _checked(inputs.network)
     world = processes(distributed)
     if distributed and (checkpoint_dir is not None or isinstance(resume_from, (str, os.PathLike))):
         raise ValueError("checkpoint_dir, resume_from: checkpoints are of one process; expected distributed=False")
@@ -124,33 +131,32 @@ def fit(
     if formula and formula.needs_units and units is None:
         raise ValueError(f"units: expected some, got None; {method!r} of all units would leave nothing of a site")
     keeper, past = _past(resume_from, checkpoint_dir)
-    mapped = find_sites(model, sites)
-    compared = mapped if loss_sites is None else find_sites(model, loss_sites)
-    device = device_of(model)
+    mapped = find_sites(model, sites, component=component)
+    compared = mapped if loss_sites is None else find_sites(model, loss_sites, component=component)
+    device = device_of(network)
     bar = bar_of(options.total, _evaluations(past), progress and world.rank == 0 and options.fits)
-    with bar, world, seeded(seed, device), frozen(model), eager(), torch.inference_mode(False), torch.enable_grad():
+    with bar, world, seeded(seed, device), frozen(network), eager(), torch.inference_mode(False), torch.enable_grad():
         sources, targets = (
-            [
-                batch.to(device)
-                for batch in as_batches(inputs, name, model, tokenizer, batch_size, max_length, options.least)
-            ]
-            for name, inputs in (("src", src), ("tgt", tgt))
+            [batch.to(device) for batch in batches]
+            for batches in inputs.batches({"src": src, "tgt": tgt}, tokenizer, batch_size, max_length, options.least)
         )
         _check_batches(world.share((len(sources), len(targets))), recipe)
-        runner = _runner(model, mapped, compared, sources, targets, options, sites is None)
+        runner = _runner(network, mapped, compared, sources, targets, options, sites is None, not inputs.makes_pictures)
+        if sites is None and inputs.makes_pictures and not bar.disable:
+            bar.write(f"lineas.fit: maps at all normalisations, {len(runner.mapped.sites)} sites")
         maps = {site.name: size for site, size in zip(runner.mapped.sites, runner.mapped.sizes, strict=True)}
         free = None if units is None else mask_of(units, maps)
         facts = options.facts() | {
             "units": None if free is None else int(free.sum()),
             "samples": [sum(sizes) for sizes in zip(*world.share((_count(sources), _count(targets))), strict=True)],
             "loss_sites": [site.name for site in runner.compared.sites],
-            **what_is_on(model),
-        }
+            **inputs.facts(), **what_is_on(network),
+        }  # fmt: skip
         data = identity.of_data(world.share((identity.data_digest(sources), identity.data_digest(targets))))
         problem_facts: dict[str, Any] = {}
         if keeper or past:
             chosen = None if free is None else identity.digest([torch.from_numpy(free)])
-            problem_facts = fingerprint(model, sources, targets, penalty, facts | {"sites": maps, "units": chosen})
+            problem_facts = fingerprint(network, sources, targets, penalty, facts | {"sites": maps, "units": chosen})
         if past:
             refuse_another(problem_facts, past.problem, resume_from)
         past = past or Checkpoint(problem_facts, _start(runner.mapped, maps, resume_from))
@@ -168,7 +174,7 @@ def fit(
             log.is_over()
         end = past if past.stopped else _minimise(runner, sources, targets, free, options, log, world)
     info = {
-        **identity.of_model(model), "data": data, **facts, "ridge": end.ridge,
+        **identity.of_model(network), "data": data, **facts, "ridge": end.ridge,
         "evaluations": passes if formula else len(end.history["loss"]), "seconds": round(end.seconds, 3),
         "stopped": end.stopped,
     }  # fmt: skip
@@ -180,8 +186,7 @@ def fit(
 fit.__doc__ = (fit.__doc__ or "").replace("    {options}", described())
 
 
-def _checked(model: Any) -> nn.Module:
-    model = unwrapped(model)
+def _checked(model: nn.Module) -> nn.Module:
     if any(map(is_sharded, model.modules())):  # they are gone again when a backward pass from within wants them
         raise ValueError("model: expected whole weights, got weights that FSDP shards; fit first, then shard")
     return model
@@ -202,9 +207,10 @@ def _check_batches(counts: list[tuple[int, int]], recipe: str) -> None:
 
 def _runner(
     model: nn.Module, mapped: list[Site], compared: list[Site], sources: list[Batch], targets: list[Batch],
-    options: Options, are_default: bool,
+    options: Options, are_default: bool, feed_mlps: bool,
 ) -> Runner:  # fmt: skip
-    layout = probe(model, [*dict.fromkeys([*mapped, *compared])], sources[0], mapped if are_default else ())
+    sites = [*dict.fromkeys([*mapped, *compared])]
+    layout = probe(model, sites, sources[0], mapped if are_default else (), feed_mlps=feed_mlps)
     order = list(layout.sites)
     mapped, compared = ([site for site in sites if site in order] for sites in (mapped, compared))
     last = max(order.index(site) for site in compared)

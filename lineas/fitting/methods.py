@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .. import directions, transport
 from ..core.arrays import Vector
 from ..maps.kinds import Affine, neutral_parts
+from ..network.batch import Batch
 from ..network.calls import call
-from ..network.data import Batch
 from ..network.hooks import hooked
 from ..network.sites import Site
 from ..network.state import reseed

@@ -12,8 +12,8 @@ from ..core import _core
 from ..core.arrays import Floats
 from ..core.errors import NonFiniteError
 from ..core.threads import thread_count
+from ..network.batch import Batch
 from ..network.calls import call, output_of
-from ..network.data import Batch
 from ..network.hooks import hooked
 from ..network.sites import Site
 from ..responses.layout import Layout

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ..core.arrays import Vector
 from ..core.errors import NonFiniteError
 from ..core.room import Room
-from ..network.data import Batch
+from ..network.batch import Batch
 from ..responses.runner import Runner
 from .distributed import Alone
 

@@ -32,19 +32,39 @@ def replaced(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
 
 
 def checkpointing(model: nn.Module, last: Site) -> list[nn.Module]:
-    """The blocks whose own checkpointing is on, but for the one that holds the last site: the forward pass ends in it.
+    """The blocks whose checkpointing is on, their own or that of what holds their list, but for those that hold the
+    last site: the forward pass ends in it. None is inside another.
 
-    Hugging Face models checkpoint in training mode only, and perhaps in the reentrant way, which loses the gradient of
-    what hooks take out of a block. `checkpointed` does neither.
+    Models of transformers checkpoint in training mode only, and perhaps in the reentrant way, which loses the gradient
+    of what hooks take out of a block; those of diffusers do always, and miss hooks when they run a block again.
+    `checkpointed` does neither.
     """
-    around = trail(model, last.path)
-    return [
-        block
-        for container in model.modules()
-        if isinstance(container, LISTS)
-        for block in container.children()
-        if getattr(block, "gradient_checkpointing", False) and block not in around
-    ]
+    found: dict[nn.Module, None] = {}
+    inside: set[nn.Module] = set(trail(model, last.path))
+    for module in model.modules():
+        for container in module.children():
+            if isinstance(container, LISTS):
+                flagged = [block for block in container.children() if _checkpoints(module) or _checkpoints(block)]
+                found |= dict.fromkeys(block for block in flagged if block not in inside)
+                inside.update(part for block in flagged if block in found for part in block.modules())
+    return list(found)
+
+
+def _checkpoints(module: nn.Module) -> bool:
+    return getattr(module, "gradient_checkpointing", False) is True
+
+
+@contextmanager
+def checkpointing_off(model: nn.Module) -> Iterator[None]:
+    """While open, no module checkpoints by itself."""
+    flagged = [module for module in model.modules() if _checkpoints(module)]
+    try:
+        for module in flagged:
+            module.gradient_checkpointing = False  # type: ignore[assignment]
+        yield
+    finally:
+        for module in flagged:
+            module.gradient_checkpointing = True  # type: ignore[assignment]
 
 
 def checkpointed(block: nn.Module, hooks: Callable[[], AbstractContextManager]) -> Callable:

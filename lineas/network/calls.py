@@ -6,15 +6,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .data import Batch
+from .batch import Batch
+from .blocks import checkpointing_off
 from .links import core
 
 
 def call(model: nn.Module, batch: Batch) -> Any:
-    kwargs = dict(batch.kwargs)
+    args, kwargs = batch.plain()
     if "use_cache" in inspect.signature(core(model).forward).parameters:
         kwargs.setdefault("use_cache", False)  # a cache of keys and values would only cost memory
-    return model(*batch.args, **kwargs)
+    with checkpointing_off(model):
+        return model(*args, **kwargs)
 
 
 def output_of(output: Any) -> tuple[Tensor, bool]:

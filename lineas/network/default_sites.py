@@ -1,4 +1,5 @@
-"""The sites there are unless told: the normalisation that feeds each block's MLP, by the names of many architectures.
+"""The sites there are unless told: the normalisation that feeds each block's MLP, by the names of many architectures;
+of a network that makes pictures, all normalisations.
 
 A block is a module that holds an MLP, or the first layer of one. Most blocks normalise what their parts take in; which
 ones normalise what comes out of them instead, their flags and classes tell.
@@ -12,7 +13,7 @@ from torch import nn
 
 from .links import core
 
-__all__ = ["default_names", "outline"]
+__all__ = ["all_norms", "default_names", "outline"]
 
 MLP = re.compile(
     r"((shared|audio|txt)_)?(mlp|ffn?|feed_?forward)\d?(_context|_block)?|(block_sparse_)?moe|experts|intermediate|"
@@ -54,6 +55,8 @@ BETWEEN = re.compile(
     r"Swinv2Layer|Swin2SRLayer|SwinTransformerV2(Cr)?Block|ResPost(RelPos)?Block|EvaBlockPostNorm|"
     r"FastSpeech2ConformerEncoderLayer|(DFine|Deimv2)DecoderLayer"
 )
+OF_ATTENTION = re.compile(r"norm_(added_)?[qkv]|([a-z]+_)?[qkv]_([a-z]+_)?norm|norm_cross")
+MODULATION = re.compile(r"\w*AdaLayerNormSingle")  # returns shifts and scales for others
 HOW = "a list of module paths or a regular expression"
 OTHERWISE = {"TwoWayAttentionBlock": "layer_norm2", "XCABlock": "norm2", "WanAnimate2TransformerBlock": "norm2"}
 
@@ -84,6 +87,26 @@ def default_names(modules: Mapping[str, nn.Module]) -> dict[str, str]:
         f"found no normalisation that feeds an MLP{why}, so there is no default: pass sites=, {HOW}. "
         f"Candidates here: {outline(inner) or 'none, it has no modules inside'}"
     )
+
+
+def all_norms(modules: Mapping[str, nn.Module]) -> list[str]:
+    """Of modules by bare name, the normalisations of activations, each within no other: not those of queries and keys,
+    nor what makes a modulation of the timestep.
+
+    LookupError, with candidates, where there is none.
+    """
+    found: list[str] = []
+    for path, module in modules.items():
+        name, kind = path.rpartition(".")[2], type(core(module)).__name__
+        is_one = path and "norm" in kind.lower() and not MODULATION.fullmatch(kind) and not OF_ATTENTION.fullmatch(name)
+        if is_one and not any(path.startswith(f"{above}.") for above in found):
+            found.append(path)
+    if not found:
+        inner = {path: module for path, module in modules.items() if path}
+        raise LookupError(
+            f"found no normalisation, so there is no default: pass sites=, {HOW}. Candidates here: {outline(inner)}"
+        )
+    return found
 
 
 def _feeding(block: nn.Module, children: Mapping[str, nn.Module]) -> list[str]:

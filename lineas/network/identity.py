@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import adapters_of, effective_weights
-from .data import Batch
+from .batch import Batch
 from .links import core
 from .state import dtype_of
 
@@ -64,8 +64,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
 
 def data_digest(batches: Iterable[Batch]) -> str:
     """Of all tensors that go into the model, batch by batch."""
-    values = (value for batch in batches for value in (*batch.args, *batch.kwargs.values()))
-    return digest(value for value in values if isinstance(value, Tensor))
+    return digest(tensor for batch in batches for tensor in batch.tensors())
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -3,13 +3,15 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core.text import nearest
-from .default_sites import default_names, outline
-from .links import core, module_at, named_modules, trail, unwrapped
+from .default_sites import all_norms, default_names, outline
+from .links import core, module_at, named_modules, trail
+from .pipelines.components import is_denoiser, network_of
 
 __all__ = ["Site", "find_sites"]
 
@@ -50,16 +52,21 @@ def split_name(name: str) -> tuple[str, int | None]:
     return (path, int(item)) if colon and item.isdecimal() else (name, None)
 
 
-def find_sites(model: nn.Module, pattern: "str | Iterable[str | Site] | None" = None) -> list[Site]:
+def find_sites(
+    model: Any, pattern: "str | Iterable[str | Site] | None" = None, *, component: str | None = None
+) -> list[Site]:
     """What would be steered: a dry run that changes and calls nothing.
 
     Parameters
     ----------
-    model : nn.Module
+    model : nn.Module or pipeline
     pattern : str, list of str or of Site, or None
         A regular expression that must match a module's whole path; a list of exact names; or None for the normalisation
-        that feeds each block's MLP, as far as names tell: `lineas.fit` looks whether it does. A name or pattern may end
-        in `:k`, for item k of a module that returns a tuple.
+        that feeds each block's MLP, as far as names tell: `lineas.fit` looks whether it does; of a pipeline's denoiser,
+        all normalisations of activations. A name or pattern may end in `:k`, for item k of a module that returns a
+        tuple.
+    component : str, optional
+        Which network of a pipeline; its denoiser if not given.
 
     Returns
     -------
@@ -82,7 +89,7 @@ def find_sites(model: nn.Module, pattern: "str | Iterable[str | Site] | None" = 
     >>> lineas.find_sites(net, "[02]")
     [Site(name='0', units=8, kind='Linear'), Site(name='2', units=2, kind='Linear')]
     """
-    model = unwrapped(model)
+    makes_pictures, model = is_denoiser(model, component), network_of(model, component)
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
             f"model: expected modules that Python calls, got a {type(model).__name__}: what torch.jit makes is one "
@@ -91,7 +98,7 @@ def find_sites(model: nn.Module, pattern: "str | Iterable[str | Site] | None" = 
     everything = named_modules(model)
     modules = {name: module for name, module in everything.items() if name}
     if pattern is None:
-        names = list(default_names(everything))
+        names = all_norms(everything) if makes_pictures else list(default_names(everything))
     elif isinstance(pattern, str):
         names = _matching_names(modules, pattern)
     elif not isinstance(pattern, Iterable):

@@ -1,15 +1,13 @@
 """What the units of a model do on some inputs, steered or not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from ..network.data import as_batches
-from ..network.links import unwrapped
+from ..network.inputs import Inputs
 from ..network.sites import Site, find_sites
 from ..network.state import device_of, eager, frozen, seeded
 from .pooling import POOLINGS
@@ -18,17 +16,18 @@ from .runner import Runner
 
 
 def responses(
-    model: nn.Module, inputs: Any, sites: str | Sequence[str | Site] | None = None, *, tokenizer: Any = None,
+    model: Any, inputs: Any, sites: str | Sequence[str | Site] | None = None, *, tokenizer: Any = None,
     batch_size: int | None = None, max_length: int | None = None, pooling: str = "mean", seed: int = 0,
+    component: str | None = None, call: Mapping[str, Any] | None = None, at: str | Sequence[int] | None = None,
 ) -> dict[str, NDArray[np.float32]]:  # fmt: skip
     """Pooled activations of a model at some sites, as `lineas.fit` sees them.
 
     Parameters
     ----------
-    model : nn.Module
+    model : nn.Module or pipeline
         With or without a steering on it; left as it was.
     inputs : as `src` and `tgt` of `lineas.fit`
-    sites, tokenizer, batch_size, max_length, pooling, seed : as in `lineas.fit`
+    sites, tokenizer, batch_size, max_length, pooling, seed, component, call, at : as in `lineas.fit`
 
     Returns
     -------
@@ -49,22 +48,25 @@ def responses(
     """
     return responses_to(
         "inputs", model, inputs, sites, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length,
-        pooling=pooling, seed=seed,
+        pooling=pooling, seed=seed, component=component, call=call, at=at,
     )  # fmt: skip
 
 
 def responses_to(
-    name: str, model: nn.Module, inputs: Any, sites: str | Sequence[str | Site] | None = None, *,
+    name: str, model: Any, inputs: Any, sites: str | Sequence[str | Site] | None = None, *,
     tokenizer: Any = None, batch_size: int | None = None, max_length: int | None = None, pooling: str = "mean",
-    seed: int = 0,
+    seed: int = 0, component: str | None = None, call: Mapping[str, Any] | None = None,
+    at: str | Sequence[int] | None = None,
 ) -> dict[str, NDArray[np.float32]]:  # fmt: skip
     """The same; `name` is what messages call the inputs."""
     if pooling not in POOLINGS:
         raise ValueError(f"pooling: expected one of {', '.join(map(repr, POOLINGS))}; got {pooling!r}")
-    model = unwrapped(model)
-    found, device = find_sites(model, sites), device_of(model)
-    with seeded(seed, device), frozen(model), eager(), torch.no_grad():
-        batches = [b.to(device) for b in as_batches(inputs, name, model, tokenizer, batch_size, max_length)]
-        layout = probe(model, found, batches[0], found if sites is None else ())
-        values = Runner(model, layout.part([]), layout, pooling, seed).collect(batches)
+    given = Inputs(model, component=component, call=call, at=at, seed=seed)
+    found, network, device = find_sites(model, sites, component=component), given.network, device_of(given.network)
+    with seeded(seed, device), frozen(network), eager(), torch.no_grad():
+        (batches,) = given.batches({name: inputs}, tokenizer, batch_size, max_length)
+        batches = [batch.to(device) for batch in batches]
+        defaults = found if sites is None else ()
+        layout = probe(network, found, batches[0], defaults, feed_mlps=not given.makes_pictures)
+        values = Runner(network, layout.part([]), layout, pooling, seed).collect(batches)
     return {site.name: values[:, layout.slice(k)].copy() for k, site in enumerate(layout.sites)}

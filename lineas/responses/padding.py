@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..network.data import Batch
+from ..network.batch import Batch
 
 
 def padding_in(h: Tensor, dim: int, batch: Batch, side: str) -> Tensor | None:

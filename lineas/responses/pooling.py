@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from ..core import ops
+from ..network.batch import Batch
 from ..network.blocks import PrefixRecord
-from ..network.data import Batch
 from ..network.sites import Site
 from .padding import padding_in, put_back, set_aside
 

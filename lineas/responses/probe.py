@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.text import warn
+from ..network.batch import Batch
 from ..network.calls import call
-from ..network.data import Batch
 from ..network.default_sites import HOW
 from ..network.feeding import watching
 from ..network.hooks import channel_dim, hooked
@@ -17,14 +17,16 @@ from ..network.state import dtype_of
 from .layout import Layout
 
 
-def probe(model: nn.Module, sites: Sequence[Site], batch: Batch, defaults: Collection[Site] = ()) -> Layout:
+def probe(
+    model: nn.Module, sites: Sequence[Site], batch: Batch, defaults: Collection[Site] = (), *, feed_mlps: bool = True
+) -> Layout:
     """Run two samples through the whole model to learn in which order, how often and in what shape the sites come.
 
     Of default sites, those are left out that these inputs do not reach (a vision tower's, where there are no images);
     and, with a warning, those that cannot be compared.
 
-    LookupError for a site that never runs, and for a default one that feeds no MLP; ValueError for one that runs twice
-    or does not keep samples apart.
+    LookupError for a site that never runs, and for a default one that feeds no MLP where defaults do; ValueError for
+    one that runs twice or does not keep samples apart.
     """
     seen: dict[Site, tuple[int, int, str]] = {}
     folded: list[Site] = []
@@ -55,7 +57,7 @@ def probe(model: nn.Module, sites: Sequence[Site], batch: Batch, defaults: Colle
 
     unfit: dict[Site, str] = {}
     few, decoder_tokens = batch.rows(0, 2).apart()  # where there are two: with one, none would be missed
-    watched = watching(model) if defaults else nullcontext()
+    watched = watching(model) if defaults and feed_mlps else nullcontext()
     with torch.no_grad(), watched as feeding, hooked(model, {site: watch(site) for site in sites}):
         call(model, few)
     for site in defaults:

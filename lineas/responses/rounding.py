@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..core.arrays import Vector
+from ..network.batch import Batch
 from ..network.calls import call
-from ..network.data import Batch
 from ..network.hooks import hooked
 from ..network.sites import Site
 from ..network.state import reseed

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ..core import _core
 from ..core.errors import NonFiniteError
+from ..network.batch import Batch
 from ..network.blocks import PrefixRecord, checkpointed, checkpointing, neighbours, replaced
 from ..network.calls import call
-from ..network.data import Batch
 from ..network.hooks import hooked
 from ..network.links import trail
 from ..network.sites import Site

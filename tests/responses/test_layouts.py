@@ -6,7 +6,7 @@ from conftest import normal
 from oracle import DTYPES, make_mask, same_tensor
 
 from lineas.core import ops, reference
-from lineas.network.data import Batch
+from lineas.network.batch import Batch
 from lineas.network.sites import Site
 from lineas.responses.pooling import Part
 

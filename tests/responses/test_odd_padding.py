@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import normal
 
-from lineas.network.data import Batch
+from lineas.network.batch import Batch
 from lineas.network.sites import Site
 from lineas.responses.pooling import Part
 

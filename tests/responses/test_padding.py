@@ -9,7 +9,8 @@ from conftest import tiny
 from passes import Count, assert_same, evaluate, padded_ids, problem_of
 
 import lineas
-from lineas.network.data import _groups, as_batches
+from lineas.network.batch import _groups
+from lineas.network.data import as_batches
 from lineas.responses.runner import Runner, Savings
 
 pytestmark = pytest.mark.usefixtures("random_state_stays")

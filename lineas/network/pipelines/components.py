@@ -1,0 +1,122 @@
+"""Which networks a pipeline holds, and which of them is meant."""
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from ...core.text import nearest
+from ..links import check_network, unwrapped
+
+__all__ = [
+    "component_of",
+    "component_of_fit",
+    "is_denoiser",
+    "is_pipeline",
+    "network_of",
+    "networks_of",
+    "quiet",
+    "with_component",
+]
+
+DENOISERS = ("unet", "transformer", "prior", "denoiser")  # which network is steered unless told, the first there is
+
+
+def is_pipeline(model: Any) -> bool:
+    """Whether it calls a network, and is none."""
+    return (
+        not isinstance(model, (nn.Module, type)) and callable(model) and any(d in components(model) for d in DENOISERS)
+    )
+
+
+def components(pipe: Any) -> dict[str, nn.Module]:
+    """The networks that a pipeline holds, by name."""
+    held = getattr(pipe, "__dict__", {})
+    return {name: value for name, value in held.items() if isinstance(value, nn.Module)}
+
+
+def component_of(pipe: Any, component: str | None = None) -> str:
+    """The name of the network that is meant: the denoiser's, unless told. LookupError where there is none of it."""
+    known = components(pipe)
+    if component is None:
+        return next(name for name in DENOISERS if name in known)
+    if not isinstance(component, str):
+        raise TypeError(f"component: expected the name of a network of the pipeline, got {component!r:.60}")
+    if component not in known:
+        raise LookupError(f"component: {type(pipe).__name__} has no network {component!r}; {nearest(component, known)}")
+    return component
+
+
+def component_of_fit(infos: Iterable[Mapping[str, Any]], component: str | None = None) -> str | None:
+    """Which network of a pipeline is meant, if that is told: by the user, or by the `info` of steerings.
+
+    ValueError where it is not the same for all.
+    """
+    fitted = {str(name): None for info in infos if (name := (info.get("pipeline") or {}).get("component"))}
+    said = {**fitted, **({} if component is None else {component: None})}
+    if len(said) > 1:
+        what = f"steerings of {' and '.join(map(repr, fitted))}" + f", component={component!r}" * (
+            component is not None
+        )
+        raise ValueError(f"component: expected steerings of one network of the pipeline, got {what}; attach them apart")
+    return next(iter(said), None)
+
+
+def network_of(model: Any, component: str | None = None) -> nn.Module:
+    """The network itself: a model out of its wrappers, or the component of a pipeline.
+
+    TypeError for what is neither; ValueError for a component of what is no pipeline.
+    """
+    if is_pipeline(model):
+        return unwrapped(components(model)[component_of(model, component)])
+    check_network(model)
+    if component is not None:
+        raise ValueError(f"component: goes with a pipeline, got {component!r} with a {type(model).__name__}")
+    return unwrapped(model)
+
+
+def networks_of(model: Any) -> list[nn.Module]:
+    """The model itself, or all networks that a pipeline holds."""
+    return list(map(unwrapped, components(model).values())) if is_pipeline(model) else [network_of(model)]
+
+
+def is_denoiser(model: Any, component: str | None = None) -> bool:
+    """Whether the network that is meant is the one of a pipeline that makes its pictures."""
+    return is_pipeline(model) and component_of(model, component) in DENOISERS
+
+
+def with_component(pipe: Any, component: str, network: nn.Module) -> Any:
+    """A pipeline of the same class with another network in this place; all others are shared."""
+    new = object.__new__(type(pipe))
+    vars(new).update(vars(pipe))
+    setattr(new, component, network)  # diffusers writes the class of the new one down
+    return new
+
+
+def parameters_of(pipe: Any) -> dict[str, inspect.Parameter]:
+    """What the pipeline's call takes."""
+    return dict(inspect.signature(pipe.__call__).parameters)
+
+
+def is_of_diffusers(pipe: Any) -> bool:
+    return any(kind.__module__.partition(".")[0] == "diffusers" for kind in type(pipe).__mro__)
+
+
+@contextmanager
+def quiet(pipe: Any) -> Iterator[None]:
+    """While open, a pipeline of diffusers shows no bar of its steps."""
+    held, name = vars(pipe), "_progress_bar_config"
+    before = held.get(name)
+    if not hasattr(pipe, "progress_bar"):
+        yield
+        return
+    held[name] = {**(before or {}), "disable": True}
+    try:
+        yield
+    finally:
+        if before is None:
+            held.pop(name, None)
+        else:
+            held[name] = before

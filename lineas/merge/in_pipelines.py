@@ -46,8 +46,8 @@ def _chosen(
         if probe is not None:
             raise
         raise ValueError(
-            f"probe: expected one, since {type(pipe).__name__} wants more than two plain prompts ({error}); pass what its "
-            'call takes for each row, {"prompt": [...], "image": [...]} for instance, and call='
+            f"probe: expected one, since {type(pipe).__name__} wants more than two plain prompts ({error}); pass what "
+            'its call takes for each row, {"prompt": [...], "image": [...]} for instance, and call='
         ) from error
     args, kwargs = batch.plain()
     return name, dict(zip(arguments_of(capture.network), args, strict=False)) | kwargs

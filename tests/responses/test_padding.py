@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("random_state_stays")
 @pytest.fixture
 def free_passes(monkeypatch):
     """Every length then gets a pass of its own."""
-    monkeypatch.setattr("lineas.network.data.PASS", {"cpu": 0})
+    monkeypatch.setattr("lineas.network.batch.PASS", {"cpu": 0})
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "bert"])

@@ -12,7 +12,7 @@ from ..network.data import as_batches
 from ..network.links import unwrapped
 from ..network.sites import Site, find_sites
 from ..network.state import device_of, eager, frozen, seeded
-from .pooling import POOLINGS
+from .pooling import as_poolings
 from .probe import probe
 from .runner import Runner
 
@@ -59,8 +59,8 @@ def responses_to(
     seed: int = 0,
 ) -> dict[str, NDArray[np.float32]]:  # fmt: skip
     """The same; `name` is what messages call the inputs."""
-    if pooling not in POOLINGS:
-        raise ValueError(f"pooling: expected one of {', '.join(map(repr, POOLINGS))}; got {pooling!r}")
+    if len(as_poolings(pooling)) > 1:
+        raise ValueError(f"pooling: expected one, for one response of each unit and sample; got {pooling!r}")
     model = unwrapped(model)
     found, device = find_sites(model, sites), device_of(model)
     with seeded(seed, device), frozen(model), eager(), torch.no_grad():

@@ -90,8 +90,9 @@ def test_the_columns_of_each_pooling_are_those_of_it_alone(pooling):
 def test_padding_that_is_not_finite_reaches_no_response():
     h, mask = normal(2, 4, 3), torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]])
     h[mask == 0] = torch.nan
-    _, responses = pooled(h, -1, mask, POOLINGS, torch.ones(3), torch.zeros(3))
-    assert torch.isfinite(responses).all()
+    maps = torch.ones(3), torch.zeros(3)
+    _, responses = pooled(h, -1, mask, POOLINGS, *maps)
+    torch.testing.assert_close(responses, twin(h, -1, mask, POOLINGS, *maps)[1])
 
 
 # -- the loss --
@@ -137,6 +138,7 @@ def test_the_curvature_is_that_of_a_units_own_share():
     """Of the last site, whose maps reach no other one: the second derivatives of the loss itself."""
     problem, units = problem_of(("mean", "max"), mapped="2", compared="2"), 8
     x, step = near_identity(problem), 1e-2
+    assert problem.runner.compared.units == 2 * units
     curvature = problem.evaluate(x).curvature()
 
     def second(k, along):
@@ -153,6 +155,8 @@ def test_the_curvature_is_that_of_a_units_own_share():
 def test_a_mapped_site_that_is_not_compared_has_no_curvature_of_its_own():
     problem = problem_of(("mean", "max"), compared="2")
     curvature = problem.evaluate(problem.identity()).curvature()
+    assert curvature.shape == (3, 9 + 8)
+    assert problem.runner.compared.units == 2 * 8
     assert np.isnan(curvature[:, :9]).all()
     assert np.isfinite(curvature[:, 9:]).all()
 

@@ -4,12 +4,14 @@
                                         [--draws 0] [--count 96] [--samples 32] [--max-evaluations N] [--json FILE]
                                         [--table]
 
-The model is that of `examples/image_model`. A fit sees 32 + 32 captions (`--samples`) of one plain subject, unpaired and
-each with noise of its own, and pictures are of other captions and noise. A row has, at every strength, the share of
+The model is that of `examples/image_model`. A fit sees 32 + 32 captions (`--samples`) of one plain subject, unpaired
+and each with noise of its own, and pictures are of other captions and noise. A row has, at every strength, the share of
 pictures in which the judge finds the concept, and in which it still finds the subject; extras other than the concept, a
 picture; and the mean change of a pixel. The table shows each setting at the strength that is best where the subject is
-lost in at most one picture in 20: means over concepts and draws, with standard errors. `words` is what the caption
-itself does. The JSON file gains a line for every fit, and what it holds is not fitted again.
+lost in at most one picture in 20: means over concepts and draws, with standard errors. `net` is what a setting does
+less the subjects it loses, at the best of all strengths; beside it, how far it is above that of `max` with the same
+concepts and draws. `words` is what the caption itself does. The JSON file gains a line for every fit, and what it holds
+is not fitted again.
 """
 
 import argparse
@@ -211,32 +213,45 @@ def cost(steering: lineas.Steering) -> dict[str, Any]:
 
 
 def front(row: Mapping[str, Any], subjects: float = MAY_LOSE) -> dict[str, float]:
-    """The best that a fit does at a strength, between those measured too, that leaves the subjects as they are."""
+    """The best that a fit does at a strength, between those measured too, that leaves the subjects as they are.
+
+    `net` is the best of all strengths by the concepts that came, or went, less the subjects that were lost.
+    """
     points = row["points"]
     at = [point["strength"] for point in points]
     grid = np.linspace(0, at[-1], 1 + round(20 * at[-1])) if row["setting"] != "words" else np.array(at)
     keys = ("concept", "subject", "others", "change")
     lines = {key: np.interp(grid, at, [point[key] for point in points]) for key in keys}
-    sign = 1 if row["task"] == "induce" else -1
-    kept = lines["subject"] >= points[0]["subject"] - subjects
+    effect = (lines["concept"] - lines["concept"][0]) * (1 if row["task"] == "induce" else -1)
+    lost = lines["subject"][0] - lines["subject"]
+    kept = lost <= subjects
     kept[-1] |= row["setting"] == "words"
-    best = int(np.where(kept, sign * lines["concept"], -np.inf).argmax())
-    return {"strength": float(grid[best])} | {key: float(line[best]) for key, line in lines.items()}
+    best = int(np.where(kept, effect, -np.inf).argmax())
+    net = float((effect - np.maximum(lost, 0)).max())
+    return {"strength": float(grid[best]), "net": net} | {key: float(line[best]) for key, line in lines.items()}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield "task    setting                    fits  concept         others        strength  evaluations"
-    for task, setting in sorted({(row["task"], row["setting"]) for row in rows}):
-        mine = [row for row in rows if (row["task"], row["setting"]) == (task, setting)]
-        best = [front(row) for row in mine]
+    best = {(row["task"], row["setting"], row["concept"], row["draw"]): front(row) for row in rows}
+    taken = {key: row.get("evaluations", 0) for key, row in zip(best, rows, strict=True)}
+    heads = f"{'concept':13}  {'net':13}  less that of max  {'others':13}  strength evaluations"
+    yield f"task    {'setting':26} fits  {heads}"
+    for task, setting in sorted({key[:2] for key in best}):
+        mine = [key for key in best if key[:2] == (task, setting)]
+        told = [_mean([best[key][what] for key in mine]) for what in ("concept", "net", "others")]
+        beside = [(key, (task, "max", key[2], key[3])) for key in mine]
+        told.insert(2, _mean([best[own]["net"] - best[other]["net"] for own, other in beside if other in best]))
+        strength, evaluations = np.mean([best[key]["strength"] for key in mine]), np.mean([taken[key] for key in mine])
+        cells = "  ".join(f"{cell:{width}}" for cell, width in zip(told, (13, 13, 16, 13), strict=True))
+        yield f"{task:7} {setting:26} {len(mine):4}  {cells} {strength:9.2f} {evaluations:11.1f}"
 
-        def told(key: str, best: Sequence[Mapping[str, float]] = best) -> str:
-            values = [one[key] for one in best]
-            return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) / len(values) ** 0.5 if values[1:] else 0:.3f}"
 
-        taken = np.mean([row.get("evaluations", 0) for row in mine])
-        strength = np.mean([one["strength"] for one in best])
-        yield f"{task:7} {setting:26} {len(mine):4}  {told('concept')}  {told('others')}  {strength:8.2f} {taken:8.1f}"
+def _mean(values: Sequence[float]) -> str:
+    """With its standard error; empty where there is nothing."""
+    if not values:
+        return ""
+    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    return f"{np.mean(values):.3f} ± {error:.3f}"
 
 
 def main() -> None:

@@ -87,6 +87,8 @@ def fit(
     source, target = (read_texts(name, path, column, field) for name, path in (("src", src), ("tgt", tgt)))
     if not within_range:
         del options["within_range"]
+    if pooling and "," in pooling:
+        options["pooling"] = tuple(pooling.split(","))
     if (penalty := _penalty(l1, group)) is not None:
         options["penalty"] = penalty
     if resume:

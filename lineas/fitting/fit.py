@@ -68,7 +68,7 @@ def fit(
     batch_size: int | None = DEFAULT.batch_size,
     max_length: int | None = DEFAULT.max_length,
     compute_dtype: str | torch.dtype | None = DEFAULT.compute_dtype,
-    pooling: str | None = DEFAULT.pooling,
+    pooling: str | Sequence[str] | None = DEFAULT.pooling,
     position: str = DEFAULT.position,
     component: str | None = DEFAULT.component,
     call: Mapping[str, Any] | None = DEFAULT.call,
@@ -217,7 +217,7 @@ def _runner(
     late = [site.name for site in mapped if order.index(site) > last]
     if late:
         raise ValueError(f"these sites run after the last loss site, so no loss can reach them: {', '.join(late)}")
-    where = model, layout.part(mapped), layout.part(compared), str(options.pooling), options.seed
+    where = model, layout.part(mapped), layout.part(compared), options.poolings, options.seed
     plain = Runner(*where)  # in the weights' own dtype: it looks for small differences
     if options.fits:
         check_differentiable(plain, sources[0])

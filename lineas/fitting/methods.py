@@ -66,7 +66,7 @@ def maps_of(
     Parameters
     ----------
     runner : Runner
-        Its mapped and compared sites are the same.
+        Its mapped and compared sites are the same, and its pooling is one.
     schedule : one of SCHEDULES
         "at_once" takes what the sources do in the unsteered network. "sequential" takes what they do at a site under
         the maps of all earlier ones: in one forward pass where they are one batch, else in a pass to each site.
@@ -138,7 +138,7 @@ class _Fitting:
 
 def _in_one_pass(runner: Runner, batch: Batch, fitting: _Fitting) -> None:
     """Each site's responses become its maps, and these go on at once, before the pass goes on."""
-    part, layout = Part(batch, runner.pooling), fitting.layout
+    part, layout = Part(batch, runner.poolings), fitting.layout
 
     def watch(k: int, site: Site):
         def see(module: nn.Module, h: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def _site_by_site(runner: Runner, sources: Sequence[Batch], fitting: _Fitting) -
     earlier: dict[Site, Callable[[nn.Module, Tensor], Tensor]] = {}
     for k, site in enumerate(layout.sites):
         of_site = Runner(
-            runner.model, layout.part([]), layout.part([site]), runner.pooling, runner.seed, savings=runner.savings,
+            runner.model, layout.part([]), layout.part([site]), runner.poolings, runner.seed, savings=runner.savings,
             compute_dtype=runner.compute_dtype,
         )  # fmt: skip
         with hooked(runner.model, earlier):

@@ -47,7 +47,7 @@ class ModelLoss:
         all_targets, _ = passes.world.gather(lambda: np.concatenate(targets))
         self.target = ops.prepare_target(all_targets, self.samples)
         self.coefficient = self.runner.compared.coefficients()
-        self._place, self._scaled = _places(self.runner), (1.0, self.coefficient)
+        self._places, self._scaled = _places(self.runner), (1.0, self.coefficient)
         self._minibatches: dict[tuple[int, int], ModelLoss] = {}
 
     def identity(self) -> Vector:
@@ -97,28 +97,32 @@ class ModelLoss:
         )
 
     def _curvature(self, x: Vector, responses: Vector, scale: float) -> Floats:
-        """Of each mapped unit's own share of the loss, 2 * coefficient * mean of [z z, z; z, 1], z before its map."""
+        """Of each mapped unit's own share of the loss, 2 * coefficient * mean of [z z, z; z, 1], z before its map: the
+        sum over its poolings."""
+        share = np.sum([self._curvature_of(place, x, responses, scale) for place in self._places], 0)
+        return share + scale * self._ridge_strength() * self.ridge.curvature() if self.ridge else share
+
+    def _curvature_of(self, place: NDArray[np.int64], x: Vector, responses: Vector, scale: float) -> Floats:
         weight, bias = np.split(x.astype(float), 2)
-        place, known = self._place, np.abs(weight) > 0.1  # else the map has all but wiped out z
+        known = np.abs(weight) > 0.1  # else the map has all but wiped out z
         known &= place >= 0
         mean = np.add.reduce(responses, 0, np.float64)[place] / len(responses)
         square = np.einsum("ij,ij->j", responses, responses, dtype=float)[place] / len(responses)
         weight[~known] = np.nan
         moments = (square - 2 * bias * mean + bias**2) / weight**2, (mean - bias) / weight, np.ones_like(bias)
-        share = np.where(known, 2 * scale * self.coefficient[place] * np.stack(moments), np.nan)
-        return share + scale * self._ridge_strength() * self.ridge.curvature() if self.ridge else share
+        return np.where(known, 2 * scale * self.coefficient[place] * np.stack(moments), np.nan)
 
     def _ridge_strength(self) -> float:
-        return self.strength * float(self.coefficient.mean())
+        return self.strength * float(self.coefficient.mean()) * len(self.runner.poolings)
 
 
 def _places(runner: Runner) -> NDArray[np.int64]:
-    """(N,): at which place among the compared units each mapped unit is, or -1."""
-    starts = dict(zip(runner.compared.sites, runner.compared.offsets[:-1], strict=True))
+    """(poolings, N): at which place among the compared responses each mapped unit is, or -1."""
+    starts, ways = dict(zip(runner.compared.sites, runner.compared.offsets[:-1], strict=True)), len(runner.poolings)
     return np.concatenate([
-        np.arange(size) + starts[site] if site in starts else np.full(size, -1)
+        np.arange(ways * size).reshape(ways, size) + starts[site] if site in starts else np.full((ways, size), -1)
         for site, size in zip(runner.mapped.sites, runner.mapped.sizes, strict=True)
-    ])  # fmt: skip
+    ], 1)  # fmt: skip
 
 
 def _check_gradient(gradient: Vector, runner: Runner) -> None:

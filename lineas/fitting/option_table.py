@@ -22,8 +22,9 @@ class Option:
     help : str
         A sentence, for the docstring and the command line.
     check : str
-        What it must be: "a name" among those that `options.NAMES` has for it, "whole" (a number of at least 1, or
-        None), "share" (a number of at least 0, or None), "flag"; empty where the part that uses it checks it.
+        What it must be: "a name" among those that `options.NAMES` has for it, "names" (one of the poolings, or several,
+        or None), "whole" (a number of at least 1, or None), "share" (a number of at least 0, or None), "flag"; empty
+        where the part that uses it checks it.
     only : str
         "fit" for what only a fit through the model takes, "formula" for what only methods that compute maps from
         responses take.
@@ -72,7 +73,8 @@ OPTIONS = (
            command="Texts that pass through the model at once."),
     Option("max_length", None, "int", "Longest text in tokens; the rest is cut off.", "whole"),
     Option("compute_dtype", None, "str or dtype", "bfloat16 or float16 for matrix products."),
-    Option("pooling", None, "str", "A unit's response: mean, max, min or last token.", "a name"),
+    Option("pooling", None, "str or several", "A unit's response: mean, max, min or last token, or several of them.",
+           "names", command="A unit's response: mean, max, min or last token, or several of them: mean,max."),
     Option("position", "all", "str", "Which tokens are mapped.", "a name"),
     Option("component", None, "str", "Of a pipeline: the network to steer; its denoiser if not given."),
     Option("call", None, "dict", "Of a pipeline: arguments of its call, such as num_inference_steps.", command=None),

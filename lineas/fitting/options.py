@@ -1,6 +1,6 @@
 """The options of a fit: checked as `option_table` says, and filled in where none were given."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from ..core.checks import flag, whole
 from ..optim import OPTIMIZERS, PUBLISHED_STEPS
 from ..penalties import Penalty
-from ..responses.pooling import POOLINGS
+from ..responses.pooling import as_poolings
 from .losses import AUTO, LOSSES, Loss
 from .losses import find as find_loss
 from .methods import METHODS, SCHEDULES, Formula, Method, find
@@ -20,7 +20,7 @@ METHOD_NAMES, RECIPES, POSITIONS = ("lineas", *METHODS), ("fast", "published"), 
 FAST_EVALUATIONS = 50  # the most the fast recipe may use unless told; it usually stops by itself after ten
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 NAMES: dict[str, tuple[str | None, ...]] = {
-    "method": METHOD_NAMES, "recipe": RECIPES, "loss": ("auto", *LOSSES), "pooling": (None, *POOLINGS),
+    "method": METHOD_NAMES, "recipe": RECIPES, "loss": ("auto", *LOSSES),
     "position": POSITIONS, "schedule": (None, *SCHEDULES), "optimizer": (None, *OPTIMIZERS),
 }  # fmt: skip
 OWN: dict[str, Any] = {"method": Callable, "loss": Loss}  # what a user may give instead of a name
@@ -44,7 +44,7 @@ class Options:
     batch_size: int | None
     max_length: int | None
     compute_dtype: torch.dtype | None
-    pooling: str | None
+    pooling: str | tuple[str, ...] | None
     position: str
     seed: int
 
@@ -58,6 +58,7 @@ class Options:
         for option in OPTIONS:
             _check(option, values[option.name])
         values["compute_dtype"], values["within_range"] = _half(values["compute_dtype"]), bool(values["within_range"])
+        values["pooling"] = _one_or_several(values["pooling"])
         if isinstance(penalty := values["penalty"], type):
             raise TypeError(
                 f"penalty: expected one of lineas.penalties, got the class {penalty.__name__}; make one of it"
@@ -72,6 +73,11 @@ class Options:
         if not options.fits:
             method = find(options.method)
             schedule, pooling = options.schedule or method.schedule, options.pooling or method.pooling
+            if not isinstance(pooling, str):
+                raise ValueError(
+                    f"pooling: expected one, since {options.method!r} makes a map of one response to each sample; got "
+                    f"{pooling!r}"
+                )
             return replace(options, schedule=schedule, pooling=pooling)
         options = replace(options, pooling=options.pooling or "mean")
         return options._published() if options.recipe == "published" else options._fast()
@@ -85,6 +91,10 @@ class Options:
     def in_closed_form(self) -> Method | None:
         """The method, where it computes maps from responses."""
         return None if self.fits else find(self.method)
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        return as_poolings(self.pooling or "mean")
 
     @property
     def least(self) -> int:
@@ -117,6 +127,7 @@ class Options:
             "penalty": repr(self.penalty),
             "loss": self.loss if isinstance(self.loss, str) else repr(self.loss),
             "compute_dtype": self.compute_dtype and str(self.compute_dtype).removeprefix("torch."),
+            "pooling": list(self.pooling) if isinstance(self.pooling, tuple) else self.pooling,
         }
         other = "formula" if self.fits else "fit"
         without = {option.name for option in OPTIONS if option.only == other}
@@ -156,10 +167,19 @@ def _check(option: Option, value: Any) -> None:
         flag(value, name)
     if value is None:
         return
+    if option.check == "names":
+        as_poolings(value)
     if option.check == "whole":
         whole(value, name)
     if option.check == "share" and not (_is_number(value) and 0 <= value < float("inf")):
         raise ValueError(f"{name}: expected a number of at least 0, got {value!r:.60}")
+
+
+def _one_or_several(pooling: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
+    if pooling is None:
+        return None
+    several = as_poolings(pooling)
+    return several if len(several) > 1 else several[0]
 
 
 def _is_number(value: Any) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..network.inputs import Inputs
 from ..network.sites import Site, find_sites
 from ..network.state import device_of, eager, frozen, seeded
-from .pooling import POOLINGS
+from .pooling import as_poolings
 from .probe import probe
 from .runner import Runner
 
@@ -59,8 +59,8 @@ def responses_to(
     at: str | Sequence[int] | None = None,
 ) -> dict[str, NDArray[np.float32]]:  # fmt: skip
     """The same; `name` is what messages call the inputs."""
-    if pooling not in POOLINGS:
-        raise ValueError(f"pooling: expected one of {', '.join(map(repr, POOLINGS))}; got {pooling!r}")
+    if len(as_poolings(pooling)) > 1:
+        raise ValueError(f"pooling: expected one, for one response of each unit and sample; got {pooling!r}")
     given = Inputs(model, component=component, call=call, at=at, seed=seed)
     found, network, device = find_sites(model, sites, component=component), given.network, device_of(given.network)
     with seeded(seed, device), frozen(network), eager(), torch.no_grad():

@@ -1,7 +1,7 @@
 """Where each site's units lie in the flat vectors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,10 @@ class Layout:
     def coefficients(self) -> Floats:
         """(N,): what each unit's distance counts in the loss, a mean over sites of the mean over units."""
         return np.repeat(1.0 / (len(self.sizes) * np.array(self.sizes)), self.sizes)
+
+    def pooled(self, ways: int) -> "Layout":
+        """The layout of responses that are pooled in so many ways: at each site those of one way after the other's."""
+        return replace(self, sizes=tuple(ways * size for size in self.sizes))
 
     def part(self, sites: Sequence[Site]) -> "Layout":
         """The layout of some of these sites, in this order."""

@@ -37,7 +37,7 @@ def resolution(runner: Runner, batch: Batch) -> Vector:
             maps = (half.to(h.device) for half in identity)
             size = part.pooled(h.abs(), layout.channel_dims[k], layout.sides[k], site, *maps)[1].mean(0)
             tokens = h.numel() // (part.batch.size * layout.sizes[k])
-            averaged = max(tokens, 1) if runner.pooling == "mean" else 1
+            averaged = max(tokens, 1) if runner.poolings == ("mean",) else 1
             own = torch.finfo(h.dtype).eps if h.dtype in (torch.float16, torch.bfloat16) else 0.0
             step = SAFETY * torch.finfo(torch.float32).eps + own / averaged**0.5
             found[0, layout.slice(k)] = (size * step).cpu().numpy()

@@ -21,7 +21,7 @@ from ..network.links import trail
 from ..network.sites import Site
 from ..network.state import device_of, dtype_of, must_finish, reseed
 from .layout import Layout
-from .pooling import Part
+from .pooling import Part, as_poolings
 
 
 class Finished(Exception):
@@ -78,6 +78,9 @@ class Runner:
 
     Parameters
     ----------
+    compared : Layout
+        Where responses are gathered. The runner's own has as many columns for each unit as there are poolings.
+    pooling : str or sequence of str
     savings : Savings
         What it may leave out: nothing, or what another runner of the same sites found (`possible_savings`).
     compute_dtype : torch.dtype, optional
@@ -85,10 +88,11 @@ class Runner:
     """
 
     def __init__(
-        self, model: nn.Module, mapped: Layout, compared: Layout, pooling: str, seed: int = 0, *,
+        self, model: nn.Module, mapped: Layout, compared: Layout, pooling: str | Sequence[str], seed: int = 0, *,
         savings: Savings = NOTHING, compute_dtype: torch.dtype | None = None,
     ):  # fmt: skip
-        self.model, self.mapped, self.compared, self.pooling = model, mapped, compared, pooling
+        self.model, self.mapped, self.poolings = model, mapped, as_poolings(pooling)
+        self.compared = compared.pooled(len(self.poolings))
         self.seed, self.device = seed, device_of(model)
         self.dims: dict[Site, int] = {}
         self.sides: dict[Site, str] = {}
@@ -131,7 +135,7 @@ class Runner:
         identity, draw = torch.from_numpy(self.mapped.identity()), torch.Generator().manual_seed(self.seed)
         away = torch.randn(2, len(identity), generator=draw, dtype=torch.float32, device="cpu")
         maps = [MapTensors(x, self.mapped) for x in identity + 0.1 * away]
-        part, record = Part(sample, self.pooling), PrefixRecord(lists)
+        part, record = Part(sample, self.poolings), PrefixRecord(lists)
 
         def respond(*how) -> Tensor:
             reseed(self.seed, self.device)
@@ -164,8 +168,8 @@ class Runner:
         """The batch in parts of samples of similar length, and where each sample is in them."""
         groups = batch.groups() if self.savings.cuts_padding else []
         if not groups:
-            return [Part(batch, self.pooling)], None
-        parts = [Part(batch.take(rows).trimmed(), self.pooling) for rows in groups]
+            return [Part(batch, self.poolings)], None
+        parts = [Part(batch.take(rows).trimmed(), self.poolings) for rows in groups]
         return parts, torch.from_numpy(np.argsort(np.concatenate(groups))).to(self.device)
 
     def _short_pass(self, part: Part, maps: MapTensors) -> Tensor:

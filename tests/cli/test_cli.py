@@ -188,6 +188,13 @@ def test_fit_does_what_the_library_does(there):
     assert {key for key in {*got, *ours} if got.get(key) != ours.get(key)} <= {"seconds"}
 
 
+def test_several_poolings_are_listed_with_commas(there):
+    (report,) = objects(f"{FIT} --pooling mean,max --max-evaluations 2")
+    assert report["info"]["pooling"] == ["mean", "max"]
+    wrong = " ".join(run(f"{FIT} --pooling mean,median", 2).stderr.replace("│", "").split())
+    assert "pooling: expected some of" in wrong
+
+
 def test_every_option_of_fit_reaches_the_library_under_its_own_name(there, monkeypatch):
     from inspect import signature
 

@@ -52,6 +52,7 @@ def wrapped(rank=None):
 
 EQUAL = {
     "fast": fit,
+    "several poolings": lambda rank=None: fit(rank, pooling=("mean", "max")),
     "penalty": lambda rank=None: fit(rank, penalty=L1(0.01)),
     "published": lambda rank=None: fit(rank, recipe="published", steps=20),
     "small batches": lambda rank=None: fit(rank, batch_size=3),

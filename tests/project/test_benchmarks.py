@@ -153,6 +153,47 @@ def test_shares_of_units_are_parts_of_what_a_fit_does_to_the_output(monkeypatch)
     assert found[2][1] < found[2][0], "AUROC does not know what the output minds"
 
 
+@pytest.mark.slow
+def test_poolings_of_images_are_judged_at_each_strength_and_never_twice(run, tmp_path):
+    pytest.importorskip("diffusers")
+    script, rows = SCRIPT.with_name("image_poolings.py"), tmp_path / "rows.jsonl"
+    words = ["--concepts", "heart", "--count", 4, "--samples", 3, "--max-evaluations", 2, "--json", rows]
+    told = run(*words, "--tasks", "induce", "--settings", "words;mean,max", script=script)
+    asked, fitted = (json.loads(line) for line in rows.read_text().splitlines())
+    plain, heart = asked["points"]
+    assert plain["concept"] == plain["change"] == 0 < heart["change"]
+    assert heart["concept"] > 0.5 <= plain["subject"]
+    assert fitted["points"][0] == plain
+    assert fitted["evaluations"] == 2
+    changes = [point["change"] for point in fitted["points"]]
+    assert len(changes) > 2
+    assert changes == sorted(changes)
+    assert "induce  mean,max" in told
+    before = rows.read_bytes()
+    shown = run("--table", "--json", rows, script=script)
+    run(*words, "--tasks", "induce", "--settings", "mean,max", script=script)
+    assert rows.read_bytes() == before, "what is known is not fitted again"
+    assert shown.strip() in told
+
+
+def test_the_best_strength_of_an_image_fit_keeps_the_subjects(monkeypatch):
+    pytest.importorskip("diffusers")
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import image_poolings
+
+    points = [
+        {"strength": strength, "concept": concept, "subject": subject, "others": 0.0, "change": strength}
+        for strength, concept, subject in ((0.0, 0.0, 0.9), (1.0, 0.5, 0.9), (2.0, 1.0, 0.8))
+    ]
+    best = image_poolings.front({"task": "induce", "setting": "max", "points": points})
+    assert (best["strength"], best["concept"]) == (pytest.approx(1.5), pytest.approx(0.75))
+    for point in points:
+        point["concept"] = 1 - point["concept"]
+    assert image_poolings.front({"task": "remove", "setting": "max", "points": points})["concept"] == pytest.approx(
+        0.25
+    )
+
+
 @pytest.mark.process
 def test_an_unknown_table_is_refused():
     """By a program that starts as a user starts it."""

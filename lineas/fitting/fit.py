@@ -84,13 +84,10 @@ def fit(
 
     Parameters
     ----------
-    model : nn.Module or pipeline
-        Any network whose modules return tensors, or tuples of them, with the samples in dimension 0; left as it was.
-        Or a pipeline of diffusers, or what has the shape of one: its denoiser is steered.
+    model : nn.Module whose modules return tensors or tuples of them, samples first; or a pipeline that calls one
     src, tgt : list of str or of chats, tensor, dict of tensors, BatchEncoding, Dataset or DataLoader
-        Two unpaired sets of at least 2 samples each. Padding, where `attention_mask` is zero, never counts. For a
-        pipeline prompts, or a dict of lists: what its call takes for each row. Row k of both starts from the same
-        noise.
+        Two unpaired sets of at least 2 samples; padding never counts. For a pipeline prompts, or a dict of what its
+        call takes for each row; row k of both starts from the same noise.
     {options}
 
     Returns
@@ -101,16 +98,13 @@ def fit(
     Raises
     ------
     TypeError, ValueError, LookupError
-        On input that cannot work, before any step, with what was expected and what came; the model is as it was.
-    OSError
-        No checkpoint can be written or found, before any step.
-    FloatingPointError
-        The published recipe diverged.
+        On input that cannot work, before any step, with what was expected and what came.
+    OSError, FloatingPointError
+        No checkpoint can be written or found; the published recipe diverged. The model is as it was.
 
     Notes
     -----
-    `docs/guide.md` says more of each option. An evaluation costs a forward pass to the last loss site, and a backward
-    pass where it is accepted. Source: LinEAS, Rodriguez et al., NeurIPS 2025, arXiv 2503.10679.
+    `docs/guide.md` says more, and what it costs. Source: LinEAS, Rodriguez et al., NeurIPS 2025, arXiv 2503.10679.
 
     Examples
     --------

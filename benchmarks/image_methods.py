@@ -1,0 +1,161 @@
+"""Every method on the image model: does a concept come, or go, and is the rest of the picture still there?
+
+    python benchmarks/image_methods.py [--concepts heart,snow] [--tasks induce,remove] [--cases unpaired,paired]
+                                       [--methods "lineas;linear_act"] [--draws 0,1,2,3] [--count 96]
+                                       [--json FILE] [--table]
+
+A fit sees 32 + 32 captions: other ones from other noise ("unpaired"), or the same ones with and without the concept,
+each pair from the same noise ("paired"). All methods have the same sites, the norms of the UNet, and the same pooling,
+the maximum over pixels; `lineas` by itself has the default pooling beside it. Test captions and their noise are fresh.
+"words" asks for the concept in the caption. A row has, at every strength, the share of pictures with the concept, with
+the right subject, and with the right background, other extras a picture, and the mean change of a pixel. The table
+takes each method at the strength that is best where at most 5 subjects in 100 are lost, between measured strengths too.
+The JSON file gains a line for every fit, and what it holds is not fitted again.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from _image_model import CALL, CONCEPTS, MAY_LOSE, TASKS, Captions, Found, Studio, captions
+
+import lineas
+
+JSON = Path(__file__).parent / "data" / "image_methods.jsonl"
+CASES = ("unpaired", "paired")
+SAMPLES, LOST = 32, 0.2  # captions of each side; of the subjects, where no stronger strength is looked at
+POOLING = "max"
+Row = dict[str, Any]
+
+
+class Method(NamedTuple):
+    """What `lineas.fit` is told, and at which strengths the result is looked at."""
+
+    options: Mapping[str, Any]
+    strengths: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+
+
+SMALL = (0.25, 0.5, 0.75, 1.0, 1.5)
+METHODS = {
+    "words": Method({}, (1.0,)),
+    "lineas": Method({}),
+    "lineas, max": Method({"pooling": POOLING}),
+    "linear_act": Method({"method": "linear_act", "pooling": POOLING}, SMALL),
+    "gaussian_act": Method({"method": "gaussian_act", "pooling": POOLING}, SMALL),
+    "mean_act": Method({"method": "mean_act", "pooling": POOLING}, SMALL),
+    "caa": Method({"method": "caa", "pooling": POOLING}, SMALL),
+    "actadd": Method({"method": "actadd", "pooling": POOLING}, SMALL),
+    "repe": Method({"method": "repe", "pooling": POOLING}, SMALL),
+    "iti_c": Method({"method": "iti_c", "pooling": POOLING}, SMALL),
+    "aura": Method({"method": "aura", "pooling": POOLING}, SMALL),
+}
+
+
+def fit(studio: Studio, told: Captions, draw: int, paired: bool, options: Mapping[str, Any]) -> lineas.Steering:
+    sides: list[Any] = [told.source, told.target]
+    if not paired:  # other noise as well; fit by itself starts row k of both sides from the same
+        sides = [
+            {"prompt": side, "generator": [10_000 * draw + 1000 * k + row for row in range(len(side))]}
+            for k, side in enumerate(sides, 1)
+        ]
+    if options.get("method") == "actadd":  # of one pair
+        sides = [{k: v[:1] for k, v in s.items()} if isinstance(s, dict) else s[:1] for s in sides]
+    sites = [site.name for site in lineas.find_sites(studio.pipe)]
+    return lineas.fit(studio.pipe, *sides, call=CALL, sites=sites, seed=draw, progress=False, **options)
+
+
+def row(studio: Studio, concept: str, task: str, case: str, method: str, draw: int, count: int) -> Row:
+    told, seed = captions(concept, task, draw, count, SAMPLES, case == "paired"), 500 + draw
+    plain = studio.pictures(told.test, seed)
+
+    def point(strength: float, prompts: Sequence[str]) -> Row:
+        found: Found = studio.found(studio.pictures(prompts, seed), plain, concept, told)
+        return {"strength": strength, **{k: round(v, 4) for k, v in found._asdict().items()}}
+
+    head = {"concept": concept, "task": task, "case": case, "method": method, "draw": draw, "count": count}
+    points = [point(0.0, told.test)]
+    if method == "words":
+        return head | {"points": [*points, point(1.0, told.asked)]}
+    options, strengths = METHODS[method]
+    steering = fit(studio, told, draw, case == "paired", options)
+    for strength in strengths:
+        with steering.apply(studio.pipe, strength):
+            points.append(point(strength, told.test))
+        if points[-1]["subject"] < points[0]["subject"] - LOST:
+            break
+    return head | {key: steering.info[key] for key in ("evaluations", "seconds")} | {"points": points}
+
+
+def front(found: Row) -> dict[str, float]:
+    """The best that a method does at a strength, between those measured too, that leaves the subjects as they are."""
+    points = found["points"]
+    at = [point["strength"] for point in points]
+    is_words = found["method"] == "words"
+    grid = np.array(at) if is_words else np.linspace(0, at[-1], 1 + round(20 * at[-1]))
+    lines = {
+        key: np.interp(grid, at, [point[key] for point in points]) for key in Found._fields
+    }  # fmt: skip
+    effect = (lines["concept"] - lines["concept"][0]) * (1 if found["task"] == "induce" else -1)
+    kept = lines["subject"] >= lines["subject"][0] - MAY_LOSE
+    best = len(grid) - 1 if is_words else int(np.where(kept, effect, -np.inf).argmax())
+    net = float((effect - np.maximum(lines["subject"][0] - lines["subject"], 0)).max())
+    return {"strength": float(grid[best]), "net": net} | {key: float(line[best]) for key, line in lines.items()}
+
+
+def table(rows: Sequence[Row]) -> Iterator[str]:
+    """A line a task, case and method: means over concepts and draws, with standard errors of the concept's share."""
+    best = [(found, front(found)) for found in rows]
+    yield "| task | sets | method | fits | concept | subject | background | others | change | strength | seconds |"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    for task, case, method in itertools.product(TASKS, CASES, METHODS):
+        mine = [(f, b) for f, b in best if (f["task"], f["case"], f["method"]) == (task, case, method)]
+        if mine:
+            shares = [b["concept"] for _, b in mine]
+            error = np.std(shares, ddof=1) / len(shares) ** 0.5 if len(shares) > 1 else np.nan
+            others = [np.mean([b[k] for _, b in mine]) for k in ("subject", "ground", "others", "change", "strength")]
+            seconds = np.mean([f.get("seconds", 0.0) for f, _ in mine])
+            cells = [task, case, method, str(len(mine)), f"{np.mean(shares):.2f} ± {error:.2f}"]
+            cells += [*(f"{value:.2f}" for value in others), f"{seconds:.0f}"]
+            yield f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concepts", default=",".join(CONCEPTS))
+    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--methods", default=";".join(METHODS))
+    parser.add_argument("--draws", default="0")
+    parser.add_argument("--count", type=int, default=96, help="pictures at each strength")
+    parser.add_argument("--json", metavar="FILE", type=Path, default=JSON, help="one line for each fit")
+    parser.add_argument("--table", action="store_true", help="fit nothing; show what the file holds")
+    asked = parser.parse_args()
+    names = asked.methods.split(";")
+    if unknown := set(names) - set(METHODS):
+        sys.exit(f"--methods: expected some of {', '.join(METHODS)}, got {', '.join(sorted(unknown))}")
+    rows = [json.loads(line) for line in asked.json.read_text().splitlines()] if asked.json.exists() else []
+    if not asked.table:
+        import torch
+
+        torch.set_num_threads(1)
+        studio = Studio()
+        known = {tuple(r[k] for k in ("concept", "task", "case", "method", "draw")) for r in rows}
+        draws = map(int, asked.draws.split(","))
+        for draw, case, concept, task, method in itertools.product(
+            draws, asked.cases.split(","), asked.concepts.split(","), asked.tasks.split(","), names
+        ):
+            if (concept, task, case, method, draw) not in known:
+                rows.append(row(studio, concept, task, case, method, draw, asked.count))
+                print(concept, task, case, method, draw, front(rows[-1]), flush=True)
+                with asked.json.open("a") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+    print("\n".join(table(rows)))
+
+
+if __name__ == "__main__":
+    main()

@@ -169,14 +169,14 @@ def _draw_boxes(ax: "Axes", heights: NDArray, side: int, label: str) -> None:
 
 def plot_strength(
     rows: Sequence[Mapping[str, Any]], ax: "Axes | None" = None, *, effect: str = "effect", error: str | None = None,
-    label: str = "steered", marker: str = "o",
+    label: str = "steered", marker: str = "o", cost: str = "perplexity",
 ) -> "Axes":  # fmt: skip
     """What a steering achieves against what it costs, a point for each strength.
 
     Parameters
     ----------
     rows : list of dict
-        One for each strength, in any order, with "strength", "perplexity", and what `effect` names.
+        One for each strength, in any order, with "strength", and what `effect` and `cost` name.
     ax : matplotlib axes, optional
     effect : str
         Key of the effect, and its label.
@@ -184,10 +184,12 @@ def plot_strength(
         Key of the effect's standard error, drawn as a bar to either side.
     label, marker : str
         Of the points; others on the same axes tell another steering apart.
+    cost : str
+        Key of the cost, and its label.
 
     Returns
     -------
-    The axes, perplexity to the right and the effect upwards; points are joined in the order of their strengths, which
+    The axes, the cost to the right and the effect upwards; points are joined in the order of their strengths, which
     stand beside them. The base model, strength 0, is a hollow square with lines through it.
 
     Raises
@@ -199,13 +201,13 @@ def plot_strength(
     """
     if not rows:
         raise ValueError("rows: expected at least one, got none")
-    needed = ["strength", "perplexity", effect, *([error] if error else [])]
+    needed = ["strength", cost, effect, *([error] if error else [])]
     for row in rows:
         if missing := [key for key in needed if key not in row]:
             raise LookupError(f"rows: expected the keys {needed} in each, one lacks {missing} and has {list(row)}")
     ax = new_axes(ax)
     ordered = sorted(rows, key=lambda row: row["strength"])
-    right, up = ([row[key] for row in ordered] for key in ("perplexity", effect))
+    right, up = ([row[key] for row in ordered] for key in (cost, effect))
     drawn = ax.get_legend_handles_labels()[1]  # by an earlier call, of another steering
 
     def once(text: str) -> str:
@@ -221,7 +223,7 @@ def plot_strength(
             ax.axhline(y, color="0.7", linewidth=0.8, linestyle=":", zorder=0)
             ax.axvline(x, color="0.7", linewidth=0.8, linestyle=":", zorder=0)
         ax.annotate(f"{row['strength']:g}", (x, y), xytext=(7, -11), textcoords="offset points")
-    ax.set(xlabel="perplexity", ylabel=effect, title="Effect and cost by strength")
+    ax.set(xlabel=cost, ylabel=effect, title="Effect and cost by strength")
     ax.margins(0.1)
     ax.legend(frameon=False)
     return ax

@@ -1,4 +1,4 @@
-"""What a steering does to a model: how likely text is, what it writes, what its units do, how it does at tasks.
+"""What a steering does to a model: how likely text is, what it writes or draws, what its units do, how tasks go.
 
 `evaluate`, which is `lineas.evaluate`, measures all of it; the other functions are its parts.
 """
@@ -7,25 +7,37 @@ from ..responses.collect import responses
 from .activations import distance
 from .divergence import kl_divergence
 from .diversity import distinct, self_bleu
+from .evaluate import evaluate
 from .harness import TaskResult, tasks
 from .intervals import Estimate
+from .judge import Judge
 from .language import continuations, perplexity
-from .measure import evaluate
+from .named_scorers import picture_scorer
+from .picture_scorers import PictureScorer
+from .pictures import generators
 from .report import Report
 from .scorers import Scorer, classifier, scorer
+from .vision import clip, dino, lpips
 
 __all__ = [
     "Estimate",
+    "Judge",
+    "PictureScorer",
     "Report",
     "Scorer",
     "TaskResult",
     "classifier",
+    "clip",
     "continuations",
+    "dino",
     "distance",
     "distinct",
     "evaluate",
+    "generators",
     "kl_divergence",
+    "lpips",
     "perplexity",
+    "picture_scorer",
     "responses",
     "scorer",
     "self_bleu",

@@ -79,9 +79,38 @@ def ratio(totals: ArrayLike, counts: ArrayLike, confidence: float) -> Estimate:
     return Estimate(value, error, value - half, value + half, "samples", n)
 
 
+def share(hits: ArrayLike, confidence: float) -> Estimate:
+    """A mean of zeros and ones, with Wilson's interval: Student's has no width where all are the same.
+
+    Source: Wilson, JASA 1927, doi 10.1080/01621459.1927.10502953.
+    """
+    each = np.asarray(hits, np.float64)
+    value, n, z = float(each.mean()), len(each), _normal_quantile(confidence)
+    middle = (value + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(value * (1 - value) / n + z * z / (4 * n * n))
+    return Estimate(value, half / z, middle - half, middle + half, "samples", n)
+
+
+def share_change(differences: ArrayLike, confidence: float) -> Estimate:
+    """A mean of differences of pairs of zeros and ones: -1, 0 or 1, with an interval as if two pairs more differed.
+
+    Source: Bonett & Price, adjusted Wald intervals for a difference of paired proportions, JEBS 2012.
+    """
+    each = np.asarray(differences, np.float64)
+    n, z = len(each), _normal_quantile(confidence)
+    up, down = ((np.sum(each == way) + 1) / (n + 2) for way in (1, -1))
+    error = math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    middle = float(up - down)
+    return Estimate(float(each.mean()), error, max(middle - z * error, -1), min(middle + z * error, 1), "samples", n)
+
+
+def _normal_quantile(confidence: float) -> float:
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
 def normal(value: float, error: float, confidence: float, n: int) -> Estimate:
     """From a standard error that somebody else computed over n samples."""
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * error
+    half = _normal_quantile(confidence) * error
     return Estimate(value, error, value - half, value + half, "samples", n)
 
 

@@ -1,5 +1,6 @@
 """What an evaluation found: every figure, its confidence interval, and how it differs from the base model's."""
 
+import base64
 import json
 import math
 import os
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._storage.saving import read_whole, replace_file
-from . import intervals, tables
+from . import grid, intervals, tables
+from .drawn import Drawn
 from .intervals import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from PIL.Image import Image
 
 FORMAT, VERSION = "lineas evaluation", 1
 
@@ -31,15 +34,18 @@ class Measure:
     better : str
         "higher", "lower", or "" where neither is.
     samples : str
-        What its samples are: "texts", "continuations"; "" where there is one figure for all.
+        What its samples are: "texts", "continuations", "pictures"; "" where there is one figure for all.
     is_log : bool
         The figure is the exponential of a mean.
+    is_share : bool
+        The samples are zeros and ones.
     """
 
     role: str
     better: str = ""
     samples: str = ""
     is_log: bool = False
+    is_share: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class Outcome:
 
     def estimate(self, measure: Measure, confidence: float) -> Estimate:
         """Over the samples."""
+        if measure.is_share:
+            return intervals.share(self.totals, confidence)
         found = intervals.ratio(self.totals, self.weights(), confidence)
         if self.error is not None:
             found = intervals.normal(found.value, self.error, confidence, int(sum(self.weights())))
@@ -75,6 +83,8 @@ class Outcome:
     def change(self, base: "Outcome", measure: Measure, confidence: float) -> Estimate:
         """From the base model, sample by sample: the difference, of a perplexity the relative one."""
         apart = np.subtract(self.totals, base.totals)
+        if measure.is_share:
+            return intervals.share_change(apart, confidence)
         found = intervals.ratio(apart, self.weights(), confidence)
         return intervals.exponential(found, minus=1.0) if measure.is_log else found
 
@@ -106,6 +116,8 @@ class Report:
         One for each run.
     confidence : float
         Of the intervals.
+    drawn : tuple of Drawn
+        Of a pipeline.
     """
 
     measures: dict[str, Measure]
@@ -113,6 +125,7 @@ class Report:
     written: tuple[Written, ...] = ()
     settings: tuple[dict[str, Any], ...] = field(default=({},))
     confidence: float = 0.95
+    drawn: tuple[Drawn, ...] = ()
 
     def __post_init__(self) -> None:
         if unknown := {outcome.measure for outcome in self.outcomes} - self.measures.keys():
@@ -146,8 +159,8 @@ class Report:
         -------
         Estimate
             Over runs, where there are several; else over seeds, where there are several and the measure depends on
-            them; else over samples: texts or continuations. `over` says which. Intervals are Student's t; that of a
-            perplexity over texts is that of its logarithm.
+            them; else over samples: texts, continuations or pictures. `over` says which. Intervals are Student's t;
+            that of a perplexity over texts is that of its logarithm, that of a share of pictures Wilson's.
 
         Raises
         ------
@@ -175,6 +188,17 @@ class Report:
         if not found:
             raise LookupError(f"no continuations at strength {strength:g}, seed {seed}; {self._known(name)}")
         return [text for written in found for text in written.texts]
+
+    def pictures(self, strength: float = 0.0, steering: str | None = None) -> "list[Image]":
+        """What the pipeline drew for the first prompts, as PIL images of at most 256 pixels a side.
+
+        `lineas.evaluate` says how many it keeps; of several runs, the first one's.
+        """
+        name = self._name(steering) if strength else None
+        found = next((d for d in self.drawn if (d.steering, d.strength) == (name, strength)), None)
+        if found is None:
+            raise LookupError(f"no pictures at strength {strength:g}; {self._known(name)}")
+        return found.images()
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict for the base model and one for each steering and strength, for pandas or `plot.plot_strength`.
@@ -253,6 +277,7 @@ class Report:
             measures={**self.measures, **other.measures},
             outcomes=(*self.outcomes, *(replace(o, run=o.run + first) for o in other.outcomes)),
             written=(*self.written, *(replace(w, run=w.run + first) for w in other.written)),
+            drawn=(*self.drawn, *(replace(d, run=d.run + first) for d in other.drawn)),
             settings=(*self.settings, *other.settings),
         )
 
@@ -273,11 +298,42 @@ class Report:
         return tables.as_markdown(self, measures)
 
     def _repr_html_(self) -> str:
-        """The same for a notebook."""
-        return tables.as_html(self)
+        """The same for a notebook, with the pictures, where there are some."""
+        return (grid.as_html(self) if self.drawn else "") + tables.as_html(self)
+
+    def grid(
+        self, steerings: Sequence[str] | None = None, *, measures: Sequence[str] | None = None, size: int | None = None
+    ) -> "Image":  # fmt: skip
+        """Pictures side by side: a row for each prompt, a column for the base model and for each steering and strength.
+
+        Parameters
+        ----------
+        steerings : list of str, optional
+            Which ones, in which order; all if not given.
+        measures : list of str, optional
+            Whose figures stand below the columns; all if not given.
+        size : int, optional
+            Pixels a side of a picture; its own if not given, at least 96.
+
+        Returns
+        -------
+        PIL.Image.Image
+
+        Raises
+        ------
+        LookupError
+            No pictures were kept; no such steering or measure.
+        """
+        return grid.grid(self, steerings, measures, size)
+
+    def save_grid(self, path: str | os.PathLike, **options: Any) -> None:
+        """Write `grid`, whose options are the same, to a file, whose name's ending says in which format."""
+        grid.save(self.grid(**options), Path(path))
 
     def plot(self, effect: str | None = None, ax: "Axes | None" = None) -> "Axes":
-        """Effect against perplexity, a point for each strength, a line for each steering (`plot.plot_strength`).
+        """Effect against cost, a point for each strength, a line for each steering (`plot.plot_strength`).
+
+        The cost is perplexity, or of pictures pixel_change.
 
         Parameters
         ----------
@@ -292,7 +348,9 @@ class Report:
     def to_json(self, path: str | os.PathLike | None = None) -> str:
         """As JSON text, also written to a file if one is given. `from_json` reads it back, to the same report."""
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        text = json.dumps(_without_nan(content), ensure_ascii=False)
+        if not self.drawn:
+            del content["drawn"]
+        text = json.dumps(_without_nan(content), ensure_ascii=False, default=_as_base64)
         if path is not None:
             replace_file(Path(path), text.encode())
         return text
@@ -319,6 +377,7 @@ class Report:
                 outcomes=tuple(Outcome(**_lists_as_tuples(values)) for values in content.pop("outcomes")),
                 written=tuple(Written(**_lists_as_tuples(values)) for values in content.pop("written")),
                 settings=tuple(content.pop("settings")),
+                drawn=tuple(Drawn(**_with_bytes(values)) for values in content.pop("drawn", ())),
                 **content,
             )
             report.table()  # whatever stands in the file, it can be asked
@@ -341,3 +400,12 @@ def _lists_as_tuples(values: dict[str, Any]) -> dict[str, Any]:
         return tuple(math.nan if x is None else x for x in item) if isinstance(item, list) else item
 
     return {key: back(item) for key, item in values.items()}
+
+
+def _as_base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _with_bytes(values: dict[str, Any]) -> dict[str, Any]:
+    pictures = tuple(base64.b64decode(text, validate=True) for text in values["pictures"])
+    return {**values, "prompts": tuple(values["prompts"]), "pictures": pictures}

@@ -2,8 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 BETTER = ("higher", "lower", "")
 PREFIX = "hf:"
+Kind = TypeVar("Kind", bound=Any)  # of scorer: of texts, or of pictures
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,7 @@ class Scorer:
     better: str = "higher"
 
     def __post_init__(self) -> None:
-        if self.better not in BETTER:
-            raise ValueError(f"better: expected one of {', '.join(map(repr, BETTER))}; got {self.better!r}")
+        check_better(self.better)
 
     def __call__(self, texts: list[str]) -> NDArray[np.float64]:
         """(n,) for n texts. ValueError where the function returns anything else, or what is not finite."""
@@ -44,6 +44,11 @@ class Scorer:
                 f"scorer {self.name!r}: expected {len(texts)} finite numbers, one for each text; got {what}"
             )
         return scores
+
+
+def check_better(better: str) -> None:
+    if better not in BETTER:
+        raise ValueError(f"better: expected one of {', '.join(map(repr, BETTER))}; got {better!r}")
 
 
 def scorer(what: "str | Scorer | Callable[[list[str]], ArrayLike]") -> Scorer:
@@ -90,9 +95,12 @@ def scorer(what: "str | Scorer | Callable[[list[str]], ArrayLike]") -> Scorer:
 
 def scorers_of(given: Any) -> list[Scorer]:
     """One scorer, several, or a dict by name, as a list; names tell them apart."""
+    return several_of(given, scorer)
+
+
+def several_of(given: Any, scorer: Callable[[Any], Kind]) -> list[Kind]:
     if isinstance(given, Mapping):
-        made = {name: scorer(what) for name, what in given.items()}
-        return [Scorer(name, one.function, one.better) for name, one in made.items()]
+        return [replace(scorer(what), name=name) for name, what in given.items()]
     several = [given] if isinstance(given, str) or callable(given) else given
     if not isinstance(several, Iterable):
         raise TypeError(f"scorers: expected a scorer, a list or a dict of them, got {type(given).__name__}")
@@ -105,7 +113,7 @@ def scorers_of(given: Any) -> list[Scorer]:
     return found
 
 
-def _missing(name: str, package: str, extra: str = "evaluation") -> str:
+def missing(name: str, package: str, extra: str = "evaluation") -> str:
     return f"{name!r} needs {package}, which lineas does not bring: pip install 'lineas[{extra}]'"
 
 
@@ -113,7 +121,7 @@ def _sentiment() -> Scorer:
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError as error:
-        raise ImportError(_missing("sentiment", "vaderSentiment")) from error
+        raise ImportError(missing("sentiment", "vaderSentiment")) from error
     vader = SentimentIntensityAnalyzer()
     return Scorer("sentiment", lambda texts: [vader.polarity_scores(text)["compound"] for text in texts])
 
@@ -124,7 +132,7 @@ def _toxicity() -> Scorer:
             warnings.simplefilter("ignore")
             from profanity_check import predict_prob
     except ImportError as error:
-        raise ImportError(_missing("toxicity", "alt-profanity-check")) from error
+        raise ImportError(missing("toxicity", "alt-profanity-check")) from error
     return Scorer("toxicity", predict_prob, "lower")
 
 
@@ -165,14 +173,14 @@ def classifier(
     try:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
     except ImportError as error:
-        raise ImportError(_missing(PREFIX + name, "transformers", "transformers")) from error
+        raise ImportError(missing(PREFIX + name, "transformers", "transformers")) from error
     tokenizer = AutoTokenizer.from_pretrained(name)
     model: Any = AutoModelForSequenceClassification.from_pretrained(name).to(device).eval()
     labels = [str(model.config.id2label.get(k, k)) for k in range(model.config.num_labels)]
     chosen = _label(name, label, labels)
     exclusive = len(labels) > 1 and model.config.problem_type != "multi_label_classification"
     pads = tokenizer.pad_token_id is not None and model.config.pad_token_id is not None
-    options = {"truncation": True, "max_length": _limit(tokenizer, model.config), "return_tensors": "pt"}
+    options = {"truncation": True, "max_length": limit_of(tokenizer, model.config), "return_tensors": "pt"}
 
     def probabilities(texts: list[str]) -> ArrayLike:
         found, size = [], batch_size if pads else 1
@@ -198,7 +206,7 @@ def _label(name: str, label: str | int | None, labels: list[str]) -> int:
     return number
 
 
-def _limit(tokenizer: Any, config: Any) -> int | None:
+def limit_of(tokenizer: Any, config: Any) -> int | None:
     """Tokens that a text may have."""
     limits = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
     return min((n for n in limits if isinstance(n, int) and n < 10**9), default=None)

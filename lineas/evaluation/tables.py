@@ -41,6 +41,7 @@ LEFT_OUT = ("distinct_1", "distinct_3")
 FORMATS = {"perplexity": ".1f", "kl": ".4f"}
 WIDTH = 120  # of a text table; what is beyond it goes below
 CHANGE = "change"
+COSTS = ("perplexity", "pixel_change")
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 
 
@@ -172,16 +173,17 @@ def plot(report: Figures, effect: str | None, ax: "Axes | None") -> "Axes":
 
     if effect is None:
         effect = next((name for name, measure in report.measures.items() if measure.role == "effect"), None)
-    if effect is None or effect not in report.measures or "perplexity" not in report.measures:
+    cost = next((name for name in COSTS if name in report.measures), None)
+    if effect is None or effect not in report.measures or cost is None:
         raise LookupError(
-            f"expected perplexity and an effect among the measures {list(report.measures)}, got {effect!r}"
+            f"expected {' or '.join(COSTS)}, and an effect, among the measures {list(report.measures)}; got {effect!r}"
         )
     base, *steered = report.rows()
     names: list[Any] = report.steerings or [None]
     for k, name in enumerate(names):
         rows = [base, *(row for row in steered if row["steering"] == name)]
         ax = plot_strength(
-            rows, ax, effect=effect, error=f"{effect}_error", marker=MARKERS[k % len(MARKERS)],
+            rows, ax, effect=effect, cost=cost, error=f"{effect}_error", marker=MARKERS[k % len(MARKERS)],
             label="steered" if len(names) == 1 else name,
         )  # fmt: skip
     assert ax is not None

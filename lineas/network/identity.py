@@ -41,6 +41,7 @@ def _hash(text: bytes) -> str:
 def name_of(model: nn.Module) -> str:
     """What a model was loaded by, as on the hub, or the last part of a folder's path; empty for one made in memory."""
     name = getattr(model, "name_or_path", "") or getattr(getattr(model, "config", None), "_name_or_path", "") or ""
+    name = os.fspath(name) if isinstance(name, os.PathLike) else name
     if not isinstance(name, str) or not name:
         return ""
     parts = Path(name).parts

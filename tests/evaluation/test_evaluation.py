@@ -298,7 +298,7 @@ def test_a_report_is_drawn_with_a_line_for_each_steering(world):
     drawn = [report.estimate("perplexity", s, "last").value for s in (0.0, 1.0, 2.0)]
     assert lines["last"].get_xdata().tolist() == drawn
     assert report.plot("distinct_2").get_ylabel() == "distinct_2"
-    with pytest.raises(LookupError, match="expected perplexity and an effect"):
+    with pytest.raises(LookupError, match="expected perplexity or pixel_change, and an effect, among"):
         report.plot("mood")
 
 

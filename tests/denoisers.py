@@ -26,7 +26,7 @@ def flux(**config) -> tuple[torch.nn.Module, Batch]:
         places = torch.stack(torch.meshgrid(torch.zeros(1), torch.arange(4.0), torch.arange(4.0), indexing="ij"), -1)
         return {
             "hidden_states": normal(rows, 16, 4), "encoder_hidden_states": normal(rows, 5, 12),
-            "pooled_projections": normal(rows, 10), "timestep": _times(rows), "img_ids": places.reshape(16, 3),
+            "pooled_projections": normal(rows, 10), "timestep": _times(rows) / 1000, "img_ids": places.reshape(16, 3),
             "txt_ids": torch.zeros(5, 3), "guidance": None, "joint_attention_kwargs": None, "return_dict": False,
         }  # fmt: skip
 

@@ -12,7 +12,7 @@ from .adaptive import AdaptiveFold
 from .folds import Fold, listed
 from .layers import CannotFoldError, Layer, layer
 from .modulation import Modulators
-from .tracing import Trace
+from .tracing import Output, Trace
 
 
 class FoldFinder:
@@ -43,6 +43,8 @@ class FoldFinder:
         outputs = self._outputs(site)
         if self.trace and not outputs:
             return [], "its module did not run on the probe"
+        if self.trace and any(self.trace.is_twice_in(value, tensor_of(site, value)) for _, value in self._calls(site)):
+            return [], "its module returns the tensor a second time, which the map leaves as it is"
         self._require_units(site, units, outputs)
         maker: Layer | None = None
         storages = frozenset(self.trace.storage(tensor) for _, tensor in outputs) if self.trace else frozenset()
@@ -95,9 +97,10 @@ class FoldFinder:
                 )
 
     def _outputs(self, site: Site) -> list[tuple[int, Tensor]]:
-        if self.trace is None:
-            return []
-        return [(time, tensor_of(site, value)) for time, value in self.trace.outputs.get(self.path(site), [])]
+        return [(time, tensor_of(site, value)) for time, value in self._calls(site)]
+
+    def _calls(self, site: Site) -> list[Output]:
+        return self.trace.outputs.get(self.path(site), []) if self.trace else []
 
     def _own(self, site: Site, units: int, outputs: list[tuple[int, Tensor]]) -> Layer:
         """The layer that makes the site's output: the site's module, or one whose output it passes on as it is."""

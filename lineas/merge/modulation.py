@@ -71,7 +71,7 @@ class Modulators:
         if len(kinds) > 1:
             raise CannotFoldError("not every call of it is modulated alike")
         if has_shift and any(one.add is None for one in found):
-            raise CannotFoldError(f"{found[0].modulation.linear.path} scales it, but nothing shifts it")
+            raise CannotFoldError(f"{found[0].modulation.linear.path} scales it, but no rows of it alone shift it")
         modulations = tuple(dict.fromkeys(one.modulation for one in found))
         self._require_own_rows(modulations, {step for one in found for step in one[1:] if step})
         return modulations, kinds == {"before"}

@@ -66,6 +66,10 @@ class Trace:
         """Whether the model itself returned it, or a view of it."""
         return self.storage(tensor) in map(self.storage, self.returned())
 
+    def is_twice_in(self, output: Any, tensor: Tensor) -> bool:
+        """Whether what a module returned holds a tensor, or a part of it, a second time."""
+        return [self.storage(item) for item in _tensors(output)].count(self.storage(tensor)) > 1
+
     def returned(self) -> list[Tensor]:
         """What the model itself returned."""
         return [item for _, value in self.outputs[""] for item in _tensors(value)]

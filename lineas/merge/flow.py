@@ -34,6 +34,9 @@ class Place(NamedTuple):
         return numbers.as_strided(self.shape, self.stride, self.offset)
 
 
+NOWHERE = Place(0, 0, (), ())  # of what is no tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """An operation that made new numbers."""
@@ -90,9 +93,9 @@ class Flow:
         operation = str(func.overloadpacket)
         steps = [
             Step(time, operation, path, arguments, options, self.place(tensor), _size(tensor)) for tensor in results
-        ]
+        ] or [Step(time, operation, path, arguments, options, NOWHERE, 0)]
         self.made.update((step.result.memory, step) for step in steps if step.result.memory not in old)
-        for memory in old if steps and operation not in SHAPE_ONLY else ():
+        for memory in old if operation not in SHAPE_ONLY else ():
             self.read.setdefault(memory, []).append(steps[0])
 
     def maker(self, place: Place) -> Step | None:

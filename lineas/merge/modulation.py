@@ -61,9 +61,14 @@ class Modulators:
         found: list[Found] = []
         kinds: set[str] = set()
         for time, tensor in outputs:
-            place = self.flow.place(tensor)
-            after = self._that_made(place, units, dim, time)
+            place, why = self.flow.place(tensor), None
+            try:
+                after = self._that_made(place, units, dim, time)
+            except CannotFoldError as error:
+                after, why = None, error
             before = [] if after else self._that_read(place, units, dim, time, has_shift)
+            if why and not before:
+                raise why
             kinds.add("after" if after else "before" if before else "none")
             found += [after] if after else before
         if kinds == {"none"} or not kinds:
@@ -112,9 +117,7 @@ class Modulators:
             step_after, shift = self._sum(step, units, dim, scale.path) if has_shift else (None, None)
             found.append(self._found(scale, shift, step, step_after))
         if found and (others or self._escapes(place)):
-            more = (
-                f"{others[0].operation} in {others[0].path or 'the model itself'}" if others else "the model's output"
-            )
+            more = _named(others[0]) if others else "the model's output"
             raise CannotFoldError(f"{found[0].modulation.linear.path} modulates it, but it also goes to {more}")
         if why := next(filter(None, (self._why(step) for step in others if step.operation == "aten.mul")), ""):
             raise CannotFoldError(why)

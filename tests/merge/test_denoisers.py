@@ -350,6 +350,24 @@ def test_a_unet_that_scales_and_shifts_by_the_time_merges(tmp_path):
     assert_merges(model, batch, names, tmp_path)
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_an_option_of_the_config_gives_a_bias_its_place(inplace, tmp_path):
+    model, batch = denoisers.pixart(attention_bias=False)
+    site, other = "transformer_blocks.0.attn1.to_q", batch(3, seed=5)
+    steering = steering_of(model, batch(2), [site], size=0.5)
+    expected, config = steered(steering, model, other), dict(model.config)
+    plan = steering.merge_plan(model, probe=batch(2))
+    assert plan.target == "PixArtTransformer2DModel with attention_bias"
+    merged = steering.merge(model, inplace=inplace, probe=batch(2))
+    loaded = reloaded(merged, tmp_path)
+    assert relative(output(loaded, other), expected) < 1e-5
+    public = [name for name in config if not name.startswith("_")]
+    assert {name: loaded.config[name] for name in public} == {
+        **{name: config[name] for name in public}, "attention_bias": True,
+    }  # fmt: skip
+    assert inplace or dict(model.config) == config
+
+
 @pytest.mark.parametrize("name", ["unet", "sdxl"])
 def test_a_layer_of_a_unet_without_a_bias_is_refused_by_name(name):
     model, batch = getattr(denoisers, name)()

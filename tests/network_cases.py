@@ -1,10 +1,12 @@
-"""What the tests of networks share: a fit of a few steps, models with seeded weights, token ids."""
+"""What the tests of networks share: a fit of a few steps, models with seeded weights, token ids, maps at any site."""
 
+import numpy as np
 import torch
 from conftest import TEXTS, WordTokenizer
 from torch import nn
 
 import lineas
+from lineas.network.hooks import channel_dim, hooked
 
 IDS = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 3]])
 
@@ -65,3 +67,22 @@ def pair(seed=0, encoder=6, decoder=6, **extra):
         "decoder_input_ids": tokens(4, decoder, seed + 9),
         "decoder_attention_mask": mask_of(1, 6, 4, 2, tokens=decoder),
     } | extra  # fmt: skip
+
+
+def widths(model, batch, sites):
+    """Channels of each site's tensor, as a pass with these keyword arguments has them."""
+    found = {}
+    functions = {
+        site: lambda module, h, site=site: found.setdefault(site.name, h.shape[channel_dim(module, h)]) and h
+        for site in sites
+    }
+    with torch.no_grad(), hooked(model, functions):
+        model(**batch)
+    return found
+
+
+def steering_of(model, batch, names, size=0.1, seed=0):
+    """A random map at each of these sites: weights around 1, biases around 0."""
+    draw = np.random.default_rng(seed)
+    units = widths(model, batch, lineas.find_sites(model, names))
+    return lineas.Steering({n: (1 + size * draw.normal(size=d), size * draw.normal(size=d)) for n, d in units.items()})

@@ -1,102 +1,18 @@
-"""The ways to fold one site: into the layer that makes its output, or into the layers that read it."""
+"""The ways to fold one site: into what makes its output, into what modulates it, or into the layers that read it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..network.hooks import channel_dim, tensor_of
 from ..network.links import module_at
 from ..network.sites import Site
-from .layers import CannotFoldError, Journal, Layer, layer
-from .tracing import Trace
-
-
-@dataclass(frozen=True)
-class Fold:
-    """One way to put a site's map into weights.
-
-    The scale goes into `own`, or else into the consumers' weights; the shift into `own`'s bias, or the consumers'.
-    """
-
-    site: str
-    scale: Tensor | None  # None: one, everywhere
-    shift: Tensor | None  # None: zero, everywhere
-    maker: Layer | None
-    consumers: tuple[Layer, ...] = ()
-    storages: frozenset[int] = frozenset()  # of the site's outputs in the trace
-
-    @property
-    def grown(self) -> list[Layer]:
-        """Layers that must get a bias they do not have."""
-        takers = self.consumers or ((self.maker,) if self.maker else ())
-        return [taker for taker in takers if self.shift is not None and not taker.has_room]
-
-    @property
-    def needs(self) -> dict[str, Tensor]:
-        """The missing biases, by name, without values."""
-        return {f"{x.path}.bias": torch.empty(x.outputs, device="meta") for x in self.grown}
-
-    def rewritten(self) -> Iterator[tuple[Layer, str]]:
-        """Parameters that get other values."""
-        if self.maker and (self.scale is not None or self.maker.form == "table"):
-            yield self.maker, "weight"
-        if self.maker and not self.consumers and self.maker.bias is not None:
-            yield self.maker, "bias"
-        for taker in self.consumers:
-            if self.shift is not None and taker.bias is not None:
-                yield taker, "bias"
-            if self.maker is None and self.scale is not None:
-                yield taker, "weight"
-
-    def apply(self, model: nn.Module, journal: Journal) -> None:
-        """Into the layers of this name in a model."""
-        maker, consumers = self._layers(model)
-        if maker and not consumers:
-            maker.map_output(journal, self.scale, self.shift)
-            return
-        for taker in consumers:
-            if self.shift is not None:
-                taker.shift_input(journal, self.shift)
-            if maker is None and self.scale is not None:
-                taker.scale_input(journal, self.scale)
-        if maker and self.scale is not None:
-            maker.map_output(journal, self.scale, None)
-
-    def undo(self, model: nn.Module, journal: Journal) -> None:
-        """The opposite of `apply`, to rounding."""
-        maker, consumers = self._layers(model)
-        if maker and not consumers:
-            maker.unmap_output(journal, self.scale, self.shift)
-            return
-        for taker in consumers:
-            if maker is None and self.scale is not None:
-                taker.scale_input(journal, 1 / self.scale)
-            if self.shift is not None:
-                taker.shift_input(journal, self.shift, -1)
-        if maker and self.scale is not None:
-            maker.unmap_output(journal, self.scale, None)
-
-    def _layers(self, model: nn.Module) -> tuple[Layer | None, list[Layer]]:
-        def again(old: Layer) -> Layer:
-            return Layer(old.path, model.get_submodule(old.path), old.form)
-
-        return again(self.maker) if self.maker else None, [again(taker) for taker in self.consumers]
-
-    def __str__(self) -> str:
-        takers = listed([taker.path.rpartition(".")[2] for taker in self.consumers])
-        where = "" if self.maker is None or self.maker.path == self.site else f" ({self.maker.path})"
-        parts = []
-        if self.maker and not self.consumers:
-            both = "weight and bias" if self.shift is not None and self.maker.form != "table" else "weight"
-            return f"into the {self.maker.kind}'s {both}{where}"
-        if self.scale is not None:
-            parts.append(f"scale into {f'the {self.maker.kind}{where}' if self.maker else takers}")
-        if self.shift is not None:
-            parts.append(f"bias into the bias of {takers}")
-        return ", ".join(parts)
+from .adaptive import AdaptiveFold
+from .folds import Fold, listed
+from .layers import CannotFoldError, Layer, layer
+from .modulation import Modulators
+from .tracing import Output, Trace
 
 
 class FoldFinder:
@@ -105,6 +21,7 @@ class FoldFinder:
     def __init__(self, model: nn.Module, trace: Trace | None):
         self.model, self.trace = model, trace
         self.modules = dict(model.named_modules())
+        self.modulators = Modulators(trace, self.modules) if trace else None
         self.names = {id(module): path for path, module in self.modules.items()}
         self.places: dict[int, list[str]] = {}
         for path, module in self.modules.items():
@@ -126,6 +43,8 @@ class FoldFinder:
         outputs = self._outputs(site)
         if self.trace and not outputs:
             return [], "its module did not run on the probe"
+        if self.trace and any(self.trace.is_twice_in(value, tensor_of(site, value)) for _, value in self._calls(site)):
+            return [], "its module returns the tensor a second time, which the map leaves as it is"
         self._require_units(site, units, outputs)
         maker: Layer | None = None
         storages = frozenset(self.trace.storage(tensor) for _, tensor in outputs) if self.trace else frozenset()
@@ -141,6 +60,12 @@ class FoldFinder:
             reasons.append(str(error))
         if not folds or folds[0].grown:
             try:
+                folds = [*folds, *self._adaptive(site, units, outputs, scale, shift, storages)]
+                folds.sort(key=lambda fold: bool(fold.grown))
+            except CannotFoldError as error:
+                reasons.append(str(error))
+        if not folds or folds[0].grown:
+            try:
                 consumers = self._consumers(site, units, outputs, storages)
                 folds.append(Fold(site.name, scale, shift, maker, consumers, storages))
                 if maker and maker.is_norm:  # a bias in what follows is more usual than one in a norm
@@ -151,6 +76,19 @@ class FoldFinder:
         allowed = [fold for fold, tie in zip(folds, ties, strict=True) if not tie]
         return allowed, "; ".join([*reasons, *filter(None, ties)])
 
+    def _adaptive(
+        self, site: Site, units: int, outputs: list[tuple[int, Tensor]], scale: Tensor | None, shift: Tensor | None,
+        storages: frozenset[int],
+    ) -> list[Fold]:  # fmt: skip
+        """Into the rows that modulate it, where some do."""
+        if self.modulators is None:
+            return []
+        dim = channel_dim(module_at(self.model, site.path), outputs[0][1])
+        dim = dim - outputs[0][1].ndim if dim >= 0 else dim
+        modulations, is_before = self.modulators.of(outputs, units, dim, shift is not None)
+        fold = AdaptiveFold(site.name, scale, shift, None, (), storages, modulations, is_before)
+        return [fold] if modulations else []
+
     def _require_units(self, site: Site, units: int, outputs: list[tuple[int, Tensor]]) -> None:
         for _, tensor in outputs:
             if tensor.shape[channel_dim(module_at(self.model, site.path), tensor)] != units:
@@ -159,9 +97,10 @@ class FoldFinder:
                 )
 
     def _outputs(self, site: Site) -> list[tuple[int, Tensor]]:
-        if self.trace is None:
-            return []
-        return [(time, tensor_of(site, value)) for time, value in self.trace.outputs.get(self.path(site), [])]
+        return [(time, tensor_of(site, value)) for time, value in self._calls(site)]
+
+    def _calls(self, site: Site) -> list[Output]:
+        return self.trace.outputs.get(self.path(site), []) if self.trace else []
 
     def _own(self, site: Site, units: int, outputs: list[tuple[int, Tensor]]) -> Layer:
         """The layer that makes the site's output: the site's module, or one whose output it passes on as it is."""
@@ -254,7 +193,3 @@ class FoldFinder:
             return False
         pair = [self.names.get(id(end)) for end in (model.get_input_embeddings(), model.get_output_embeddings())]
         return {changed.path, *(other.rpartition(".")[0] for other in others)} == set(pair)
-
-
-def listed(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,4 +1,4 @@
-"""Classes of transformers with a place for a bias that a model's own class has not.
+"""Classes with a place for a bias that a model's own class, or its config, has not.
 
 Two kinds: the model's own class with options of its config on (Llama's `attention_bias`, `mlp_bias`), and another
 class that computes the same (a Qwen2 is a Llama with biases). What differs between two architectures is written down
@@ -66,6 +66,10 @@ class Host:
             path, _, leaf = name.rpartition(".")
             module = model.get_submodule(path)
             journal.put(module, leaf, torch.zeros(self.shapes[name], device="cpu"), module.get_parameter("weight"))
+        if isinstance(model.config, Mapping):  # of diffusers, which keeps its config in this attribute
+            frozen: Any = type(model.config)
+            journal.set(model, "_internal_dict", frozen(self.config))
+            return
         for option in self.options:
             part, _, name = option.rpartition(".")
             journal.set(getattr(model.config, part) if part else model.config, name, True)
@@ -92,14 +96,15 @@ class Host:
 
 
 def hosts(model: nn.Module) -> Iterator[Host]:
-    """Classes that may hold the model with biases, its own first; none for what is not a model of transformers."""
+    """Classes that may hold the model with biases, its own first; none but for models of transformers and diffusers."""
     if not hasattr(model, "config") or not hasattr(model, "save_pretrained"):
         return
     yield from _own(model)
+    if (make := OTHERS.get(getattr(model.config, "model_type", ""))) is None:
+        return
     import transformers
 
-    make = OTHERS.get(getattr(model.config, "model_type", ""))
-    for config, suffix, prefix, renamed in make(model.config) if make else ():
+    for config, suffix, prefix, renamed in make(model.config):
         family = type(model).__name__.removeprefix(prefix)
         kind = getattr(transformers, suffix + family, None)
         if kind is not None and type(model).__module__.startswith("transformers."):
@@ -135,19 +140,22 @@ def _options(config: Any) -> list[str]:
 
 
 def _with(kind: type, config: Any, options: tuple[str, ...]) -> tuple[Any, dict[str, tuple[int, ...]]]:
-    changed = copy.deepcopy(config)
-    for option in options:
-        part, _, name = option.rpartition(".")
-        setattr(getattr(changed, part) if part else changed, name, True)
+    if isinstance(config, Mapping):  # of diffusers
+        changed: Any = {**config, **dict.fromkeys(options, True)}
+    else:
+        changed = copy.deepcopy(config)
+        for option in options:
+            part, _, name = option.rpartition(".")
+            setattr(getattr(changed, part) if part else changed, name, True)
     try:
         return changed, _shapes(kind, changed)
     except Exception:  # an option that this class cannot have, or that means something else
         return changed, {}
 
 
-def _shapes(kind: type, config: Any) -> dict[str, tuple[int, ...]]:
+def _shapes(kind: Any, config: Any) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        empty = kind(copy.deepcopy(config))
+        empty = kind.from_config(config) if isinstance(config, Mapping) else kind(copy.deepcopy(config))
     return {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
 
 

@@ -114,6 +114,7 @@ class Layer:
     def map_output(self, journal: Journal, scale: Tensor | None, shift: Tensor | None) -> None:
         """The output z becomes scale * z + shift, both (units,) float64; None leaves that part out."""
         weight = self.weight.detach().double()
+        scale, shift = (None if part is None else part.to(weight.device) for part in (scale, shift))
         if self.form == "table":
             scaled = weight if scale is None else weight * scale
             journal.put(self.module, "weight", scaled if shift is None else scaled + shift, self.weight)
@@ -149,6 +150,7 @@ class Layer:
     def shift_input(self, journal: Journal, shift: Tensor, sign: int = 1) -> None:
         """The bias of a layer whose input x becomes x + shift: it gains W shift."""
         weight = self.weight.detach().double()
+        shift = shift.to(weight.device)
         if self.form == "columns":
             gained = shift @ weight
         else:  # a convolution's window covers nothing but the input: there is no padding
@@ -158,6 +160,7 @@ class Layer:
     def scale_input(self, journal: Journal, scale: Tensor) -> None:
         """The weight of a layer whose input x becomes scale * x."""
         weight = self.weight.detach().double()
+        scale = scale.to(weight.device)
         by_input = scale[:, None] if self.form == "columns" else scale.view([-1] + [1] * (weight.ndim - 2))
         journal.put(self.module, "weight", weight * by_input, self.weight)
 

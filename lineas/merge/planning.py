@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from ..maps.maps import Maps
 from ..network.sites import find_sites
-from .folding import Fold, FoldFinder, listed
+from .adaptive import AdaptiveFold
+from .folding import FoldFinder
+from .folds import Fold, listed
 from .hosts import Host, hosts
 from .layers import Journal
 from .probing import Probe
@@ -107,7 +109,8 @@ def make_plan(maps: Maps, model: nn.Module, strength: float, batch: Probe | None
         options[site.name], whys[site.name] = finder.options(site, len(scale), scale_or_none, shift_or_none)
     host, tried = _best_host(model, options)
     chosen = _chosen(options, host, whys)
-    folds = [fold for fold in chosen.values() if fold]
+    # Those that rewrite rows come last: a map of a whole layer's output is inside the modulation that the rows make.
+    folds = sorted(filter(None, chosen.values()), key=lambda fold: isinstance(fold, AdaptiveFold))
     entries = tuple(_entry(name, options, chosen, host, whys, tried, model) for name in maps.sites)
     unties = any(finder.shared_with(*changed) for fold in folds for changed in fold.rewritten())
     kind = type(model).__name__

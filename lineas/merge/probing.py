@@ -18,7 +18,7 @@ class Probe:
     ----------
     model : nn.Module
         For which the batch is made, where none is given.
-    given : tensor, tuple of arguments, mapping of keyword arguments, or None
+    given : tensor, tuple of arguments, mapping of keyword arguments (of what a pass takes, dicts inside too), or None
         None: random token ids, or random pixels, for a model of transformers.
     """
 
@@ -48,9 +48,9 @@ class Probe:
             with frozen(model), seeded(0, device_of(model)), torch.no_grad():
                 return watch(model, lambda: model(*self.args, **self.kwargs))
         except Exception as error:
-            shapes = [tuple(v.shape) if isinstance(v, Tensor) else v for v in (*self.args, *self.kwargs.values())]
+            given = [_each(value, lambda tensor: tuple(tensor.shape)) for value in (*self.args, *self.kwargs.values())]
             raise ValueError(
-                f"probe: {type(model).__name__} does not take it, {shapes}: {type(error).__name__}: {error}"
+                f"probe: {type(model).__name__} does not take it, {given}: {type(error).__name__}: {error}"
             ) from error
 
 
@@ -106,6 +106,13 @@ def _length(config: Any) -> int:
 
 
 def _placed(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(device, dtype) if dtype and value.is_floating_point() else value.to(device)
+    return _each(value, lambda tensor: tensor.to(device, dtype if dtype and tensor.is_floating_point() else None))
+
+
+def _each(value: Any, do: Callable[[Tensor], Any]) -> Any:
+    """The same, with something done to every tensor in it, also in dicts, lists and tuples inside."""
+    if isinstance(value, Tensor):
+        return do(value)
+    if type(value) is dict:
+        return {name: _each(item, do) for name, item in value.items()}
+    return type(value)(_each(item, do) for item in value) if type(value) in (list, tuple) else value

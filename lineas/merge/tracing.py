@@ -6,12 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# These read no values, only shapes.
-SHAPE_ONLY = {
-    "aten.zeros_like", "aten.ones_like", "aten.empty_like", "aten.full_like", "aten.rand_like", "aten.randn_like",
-    "aten.new_zeros", "aten.new_ones", "aten.new_empty", "aten.new_full", "aten.new_empty_strided",
-}  # fmt: skip
-COPIES = {"aten.clone", "aten._to_copy", "aten.contiguous"}  # who uses the copy uses the original
+from .flow import COPIES, SHAPE_ONLY, Flow
 
 
 class Use(NamedTuple):
@@ -35,11 +30,14 @@ class Trace:
     Attributes
     ----------
     outputs, inputs : dict of path -> list, an entry a call
+    flow : Flow
+        Every operation.
     """
 
     def __init__(self, model: nn.Module, run: Callable[[], Any]):
         self.outputs: dict[str, list[Output]] = {}
         self.inputs: dict[str, list[Any]] = {}
+        self.flow = Flow()
         self._uses: dict[int, list[Use]] = {}
         self._original: dict[int, int] = {}
         self._kept: list[Any] = []  # while a tensor lives, no other takes its storage, nor its address
@@ -49,7 +47,7 @@ class Trace:
             for path, module in model.named_modules():
                 handles.append(module.register_forward_pre_hook(self._entering(path), with_kwargs=True))
                 handles.append(module.register_forward_hook(self._leaving(path)))
-            with _Watch(self._saw):
+            with _Watch(self):
                 run()
         finally:
             for handle in handles:
@@ -66,8 +64,15 @@ class Trace:
 
     def escapes(self, tensor: Tensor) -> bool:
         """Whether the model itself returned it, or a view of it."""
-        returned = (item for _, value in self.outputs[""] for item in _tensors(value))
-        return self.storage(tensor) in map(self.storage, returned)
+        return self.storage(tensor) in map(self.storage, self.returned())
+
+    def is_twice_in(self, output: Any, tensor: Tensor) -> bool:
+        """Whether what a module returned holds a tensor, or a part of it, a second time."""
+        return [self.storage(item) for item in _tensors(output)].count(self.storage(tensor)) > 1
+
+    def returned(self) -> list[Tensor]:
+        """What the model itself returned."""
+        return [item for _, value in self.outputs[""] for item in _tensors(value)]
 
     def returned_by(self, tensor: Tensor, until: int) -> Iterator[tuple[str, int]]:
         """The modules that returned this very tensor, and when, the first one first."""
@@ -96,8 +101,13 @@ class Trace:
 
         return hook
 
-    def _saw(self, operation: str, is_view: bool, arguments: list[Tensor], result: Any) -> None:
+    def saw(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """One operation, right after it ran."""
         self._time += 1
+        self.flow.saw(self._time, func, self._running[-1], args, kwargs, result)
+        returns, operation = func._schema.returns, str(func.overloadpacket)
+        is_view = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+        arguments = list(_tensors((args, kwargs)))
         if operation in SHAPE_ONLY or is_view:
             return
         if operation in COPIES and isinstance(result, Tensor):
@@ -109,16 +119,13 @@ class Trace:
 
 
 class _Watch(TorchDispatchMode):
-    def __init__(self, saw: Callable):
+    def __init__(self, trace: Trace):
         super().__init__()
-        self._saw = saw
+        self._trace = trace
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        returns = func._schema.returns
-        is_view = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
-        arguments = list(_tensors((args, kwargs or {})))
-        self._saw(str(func.overloadpacket), is_view, arguments, result)
+        self._trace.saw(func, args, kwargs or {}, result)
         return result
 
 

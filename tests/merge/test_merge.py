@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 import lineas
 from lineas import Steering
+from lineas.merge.adaptive import AdaptiveFold, Modulation
+from lineas.merge.layers import Journal, Layer
 
 IDS = torch.randint(3, 60, (3, 9), generator=torch.Generator().manual_seed(5))
 
@@ -237,6 +239,28 @@ def test_a_container_and_the_dropout_after_a_layer_fold_into_that_layer_in_the_o
     merged = steering.merge(net, probe=x)
     torch.testing.assert_close(merged(x), steered(steering, net, x))
     torch.testing.assert_close(steering.unmerge(merged, probe=x)(x), net(x))
+
+
+@pytest.mark.parametrize("form", ["rows", "columns", "table", "transposed", "scale"])
+def test_maps_come_to_the_device_of_the_weights(form):
+    """Here one that computes nothing, so that no GPU is needed: operands on two devices are refused there too."""
+
+    class Kept(Journal):
+        def put(self, module, name, value, like):
+            assert value.device == like.device
+
+    nn = torch.nn
+    with torch.device("meta"):
+        made = {"table": nn.Embedding(4, 4), "transposed": nn.ConvTranspose1d(4, 4, 1), "scale": nn.LayerNorm(4)}
+        taken = Layer("", made.get(form, nn.Linear(4, 4)), form)
+    scale, shift = torch.linspace(1, 2, 4).double(), torch.ones(4).double()
+    taken.map_output(Kept(), scale, shift)
+    taken.unmap_output(Kept(), scale, shift)
+    if form in ("rows", "columns"):
+        taken.shift_input(Kept(), shift)
+        taken.scale_input(Kept(), scale)
+        modulation = Modulation(taken, (0, 1), (2, 3), 1.0)
+        AdaptiveFold("", scale[:2], shift[:2], None, modulations=(modulation,)).apply(taken.module, Kept())
 
 
 def test_a_model_that_was_read_from_a_gguf_file_merges_into_one_that_can_be_saved():

@@ -21,6 +21,7 @@ from ..maps.units import mask_of
 from ..network import identity
 from ..network.batch import Batch
 from ..network.inputs import Inputs
+from ..network.pipelines.components import is_denoiser
 from ..network.sites import Site, find_sites
 from ..network.state import device_of, eager, frozen, is_sharded, seeded
 from ..penalties import Penalty
@@ -114,7 +115,7 @@ def fit(
     >>> assert steering.history["loss"][-1] < steering.history["loss"][0]
     """
     callbacks = listened(callbacks)
-    options = Options.checked(locals())
+    options = Options.checked(locals(), is_denoiser(model, component))
     started = time.perf_counter()
     inputs = Inputs(model, component=component, call=call, at=at, seed=options.seed)
     network = _checked(inputs.network)

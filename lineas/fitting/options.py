@@ -18,6 +18,7 @@ from .option_table import OPTIONS, Option
 
 METHOD_NAMES, RECIPES, POSITIONS = ("lineas", *METHODS), ("fast", "published"), ("all",)
 FAST_EVALUATIONS = 50  # the most the fast recipe may use unless told; it usually stops by itself after ten
+OF_PICTURES = "max"  # pooling: a small object is nothing to a mean over pixels; see docs/results.md
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 NAMES: dict[str, tuple[str | None, ...]] = {
     "method": METHOD_NAMES, "recipe": RECIPES, "loss": ("auto", *LOSSES),
@@ -49,8 +50,8 @@ class Options:
     seed: int
 
     @classmethod
-    def checked(cls, given: Mapping[str, Any]) -> "Options":
-        """From a fit's arguments by name; those that were not given have their defaults.
+    def checked(cls, given: Mapping[str, Any], makes_pictures: bool = False) -> "Options":
+        """From a fit's arguments by name; those that were not given have their defaults, for pictures others.
 
         TypeError or ValueError, with what was expected and what came, where they cannot be.
         """
@@ -79,7 +80,8 @@ class Options:
                     f"{pooling!r}"
                 )
             return replace(options, schedule=schedule, pooling=pooling)
-        options = replace(options, pooling=options.pooling or "mean")
+        of_pictures = makes_pictures and options.recipe == "fast"
+        options = replace(options, pooling=options.pooling or (OF_PICTURES if of_pictures else "mean"))
         return options._published() if options.recipe == "published" else options._fast()
 
     @property

@@ -176,11 +176,13 @@ class FoldFinder:
         return [place for place in self.places[id(parameter)] if place != f"{changed.path}.{name}"]
 
     def _tied(self, fold: Fold) -> str:
-        """Why parameters that others share cannot be changed; empty where they can."""
+        """Why parameters that others share, or read, cannot be changed; empty where they can."""
         for changed, name in fold.rewritten():
             others = self.shared_with(changed, name)
             if others and not (name == "weight" and self._may_untie(changed, others)):
                 return f"{changed.path}.{name} is shared with {listed(others)}"
+            if not others and self.modulators and (reader := self.modulators.reader_of(changed.path, name)):
+                return f"{changed.path}.{name} also goes to {reader}"
         return ""
 
     def _may_untie(self, changed: Layer, others: list[str]) -> bool:

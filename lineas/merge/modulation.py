@@ -81,6 +81,12 @@ class Modulators:
         self._require_own_rows(modulations, {step for one in found for step in one[1:] if step})
         return modulations, kinds == {"before"}
 
+    def reader_of(self, path: str, name: str) -> str:
+        """Who else reads a module's parameter than that module itself."""
+        memory = self.flow.place(self.modules[path].get_parameter(name)).memory
+        steps = (step for step in self.flow.read.get(memory, ()) if step.path != path)
+        return next(map(_named, steps), "")
+
     # -- the two places of a site --
 
     def _that_made(self, place: Place, units: int, dim: int, time: int) -> Found | None:

@@ -139,6 +139,13 @@ def test_weights_that_other_layers_share_are_refused():
     refuses(net, ["left"], "left.weight is shared with right.weight", probe=X)
 
 
+def test_weights_that_others_read_without_a_call_of_the_layer_are_refused():
+    net = Net(lambda net, h: nn.functional.linear(h, net.left.weight))
+    refuses(net, ["left"], r"left.weight also goes to aten.(mm|linear|matmul) in the model itself", probe=X)
+    net = Net(lambda net, h: net.right.bias.exp())
+    refuses(net, ["right"], "right: refused: right.bias also goes to aten.exp in the model itself", probe=X)
+
+
 def test_a_layer_that_runs_twice_is_merged_and_a_shared_consumer_with_one_source_too():
     class Twice(Net):
         def forward(self, x):

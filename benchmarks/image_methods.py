@@ -6,11 +6,11 @@
 
 A fit sees 32 + 32 captions: other ones from other noise ("unpaired"), or the same ones with and without the concept,
 each pair from the same noise ("paired"). All methods have the same sites, the norms of the UNet, and the same pooling,
-the maximum over pixels; `lineas` by itself has the default pooling beside it. Test captions and their noise are fresh.
-"words" asks for the concept in the caption. A row has, at every strength, the share of pictures with the concept, with
-the right subject, and with the right background, other extras a picture, and the mean change of a pixel. The table
-takes each method at the strength that is best where at most 5 subjects in 100 are lost, between measured strengths too.
-The JSON file gains a line for every fit, and what it holds is not fitted again.
+the maximum over pixels, which is the default. Test captions and their noise are fresh. "words" asks for the concept in
+the caption. A row has, at every strength, the share of pictures with the concept, with the right subject, and with the
+right background, other extras a picture, and the mean change of a pixel. The table takes each method at the strength
+that is best where at most 5 subjects in 100 are lost, between measured strengths too. The JSON file gains a line for
+every fit, and what it holds is not fitted again.
 """
 
 import argparse
@@ -44,7 +44,6 @@ SMALL = (0.25, 0.5, 0.75, 1.0, 1.5)
 METHODS = {
     "words": Method({}, (1.0,)),
     "lineas": Method({}),
-    "lineas, max": Method({"pooling": POOLING}),
     "linear_act": Method({"method": "linear_act", "pooling": POOLING}, SMALL),
     "gaussian_act": Method({"method": "gaussian_act", "pooling": POOLING}, SMALL),
     "mean_act": Method({"method": "mean_act", "pooling": POOLING}, SMALL),

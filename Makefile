@@ -21,8 +21,9 @@ PYTEST_ON = PYTHONPATH=$(1) LINEAS_EXPECT_BUILD=$(1) $(PYTEST) -q -m "not slow" 
 demo: $(VENV)/.installed
 	$(if $(MODEL),,HF_HUB_OFFLINE=1) $(BIN)/python examples/demo.py $(if $(SRC),--src "$(SRC)") $(if $(TGT),--tgt "$(TGT)") $(if $(MODEL),--model "$(MODEL)")
 
+# One thread: two minutes wherever one core is free; two of them would wait for each other where others work too.
 demo-images: $(VENV)/.installed
-	HF_HUB_OFFLINE=1 $(BIN)/python examples/steer_pictures.py
+	$(ONE_THREAD) $(BIN)/python examples/steer_pictures.py
 
 test: $(VENV)/.installed
 	$(PYTEST)

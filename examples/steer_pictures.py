@@ -1,4 +1,4 @@
-"""`make demo-images`: take the snow out of pictures, put a heart in, make them grey; and look at what it cost.
+"""`make demo-images`: take snow out of pictures, put a heart in, give grey ones colours; and look at what it cost.
 
 The model is the small text-to-image pipeline in image_model, loaded with plain diffusers; its judge says what is in a
 picture. Nothing is downloaded.
@@ -31,8 +31,9 @@ class Task(NamedTuple):
         return f"{self.concept} out" if self.takes_out else f"{self.concept} in"
 
 
-# What fills a picture moves the mean over pixels; a small thing moves only the maximum.
-TASKS = (Task("snow", True, "mean"), Task("heart", False, "max"), Task("greyscale", False, "mean"))
+# A small thing moves the maximum over pixels, and not their mean. Of subjects in grey pictures the judge knows four in
+# ten, with steering or without.
+TASKS = (Task("snow", True, "mean"), Task("heart", False, "max"), Task("greyscale", True, "max"))
 
 
 def load():

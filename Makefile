@@ -1,4 +1,4 @@
-# make demo | make test: on a fresh machine with Python >= 3.10, a C compiler and make.
+# make demo | make demo-images | make test: on a fresh machine with Python >= 3.10, a C compiler and make.
 # The rest is for development: check (linters, types), docs (the site), fuzz, kernels (the C program), sanitize, serial,
 # dist, wheel.
 
@@ -16,10 +16,14 @@ PYTEST = $(ONE_THREAD) $(BIN)/pytest $(SHARED)
 # Another build in the place of the installed one: first on the path, and the tests check that it is the one they got.
 PYTEST_ON = PYTHONPATH=$(1) LINEAS_EXPECT_BUILD=$(1) $(PYTEST) -q -m "not slow" -o addopts=--strict-markers $(2)
 
-.PHONY: demo test fast fuzz check docs kernels instructions build-sanitize sanitize build-serial serial dist wheel clean
+.PHONY: demo demo-images test fast fuzz check docs kernels instructions build-sanitize sanitize build-serial serial dist wheel clean
 
 demo: $(VENV)/.installed
 	$(if $(MODEL),,HF_HUB_OFFLINE=1) $(BIN)/python examples/demo.py $(if $(SRC),--src "$(SRC)") $(if $(TGT),--tgt "$(TGT)") $(if $(MODEL),--model "$(MODEL)")
+
+# One thread: two minutes wherever one core is free; two of them would wait for each other where others work too.
+demo-images: $(VENV)/.installed
+	$(ONE_THREAD) $(BIN)/python examples/steer_pictures.py
 
 test: $(VENV)/.installed
 	$(PYTEST)

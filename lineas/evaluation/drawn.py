@@ -1,6 +1,5 @@
 """Pictures that a report keeps, to look at."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,13 +30,10 @@ class Drawn:
         if len(self.prompts) != len(self.pictures) or not all(one.startswith(SIGNATURE) for one in self.pictures):
             raise ValueError(f"expected {len(self.prompts)} PNG files, one a prompt; got {len(self.pictures)} others")
 
-    @classmethod
-    def of(
-        cls, steering: str | None, strength: float, seed: int, prompts: Sequence[str],
-        pictures: Sequence[NDArray[np.float32]],
-    ) -> "Drawn":  # fmt: skip
-        files = tuple(as_png(image, MOST) for image in as_images(np.stack(pictures)))
-        return cls(steering, strength, seed, tuple(prompts), files)
-
     def images(self) -> "list[Image]":
         return [from_png(content) for content in self.pictures]
+
+
+def files_of(pictures: NDArray[np.float32]) -> list[bytes]:
+    """As a report keeps them."""
+    return [as_png(image, MOST) for image in as_images(pictures)]

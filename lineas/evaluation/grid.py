@@ -54,7 +54,8 @@ def grid(
     for left, column in zip(lefts, columns, strict=True):
         sheet.add_column(left, column, [report.cell(name, column.steering, column.strength)[0] for name in shown])
     for name in dict.fromkeys(column.steering for column in columns if column.steering is not None):
-        sheet.name(name, lefts[next(k for k, column in enumerate(columns) if column.steering == name)])
+        own = [left for left, column in zip(lefts, columns, strict=True) if column.steering == name]
+        sheet.name(name, own[0], own[-1] + cell[0])
     sheet.label_figures(shown)
     return sheet.image
 
@@ -114,7 +115,10 @@ class Sheet:
             text = "" if math.isnan(figure.value) else f"{figure.value:.2f}"
             self.write(middle, self.below + k * LINE, text, "middle")
 
-    def name(self, steering: str, left: int) -> None:
+    def name(self, steering: str, left: int, right: int) -> None:
+        """Above its columns, as much of it as there is room for."""
+        while len(steering) > 1 and self.pen.textlength(printable(steering), font=self.font) > right - left:
+            steering = steering[:-1]
         self.write(left, 0, steering)
 
     def label_figures(self, names: Sequence[str]) -> None:

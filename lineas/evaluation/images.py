@@ -15,11 +15,11 @@ from ..network.identity import name_of
 from ..network.texts import listed_texts
 from ..steering import Steering
 from .conditions import Condition, check_confidence, conditions_of, named_steerings, seeds_of
-from .drawn import Drawn
+from .drawn import Drawn, files_of
 from .named_scorers import picture_scorers_of
 from .picture_scorers import PictureScorer
 from .pictures import generator, pictures_of, pillow
-from .pipes import denoiser_of, left_alone, steered
+from .pipes import check_takes_prompts, denoiser_of, fresh, left_alone, steered
 from .report import Measure, Outcome, Report
 
 CHANGE = "pixel_change"
@@ -33,6 +33,7 @@ def measure_pictures(
     confidence: float = 0.95, progress: bool = True,
 ) -> Report:  # fmt: skip
     """`evaluate`, which says what is what, of a text-to-image pipeline."""
+    check_takes_prompts(pipe)
     denoiser = denoiser_of(pipe)
     assert denoiser is not None
     if on := what_is_on(denoiser):
@@ -83,7 +84,8 @@ class Gallery:
     def measure(self, seed: int, batch_size: int, bar: Any) -> None:
         """Batch by batch, under all conditions, so that no more pictures are held than those of two batches."""
         scores: dict[tuple[str, Condition], list[float]] = {}
-        kept: dict[Condition, list[NDArray[np.float32]]] = {at: [] for at in self.conditions}
+        kept: dict[Condition, list[bytes]] = {at: [] for at in self.conditions}
+        wanted = 0 if self.drawn else self.kept  # of one seed
         for start in range(0, len(self.prompts), batch_size):
             rows = list(range(start, min(start + batch_size, len(self.prompts))))
             base = None
@@ -94,17 +96,17 @@ class Gallery:
                     raise ValueError(f"expected pictures of one size, got {base.shape[1:]} and {pictures.shape[1:]}")
                 for name, values in self._scored(pictures, base, rows):
                     scores.setdefault((name, at), []).extend(values)
-                kept[at].extend(pictures[: max(self.kept - start, 0)])
+                kept[at].extend(files_of(pictures[: max(wanted - start, 0)]))
                 bar.update()
         for (name, at), values in scores.items():
             self.outcomes.append(Outcome(name, at.steering, at.strength, tuple(values), seed=seed))
-        if self.kept and not self.drawn:  # of one seed
-            captions = self.prompts[: self.kept]
-            self.drawn = [Drawn.of(at.steering, at.strength, seed, captions, kept[at]) for at in self.conditions]
+        if wanted:
+            captions = tuple(self.prompts[:wanted])
+            self.drawn = [Drawn(at.steering, at.strength, seed, captions, tuple(kept[at])) for at in self.conditions]
 
     def _draw(self, at: Condition, rows: Sequence[int], seed: int) -> NDArray[np.float32]:
         prompts, noise = [self.prompts[row] for row in rows], [generator(seed, row) for row in rows]
-        with at.applied():
+        with at.applied(), fresh(self.pipe, generator(seed, len(self.prompts) + rows[0])):
             output = self.pipe(prompt=prompts, generator=noise, **{"output_type": "np", **self.call})
         self.flagged += sum(map(bool, getattr(output, "nsfw_content_detected", None) or ()))
         return pictures_of(output, len(rows))

@@ -1,6 +1,5 @@
 """What an evaluation found: every figure, its confidence interval, and how it differs from the base model's."""
 
-import base64
 import json
 import math
 import os
@@ -13,6 +12,7 @@ import numpy as np
 
 from .._storage.saving import read_whole, replace_file
 from . import grid, intervals, tables
+from .as_json import as_base64, lists_as_tuples, with_bytes, without_nan
 from .drawn import Drawn
 from .intervals import Estimate
 
@@ -268,13 +268,16 @@ class Report:
         """Both, as independent runs. ValueError where a measure of both is not the same in them."""
         if not isinstance(other, Report):
             return NotImplemented
+        measures = {**self.measures, **other.measures}
         for name in self.measures.keys() & other.measures.keys():
-            if self.measures[name] != other.measures[name]:
-                raise ValueError(f"expected one meaning of {name}, got {self.measures[name]}, {other.measures[name]}")
+            own, its = self.measures[name], other.measures[name]
+            measures[name] = replace(own, is_share=own.is_share and its.is_share)  # counts may be 0 and 1 by chance
+            if measures[name] != replace(its, is_share=measures[name].is_share):
+                raise ValueError(f"expected one meaning of {name}, got {own}, {its}")
         first = len(self.settings)
         return replace(
             self,
-            measures={**self.measures, **other.measures},
+            measures=measures,
             outcomes=(*self.outcomes, *(replace(o, run=o.run + first) for o in other.outcomes)),
             written=(*self.written, *(replace(w, run=w.run + first) for w in other.written)),
             drawn=(*self.drawn, *(replace(d, run=d.run + first) for d in other.drawn)),
@@ -350,7 +353,7 @@ class Report:
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
         if not self.drawn:
             del content["drawn"]
-        text = json.dumps(_without_nan(content), ensure_ascii=False, default=_as_base64)
+        text = json.dumps(without_nan(content), ensure_ascii=False, default=as_base64)
         if path is not None:
             replace_file(Path(path), text.encode())
         return text
@@ -374,38 +377,13 @@ class Report:
                 raise ValueError(f"expected {FORMAT!r}, version {VERSION}")
             report = cls(
                 measures={name: Measure(**values) for name, values in content.pop("measures").items()},
-                outcomes=tuple(Outcome(**_lists_as_tuples(values)) for values in content.pop("outcomes")),
-                written=tuple(Written(**_lists_as_tuples(values)) for values in content.pop("written")),
+                outcomes=tuple(Outcome(**lists_as_tuples(values)) for values in content.pop("outcomes")),
+                written=tuple(Written(**lists_as_tuples(values)) for values in content.pop("written")),
                 settings=tuple(content.pop("settings")),
-                drawn=tuple(Drawn(**_with_bytes(values)) for values in content.pop("drawn", ())),
+                drawn=tuple(Drawn(**with_bytes(values)) for values in content.pop("drawn", ())),
                 **content,
             )
             report.table()  # whatever stands in the file, it can be asked
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"expected what Report.to_json writes, got something else: {error!r}") from error
         return report
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return [_without_nan(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _lists_as_tuples(values: dict[str, Any]) -> dict[str, Any]:
-    def back(item: Any) -> Any:
-        return tuple(math.nan if x is None else x for x in item) if isinstance(item, list) else item
-
-    return {key: back(item) for key, item in values.items()}
-
-
-def _as_base64(content: bytes) -> str:
-    return base64.b64encode(content).decode("ascii")
-
-
-def _with_bytes(values: dict[str, Any]) -> dict[str, Any]:
-    pictures = tuple(base64.b64decode(text, validate=True) for text in values["pictures"])
-    return {**values, "prompts": tuple(values["prompts"]), "pictures": pictures}

@@ -66,6 +66,17 @@ def test_a_grid_shows_the_steerings_and_figures_that_it_is_asked_for(report):
         report.grid(measures=["mood"])
 
 
+def test_a_long_name_ends_where_its_columns_do():
+    pipe = StandIn()
+    long, short = ({name: maps_of(pipe.unet, "0"), "b": maps_of(pipe.unet, "0", 1)} for name in ("m" * 99, "m" * 3))
+    sheets = [
+        lineas.evaluate(pipe, each, prompts=["one"], strengths=1.0, progress=False).grid() for each in (long, short)
+    ]
+    beside = [np.asarray(sheet)[: grid.LINE, grid.BESIDE + 2 * 96 + grid.WIDE_GAP :] for sheet in sheets]
+    assert np.array_equal(*beside)
+    assert not np.array_equal(*(np.asarray(sheet)[: grid.LINE] for sheet in sheets))
+
+
 def test_labels_and_figures_are_drawn(report):
     """Where no picture is, there is ink: heads above, prompts to the left, figures below."""
     pixels = np.asarray(report.grid().convert("L"))

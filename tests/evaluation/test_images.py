@@ -94,6 +94,20 @@ def test_a_row_begins_with_the_same_noise_at_every_strength_of_every_steering_in
     assert not torch.equal(noise[0]["one"][0], noise[0]["three"][0])
 
 
+def test_what_a_pipeline_draws_by_the_way_is_the_same_too_but_not_in_every_batch(pipe):
+    drawn = []
+
+    def spoil(images):
+        drawn.append(torch.rand(images.shape).numpy())
+        return (images + drawn[-1]) / 2, None
+
+    pipe.output = spoil
+    nothing = Steering({"0": (np.ones(3), np.zeros(3))})
+    assert evaluate(pipe, nothing, strengths=1.0, batch_size=2).estimate("pixel_change", 1.0).value == 0
+    assert np.array_equal(drawn[0], drawn[1]), "the base, and steered"
+    assert not np.array_equal(drawn[0], drawn[2]), "the next batch"
+
+
 def test_seeds_are_reproducible_and_pictures_are_of_the_first(pipe, steering):
     report = evaluate(pipe, steering, seeds=(3, 4), strengths=1.0)
     assert report == evaluate(pipe, steering, seeds=(3, 4), strengths=1.0)
@@ -197,6 +211,14 @@ def test_runs_add_up(pipe, steering):
     assert both.grid().size == runs[0].grid().size, "pictures of one run are shown"
 
 
+def test_what_is_a_share_in_one_run_alone_is_none_in_both(pipe):
+    one, other = (evaluate(pipe, scorers={"count": lambda pictures, rows, n=n: [n] * len(rows)}) for n in (1, 2))
+    assert [one.measures["count"].is_share, other.measures["count"].is_share] == [True, False]
+    for both in (one + other, other + one):
+        assert both.estimate("count").value == 1.5
+        assert not both.measures["count"].is_share
+
+
 # -- what is refused --
 
 
@@ -239,6 +261,15 @@ def test_scorers_for_other_prompts_are_refused_before_anything_is_drawn(pipe):
     with pytest.raises(ValueError, match="scorer 'subject': it was made for 3 prompts, got 5"):
         evaluate(pipe, scorers=one)
     assert pipe.calls == []
+
+
+def test_a_pipeline_without_prompts_is_refused(pipe):
+    class Unconditional(StandIn):
+        def __call__(self, batch_size=1, generator=None):
+            raise AssertionError
+
+    with pytest.raises(TypeError, match="is called with a prompt, got Unconditional: batch_size, generator"):
+        evaluate(Unconditional())
 
 
 def test_a_language_model_takes_nothing_that_is_for_pipelines(model):

@@ -62,6 +62,8 @@ def checkout(tmp_path, monkeypatch):
         )  # fmt: skip
     monkeypatch.setenv("MPLBACKEND", "Agg")
     shutil.copytree(DATA, tmp_path / "tests" / "data")
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "image_model").symlink_to(ROOT / "examples" / "image_model")
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the models are too small for more

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..network.sites import Site
 from ..responses.collect import responses_to
 from .ranking import Ranking
-from .samples import Samples, facts, shown, side_by_side
+from .samples import Samples, count_of, facts, shown, side_by_side
 from .scores import check_metric
 from .sets import overlap
 
@@ -67,7 +67,7 @@ def rank_concepts(
         name: responses_to(f"concepts[{name!r}]", model, inputs, sites, **options) for name, inputs in concepts.items()
     }
     sizes = {site: values.shape[1] for site, values in next(iter(sets.values())).items()}
-    texts = [shown(model, inputs, _rows(sets[name]), call) for name, inputs in concepts.items()]
+    texts = [shown(model, inputs, count_of(sets[name]), call) for name, inputs in concepts.items()]
     if negative is not None:
         shared = side_by_side(responses_to("negative", model, negative, sites, **options))
         others = shown(model, negative, len(shared), call)
@@ -81,10 +81,6 @@ def rank_concepts(
         name: Ranking._of(samples, metric, either_way, {**facts(model, options), "concept": name})
         for name, samples in zip(concepts, all_samples, strict=True)
     }
-
-
-def _rows(responses: Mapping[str, NDArray]) -> int:
-    return len(next(iter(responses.values())))
 
 
 def _each_from_the_others(

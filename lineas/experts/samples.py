@@ -79,11 +79,16 @@ def collect(
     model: Any, positive: Any, negative: Any, sites: str | Sequence[str | Site] | None, options: Mapping[str, Any]
 ) -> Samples:
     """Run the model over both sets; options as in `lineas.evaluation.responses`."""
-    sides, inputs = [], []
-    for name, given in (("positive", positive), ("negative", negative)):
-        sides.append(responses_to(name, model, given, sites, **options))
-        inputs.append(shown(model, given, len(next(iter(sides[-1].values()))), options["call"]))
-    return Samples.of(*sides, (inputs[0], inputs[1]))
+    sides = (("positive", positive), ("negative", negative))
+    first, second = (responses_to(name, model, inputs, sites, **options) for name, inputs in sides)
+    call = options["call"]
+    return Samples.of(
+        first, second, (shown(model, positive, count_of(first), call), shown(model, negative, count_of(second), call))
+    )
+
+
+def count_of(responses: Mapping[str, NDArray]) -> int:
+    return len(next(iter(responses.values())))
 
 
 def facts(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def pictures_of_rows(
 def _images(output: Any, count: int, kind: str) -> list[Any]:
     images = getattr(output, "images", output[0] if isinstance(output, tuple) else output)
     if not isinstance(images, (list, tuple)) or len(images) != count or not all(hasattr(i, "convert") for i in images):
-        got = f"{len(images)} in a {type(images).__name__}" if hasattr(images, "__len__") else type(images).__name__
+        many = f" of {len(images)}" if isinstance(images, (list, tuple)) else ""
+        got = f"{type(images).__name__}{many}"
         raise TypeError(f"expected {kind} to return {count} PIL images, got {got}")
     return list(images)

@@ -240,7 +240,7 @@ class Steering(Maps):
 
     def save_pretrained(
         self, folder: str | os.PathLike, *, metrics: Mapping[str, float | str] | None = None,
-        base_model: str | None = None,
+        base_model: str | None = None, grid: Any = None,
     ) -> None:  # fmt: skip
         """Write `steering_config.json`, `steering.safetensors` and a card, `README.md`, into a folder.
 
@@ -253,15 +253,18 @@ class Steering(Maps):
         base_model : str, optional
             Name on the Hugging Face hub of the model that the maps are for; kept in `info["base_model"]`. If not given,
             the card names the one that the fit knew from the hub, and none for a folder or a model made in memory.
+        grid : PIL image, or path of a PNG file, optional
+            What the card shows, pictures at several strengths for instance; saved beside it as `grid.png`. It is not
+            part of the steering: whoever saves again passes it again.
 
         Raises
         ------
         TypeError
-            `info`, `history` or `metrics` hold what JSON cannot.
+            `info`, `history` or `metrics` hold what JSON cannot; `grid` is no picture.
         ValueError
-            `base_model` cannot be a name on the hub.
+            `base_model` cannot be a name on the hub; `grid` is another file, or of more than 32 MB.
         """
-        files.save(self, Path(folder), metrics, base_model)
+        files.save(self, Path(folder), metrics, base_model, grid)
 
     @classmethod
     def from_pretrained(
@@ -283,15 +286,15 @@ class Steering(Maps):
 
     def push_to_hub(
         self, repo: str, *, private: bool | None = None, token: str | None = None,
-        metrics: Mapping[str, float | str] | None = None, base_model: str | None = None,
+        metrics: Mapping[str, float | str] | None = None, base_model: str | None = None, grid: Any = None,
     ) -> str:  # fmt: skip
         """Upload to a repository of the Hugging Face hub, made if need be; returns the commit's address.
 
-        A README.md there that somebody has made their own stays as it is. `metrics` and `base_model` as in
+        A README.md there that somebody has made their own stays as it is. `metrics`, `base_model` and `grid` as in
         `save_pretrained`.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, metrics=metrics, base_model=base_model)
+            self.save_pretrained(folder, metrics=metrics, base_model=base_model, grid=grid)
             return hub.upload(folder, repo, private, token)
 
     @classmethod

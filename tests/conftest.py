@@ -21,6 +21,8 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 DATA = Path(__file__).parent / "data"
 ROOT = Path(__file__).parent.parent
+IMAGE_MODEL = ROOT / "examples" / "image_model"
+IMAGE_CALL = {"num_inference_steps": 1, "guidance_scale": 0.0}  # with which it was trained
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the one hub model that the pages may name
 
 
@@ -297,6 +299,37 @@ def load_example(name: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def image_captions(count: int, concept: str = "snow"):
+    """Captions of the image model without the concept, and with it."""
+    captions = json.loads((IMAGE_MODEL / "prompts.json").read_text(encoding="utf-8"))
+    return captions["without"]["fit"][:count], captions["with"][concept]["fit"][:count]
+
+
+def read_image_pipe():
+    pytest.importorskip("diffusers")
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(IMAGE_MODEL / "pipeline", safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def image_pipe():
+    """The one-step model of examples/image_model, which whoever takes it leaves as it was."""
+    return read_image_pipe()
+
+
+@pytest.fixture(scope="session")
+def fitted_image_pipe(image_pipe):
+    """A fit of it, at two sites of its denoiser."""
+    import lineas
+
+    source, target = image_captions(8)
+    sites = [site.name for site in lineas.find_sites(image_pipe)][-2:]
+    return lineas.fit(image_pipe, source, target, sites=sites, call=IMAGE_CALL, steps=2, progress=False)
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.text import warn
+from ..core.text import printable, warn
 from ..maps.info import base_name, maps_digest, maps_that_were_on
 from ..maps.maps import Maps
 from ..network.adapters import adapters_of
-from ..network.identity import has_digest, has_whole_weights, name_of
+from ..network.identity import folder_in_pipeline, has_digest, has_whole_weights, name_of
+from ..network.links import core
+from ..network.pipelines.components import NETWORKS, fitted_component
 from ..network.state import dtype_of
 from .handle import what_is_on
 
@@ -19,18 +21,20 @@ MERGED = "lineas_merge"  # the attribute of a merged model that says what was do
 
 
 def check_base(info: Mapping[str, Any], model: nn.Module) -> None:
-    """ValueError where maps were fitted on a model of another name, whose weights were others too; a warning where only
-    the weights were.
+    """ValueError where maps were fitted on another network of a pipeline, or on a model of another name, whose weights
+    were others too; a warning where only the weights were.
 
     Names are compared by their last part, since a folder on one disk is a repository elsewhere. A model that was made
     in memory has none, nor has a steering made by hand: then shapes alone tell. Weights are compared where all of them
     are here, and in no lower precision than at the fit; those of a merged model are no longer its base's. Those of
-    adapters that are on count as if they were merged.
+    adapters that are on count as if they were merged. "unet", which the first files had for that of any pipeline, and a
+    folder of that name tell nothing.
     """
     base, given, known = base_name(info), name_of(model), info.get("weights")
     if known is not None and has_digest(model, known, HALVES):
         return
-    if given and base and _last(base) != _last(given):
+    _check_component(info, model)
+    if given and base and _last(base) != _last(given) and not {_last(base), _last(given)} & {*NETWORKS}:
         raise ValueError(
             f"expected the model that the steering was fitted on, {base!r}, or one of that name; got {given!r}, with "
             "other weights. If it shall be steered all the same, pass strict=False"
@@ -70,6 +74,25 @@ def check_merged(maps: Maps, model: nn.Module) -> None:
         warn(
             "expected a model without this steering, got one with it in the weights, by merge: attached as well, it "
             "steers twice. strict=False says that it shall"
+        )
+
+
+def _check_component(info: Mapping[str, Any], model: nn.Module) -> None:
+    """ValueError where maps were fitted on one network of a pipeline, and the model is another one of a pipeline.
+
+    What tells is the folder that it was loaded from, else its class; a merged model may be of another.
+    """
+    fitted, kind, known = fitted_component(info), type(core(model)).__name__, info.get("model_class")
+    if not fitted:
+        return
+    folder = folder_in_pipeline(model)
+    is_another = folder != fitted if folder in NETWORKS else isinstance(known, str) and known != kind
+    if is_another and not hasattr(model, MERGED):
+        was = f", a {printable(known)[:60]}" if isinstance(known, str) else ""
+        raise ValueError(
+            f"expected the network that the steering was fitted on, {fitted!r:.60} of a pipeline{was}; got a {kind}"
+            + f", {folder!r} of one" * bool(folder)
+            + ". If it shall be steered all the same, pass strict=False"
         )
 
 

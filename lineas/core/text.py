@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHOWN = 8  # units or names that a message lists
+LONGEST = 1000  # characters of a name that others are compared with
 
 
 def nearest(name: str, names: Iterable[str], all_of_them: str = "") -> str:
     """For a message about a name that there is not: names that are like it, else what there is; the first names, or as
     the caller tells it."""
     known = list(names)
-    if near := difflib.get_close_matches(str(name), known, n=4, cutoff=0.3):
+    if near := difflib.get_close_matches(str(name)[:LONGEST], known, n=4, cutoff=0.3):
         return f"nearest names: {', '.join(near)}"
     return f"there is {all_of_them or first_few(known) or 'none'}"
 

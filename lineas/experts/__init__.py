@@ -1,6 +1,7 @@
 """Expert units: which units respond to a concept, how much concepts share, and which shifts are more than noise."""
 
 from .concepts import Similarity, rank_concepts, similarity
+from .pictures import strip
 from .ranking import Example, Expert, Ranking, rank
 from .scores import auroc, average_precision
 from .sets import Stability, overlap
@@ -21,4 +22,5 @@ __all__ = [
     "rank_concepts",
     "significance",
     "similarity",
+    "strip",
 ]

@@ -6,33 +6,33 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import nn
 
 from ..network.sites import Site
 from ..responses.collect import responses_to
 from .ranking import Ranking
-from .samples import Samples, facts, shown, side_by_side
+from .samples import Samples, count_of, facts, shown, side_by_side
 from .scores import check_metric
 from .sets import overlap
 
 
 def rank_concepts(
-    model: nn.Module, concepts: Mapping[str, Any], negative: Any = None,
+    model: Any, concepts: Mapping[str, Any], negative: Any = None,
     sites: str | Sequence[str | Site] | None = None, *, metric: str = "average_precision", either_way: bool = False,
     tokenizer: Any = None, batch_size: int | None = None, max_length: int | None = None, pooling: str = "mean",
-    seed: int = 0,
+    seed: int = 0, component: str | None = None, call: Mapping[str, Any] | None = None,
+    at: str | Sequence[int] | None = None,
 ) -> dict[str, Ranking]:  # fmt: skip
     """A ranking for each of several concepts; the model runs over each set of inputs once.
 
     Parameters
     ----------
-    model : nn.Module
+    model : nn.Module or pipeline
         With or without a steering on it; left as it was.
     concepts : dict of str -> inputs
         The inputs of each concept, of any kind that `lineas.fit` takes, at least two of each.
     negative : inputs, optional
         What all concepts are told from. If not given, each is told from all the others together, as in the papers.
-    sites, metric, either_way, tokenizer, batch_size, max_length, pooling, seed : as in `rank`
+    sites, metric, either_way, tokenizer, batch_size, max_length, pooling, seed, component, call, at : as in `rank`
 
     Returns
     -------
@@ -61,16 +61,18 @@ def rank_concepts(
         raise ValueError(f"concepts: expected at least two, or a negative set beside one, got {len(concepts)}")
     options = {
         "tokenizer": tokenizer, "batch_size": batch_size, "max_length": max_length, "pooling": pooling, "seed": seed,
+        "component": component, "call": call, "at": at,
     }  # fmt: skip
     sets = {
         name: responses_to(f"concepts[{name!r}]", model, inputs, sites, **options) for name, inputs in concepts.items()
     }
     sizes = {site: values.shape[1] for site, values in next(iter(sets.values())).items()}
-    texts = [shown(inputs) for inputs in concepts.values()]
+    texts = [shown(model, inputs, count_of(sets[name]), call) for name, inputs in concepts.items()]
     if negative is not None:
         shared = side_by_side(responses_to("negative", model, negative, sites, **options))
+        others = shown(model, negative, len(shared), call)
         all_samples = [
-            Samples(sizes, side_by_side(positive), shared, (mine, shown(negative)))
+            Samples(sizes, side_by_side(positive), shared, (mine, others))
             for positive, mine in zip(sets.values(), texts, strict=True)
         ]
     else:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import nn
 
 from ..core.checks import number
 from ..core.text import nearest, printable
@@ -24,7 +23,9 @@ class Example(NamedTuple):
     """One input and what a unit does on it.
 
     `response` is the unit's pooled activation, `positive` says which set the input is of, `number` its place there;
-    `input` is the text or chat itself, None where inputs were of another kind.
+    `input` is the text, chat or prompt itself, None where inputs were of another kind. A pipeline that was looked at at
+    several steps, or makes several pictures of a prompt, has as many responses to an input: step by step all prompts
+    with their pictures, and `number` counts these.
     """
 
     response: float
@@ -99,6 +100,11 @@ class Ranking:
     def sites(self) -> list[str]:
         """Names of the sites, in the order of the forward pass."""
         return list(self.sizes)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Positive and negative responses. ValueError where it was saved without them."""
+        return self._with_samples().counts
 
     def score(self, site: str) -> NDArray[np.float64]:
         """(d,), a view: from 0 to 1, the higher the better. LookupError for a site that was not ranked."""
@@ -246,15 +252,16 @@ def example_text(example: Example) -> str:
 
 
 def rank(
-    model: nn.Module, positive: Any, negative: Any, sites: str | Sequence[str | Site] | None = None, *,
+    model: Any, positive: Any, negative: Any, sites: str | Sequence[str | Site] | None = None, *,
     metric: str = "average_precision", either_way: bool = False, tokenizer: Any = None, batch_size: int | None = None,
     max_length: int | None = None, pooling: str = "mean", seed: int = 0,
+    component: str | None = None, call: Mapping[str, Any] | None = None, at: str | Sequence[int] | None = None,
 ) -> Ranking:  # fmt: skip
     """Score every unit as a classifier of inputs with a concept against inputs without it.
 
     Parameters
     ----------
-    model : nn.Module
+    model : nn.Module or pipeline
         With or without a steering on it; left as it was.
     positive, negative : as `src` and `tgt` of `lineas.fit`
         Inputs with the concept, and without; at least two of each.
@@ -265,7 +272,7 @@ def rank(
     either_way : bool
         Also count units that are low on the concept: a unit's score is then the better of its own and that of its
         negative. The papers count high ones only.
-    tokenizer, batch_size, max_length, pooling, seed : as in `lineas.evaluation.responses`
+    tokenizer, batch_size, max_length, pooling, seed, component, call, at : as in `lineas.evaluation.responses`
         The papers take the largest response over the tokens of a sentence, the default here is the mean.
 
     Returns
@@ -295,6 +302,7 @@ def rank(
     check_metric(metric)  # before the model runs
     options = {
         "tokenizer": tokenizer, "batch_size": batch_size, "max_length": max_length, "pooling": pooling, "seed": seed,
+        "component": component, "call": call, "at": at,
     }  # fmt: skip
     samples = collect(model, positive, negative, sites, options)
     return Ranking._of(samples, metric, either_way, facts(model, options))

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import nn
 
 from ..attaching.handle import what_is_on
 from ..core import checks
 from ..network.identity import name_of
+from ..network.inputs import Inputs
+from ..network.pipelines import is_pipeline, network_of
+from ..network.pipelines.rows import columns_of, images_of_a_prompt
 from ..network.sites import Site
 from ..network.texts import as_texts
 from ..responses.collect import responses_to
@@ -62,20 +64,38 @@ def side_by_side(values: Mapping[str, NDArray]) -> NDArray:
     return np.concatenate(list(values.values()), axis=1)
 
 
-def shown(inputs: Any) -> list | None:
-    """Inputs that can be shown beside what they do: texts and chats."""
-    return as_texts(inputs, "inputs")
+def shown(model: Any, inputs: Any, rows: int, call: Mapping[str, Any] | None) -> list | None:
+    """Inputs that can be shown beside what they do, one for each response: texts, chats, a pipeline's prompts."""
+    if not is_pipeline(model):
+        return as_texts(inputs, "inputs")
+    prompts = columns_of(inputs, "inputs", model).get("prompt")
+    if prompts is None or not all(isinstance(prompt, str) for prompt in prompts):
+        return None
+    of_a_step = [prompt for prompt in prompts for _ in range(images_of_a_prompt(call))]
+    return of_a_step * (rows // len(of_a_step))
 
 
 def collect(
-    model: nn.Module, positive: Any, negative: Any, sites: str | Sequence[str | Site] | None, options: Mapping[str, Any]
+    model: Any, positive: Any, negative: Any, sites: str | Sequence[str | Site] | None, options: Mapping[str, Any]
 ) -> Samples:
     """Run the model over both sets; options as in `lineas.evaluation.responses`."""
     sides = (("positive", positive), ("negative", negative))
     first, second = (responses_to(name, model, inputs, sites, **options) for name, inputs in sides)
-    return Samples.of(first, second, (shown(positive), shown(negative)))
+    call = options["call"]
+    return Samples.of(
+        first, second, (shown(model, positive, count_of(first), call), shown(model, negative, count_of(second), call))
+    )
 
 
-def facts(model: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
+def count_of(responses: Mapping[str, NDArray]) -> int:
+    return len(next(iter(responses.values())))
+
+
+def facts(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """What a result's `info` keeps of where it comes from."""
-    return {"model": name_of(model) or type(model).__name__, "pooling": options["pooling"], **what_is_on(model)}
+    network = network_of(model, options["component"])
+    info = {"model": name_of(network) or type(network).__name__, "pooling": options["pooling"], **what_is_on(network)}
+    if not is_pipeline(model):
+        return info
+    how = {key: options[key] for key in ("component", "call", "at", "seed")}
+    return {**info, "pipeline": {**Inputs(model, **how).facts()["pipeline"], "seed": options["seed"]}}

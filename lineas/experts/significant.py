@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import nn
 
 from ..core import checks
 from ..core.text import nearest
@@ -248,19 +247,20 @@ def staged(
 
 
 def significance(
-    model: nn.Module, positive: Any, negative: Any, sites: str | Sequence[str | Site] | None = None, *, p: float = 2,
+    model: Any, positive: Any, negative: Any, sites: str | Sequence[str | Site] | None = None, *, p: float = 2,
     n_permutations: int | None = None, tokenizer: Any = None, batch_size: int | None = None,
     max_length: int | None = None, pooling: str = "mean", seed: int = 0,
+    component: str | None = None, call: Mapping[str, Any] | None = None, at: str | Sequence[int] | None = None,
 ) -> Significance:  # fmt: skip
     """Test every unit: are its responses to two sets of inputs further apart than those to the same inputs relabelled?
 
     Parameters
     ----------
-    model : nn.Module
+    model : nn.Module or pipeline
         With or without a steering on it; left as it was.
     positive, negative : as `src` and `tgt` of `lineas.fit`
         At least two inputs of each. The test is the same both ways round.
-    sites, tokenizer, batch_size, max_length, pooling : as in `lineas.evaluation.responses`
+    sites, tokenizer, batch_size, max_length, pooling, component, call, at : as in `lineas.evaluation.responses`
     p : float
         Of the distance W_p^p that is tested, at least 1.
     n_permutations : int, optional
@@ -268,7 +268,7 @@ def significance(
         is below 1 / (1 + n_permutations), and so few units alone cannot pass: at least 18 of N = 17,280 must, at a
         level of 0.05, as `Significance.least` says. N / 0.05 relabellings let a single one pass.
     seed : int
-        Of the relabellings. No global random state is touched.
+        Of the relabellings, and of a pipeline's noise. No global random state is touched.
 
     Returns
     -------
@@ -299,6 +299,7 @@ def significance(
     """
     options = {
         "tokenizer": tokenizer, "batch_size": batch_size, "max_length": max_length, "pooling": pooling, "seed": seed,
+        "component": component, "call": call, "at": at,
     }  # fmt: skip
     if n_permutations is not None:  # before the model runs
         checks.whole(n_permutations, "n_permutations")

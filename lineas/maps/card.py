@@ -6,10 +6,10 @@ from typing import Any
 
 from ..core.text import printable
 from . import summary
-from .info import base_name, hub_name
+from .info import base_name, call_of_fit, hub_name, pipeline_facts
 from .maps import Maps
 
-CONFIG, TENSORS, CARD = "steering_config.json", "steering.safetensors", "README.md"
+CONFIG, TENSORS, CARD, GRID = "steering_config.json", "steering.safetensors", "README.md", "grid.png"
 MARK = "Written by lineas. Remove this line to keep your own edits when a steering is saved here again."
 
 TABLE_ROWS = 200
@@ -23,6 +23,12 @@ FACTS = {
     "loss": "loss", "penalty": "penalty", "ridge": "ridge", "pooling": "pooling", "position": "position",
     "compute_dtype": "computed in", "attached": "while others were on", "seed": "seed",
     "evaluations": "evaluations", "seconds": "seconds", "stopped": "stopped", "made": "made from others",
+}  # fmt: skip
+
+# And of what it has of a pipeline.
+FACTS_OF_PIPELINE = {
+    "class": "pipeline", "component": "its network that is steered", "call": "called with", "at": "steps that counted",
+    "steps": "steps of a call",
 }  # fmt: skip
 
 TEXT = """\
@@ -41,20 +47,39 @@ weight * z + bias. {moved} of {units} units are changed; the model's own weights
 ## Use
 
 ```python
-import lineas
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained({base})
-steering = lineas.Steering.from_pretrained({here})
-with steering.apply(model, strength=1.0):  # 0 is the model as it was
-    ...
+{code}
 ```
 
 `{config}` and `{tensors}` hold numbers and text only: nothing is unpickled, and nothing in them is run.
 """
 
 
-def text_of(maps: Maps, info: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+CODE = """\
+import lineas
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained({base})
+steering = lineas.Steering.from_pretrained({here})
+with steering.apply(model, strength=1.0):  # 0 is the model as it was
+    ..."""
+
+CODE_OF_PIPELINE = """\
+import lineas
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained({base})
+steering = lineas.Steering.from_pretrained({here})
+with steering.apply(pipe, strength=1.0):  # 0 is the pipeline as it was
+    picture = pipe({call}).images[0]"""
+
+PICTURE = f"""\
+## Pictures
+
+![Pictures of the steered pipeline]({GRID})
+"""
+
+
+def text_of(maps: Maps, info: Mapping[str, Any], metrics: Mapping[str, Any], has_grid: bool = False) -> str:
     """The whole card. What it is told comes from files and users, so none of it can become markup."""
     model, on_hub, found = base_name(info), hub_name(info), summary.rows(maps)
     where = on_hub or (f"the folder of {model}" if model else "the model it was fitted on")
@@ -62,11 +87,13 @@ def text_of(maps: Maps, info: Mapping[str, Any], metrics: Mapping[str, Any]) -> 
         front=_front(on_hub),
         mark=MARK, model=code(on_hub or model) or "a model",
         count=len(found), moved=sum(row.support for row in found), units=sum(row.units for row in found),
-        base=json.dumps(where), here=json.dumps("this folder or repository"),
+        code=(CODE_OF_PIPELINE if pipeline_facts(info) else CODE).format(
+            base=json.dumps(where), here=json.dumps("this folder or repository"), call=_call(info)
+        ),
         config=CONFIG, tensors=TENSORS,
     )  # fmt: skip
-    facts = [(label, info[key]) for key, label in FACTS.items() if info.get(key) is not None]
-    parts = [text]
+    facts = _facts(FACTS, info) + _facts(FACTS_OF_PIPELINE, pipeline_facts(info))
+    parts = [text, PICTURE] if has_grid else [text]
     if facts:
         parts.append(_section("How it was made", ("", ""), [(label, code(value)) for label, value in facts]))
     if metrics:
@@ -76,6 +103,20 @@ def text_of(maps: Maps, info: Mapping[str, Any], metrics: Mapping[str, Any]) -> 
     if len(found) > TABLE_ROWS:
         parts.append(f"and {len(found) - TABLE_ROWS} sites more.\n")
     return "\n".join(parts)
+
+
+def _facts(labels: Mapping[str, str], info: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(label, info[key]) for key, label in labels.items() if info.get(key) is not None]
+
+
+def _call(info: Mapping[str, Any]) -> str:
+    """Arguments for the example: a prompt, and what the fit's calls had."""
+    told = (
+        f"{key}={json.dumps(value) if isinstance(value, str) else repr(value)}"
+        for key, value in call_of_fit(info).items()
+        if key != "prompt"
+    )
+    return ", ".join([json.dumps("a prompt"), *told])
 
 
 def code(value: Any) -> str:

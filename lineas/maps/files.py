@@ -11,21 +11,25 @@ from typing import Any
 from .._storage.pairs import brief, read_config, read_tensors, write_pair
 from .._storage.saving import read_whole
 from ..core.arrays import Vector
+from ..core.text import warn
 from . import card
-from .card import CARD, CONFIG, MARK, TENSORS
+from .card import CARD, CONFIG, GRID, MARK, TENSORS
 from .info import check_hub_name
 from .kinds import KINDS
 from .maps import Maps
+from .pictures import as_png
 
 FORMAT = {"format": "lineas-steering", "version": 1}
 
 
 def save(
-    maps: Maps, folder: Path, metrics: Mapping[str, float | str] | None = None, base_model: str | None = None
+    maps: Maps, folder: Path, metrics: Mapping[str, float | str] | None = None, base_model: str | None = None,
+    grid: Any = None,
 ) -> None:  # fmt: skip
     """All files, into a folder that is made if need be. A README.md that somebody else wrote is left alone.
 
-    What was measured, and the base model's name, go into the card, and with the rest of `info` into the config.
+    What was measured, and the base model's name, go into the card, and with the rest of `info` into the config. A
+    picture comes beside the card, which shows it.
     """
     if metrics is not None and not isinstance(metrics, Mapping):
         raise TypeError(f"metrics: expected a dict of name -> number, got {type(metrics).__name__}")
@@ -44,8 +48,12 @@ def save(
         info["base_model"] = check_hub_name(base_model)
     config = {**FORMAT, "sites": maps.sizes, **{key: names for key, names in listed.items() if names}}
     config |= {"info": info, "history": maps.history}
-    cards = {folder / CARD: card.text_of(maps, info, measured).encode()} if is_ours(folder / CARD) else {}
-    write_pair(folder / CONFIG, config, folder / TENSORS, tensors, cards)
+    more = {} if grid is None else {folder / GRID: as_png(grid, "grid")}
+    if is_ours(folder / CARD):
+        more[folder / CARD] = card.text_of(maps, info, measured, has_grid=bool(more)).encode()
+    elif more:
+        warn(f"expected a card of lineas to show the picture, got one of your own, which stays; {GRID} lies beside it")
+    write_pair(folder / CONFIG, config, folder / TENSORS, tensors, more)
 
 
 def read(folder: Path) -> dict[str, Any]:

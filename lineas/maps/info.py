@@ -1,12 +1,17 @@
 """What a steering's `info` says of the model that its maps were fitted on, and of what was on it."""
 
+import math
 import re
 from collections.abc import Mapping
 from hashlib import blake2b
+from keyword import iskeyword
 from typing import Any
 
 from .maps import Maps
 
+# Of arguments of a call that a file tells, which else would make it take all memory or time.
+TEXT_LIMIT, NUMBER_LIMIT, PIXEL_LIMIT = 100, 4096, 1 << 26
+SIZES = ("height", "width", "num_frames")
 HUB_NAME = r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?"
 
 
@@ -33,6 +38,31 @@ def maps_that_were_on(info: Mapping[str, Any]) -> list[str]:
     entries = info.get("attached")
     lists = [entry.get("maps") for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
     return [digest for found in lists if isinstance(found, list) for digest in found if isinstance(digest, str)]
+
+
+def pipeline_facts(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What `info` says of the pipeline that maps were fitted in, with whatever values; empty where it says nothing."""
+    facts = info.get("pipeline")
+    return {str(key): value for key, value in facts.items()} if isinstance(facts, Mapping) else {}
+
+
+def call_of_fit(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the pipeline's call that the maps were fitted with, as far as they may be told by anybody: plain
+    values, none of which asks for much memory or time."""
+    call = pipeline_facts(info).get("call")
+    known = {key: value for key, value in call.items() if _is_argument(key, value)} if isinstance(call, Mapping) else {}
+    pixels = math.prod(max(known.get(size) or 1, 1) for size in SIZES if not isinstance(known.get(size), str))
+    return {key: value for key, value in known.items() if pixels <= PIXEL_LIMIT or key not in SIZES}
+
+
+def _is_argument(key: Any, value: Any) -> bool:
+    if not isinstance(key, str) or not key.isidentifier() or iskeyword(key) or len(key) > TEXT_LIMIT:
+        return False
+    if isinstance(value, str):
+        return len(value) <= TEXT_LIMIT and value.isprintable()
+    is_count = key.endswith("_per_prompt")
+    is_number = isinstance(value, (int, float)) and abs(value) <= NUMBER_LIMIT  # which NaN is not
+    return value is None or isinstance(value, bool) or (is_number and not is_count)
 
 
 def hub_name(info: Mapping[str, Any]) -> str:

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.text import printable
+from .info import pipeline_facts
 from .maps import Maps
 
 HTML_ROWS = 200  # a notebook page with more is slow
+NOTE = 500  # characters
 
 
 class Row(NamedTuple):
@@ -79,9 +81,12 @@ def how_made(info: Mapping[str, Any]) -> list[str]:
     notes = []
     if {"recipe", "evaluations", "seconds", "stopped"} <= info.keys():
         notes.append("{recipe} recipe, {evaluations} evaluations in {seconds} s; stopped: {stopped}".format(**info))
+    if facts := pipeline_facts(info):
+        steps = "" if facts.get("steps") is None else f" of {facts['steps']}"
+        notes.append(f"{facts.get('component')} of a {facts.get('class')}, fitted at steps {facts.get('at')}{steps}")
     if "made" in info:
         notes.append(f"made from others: {info['made']}")
-    return [printable(note) for note in notes]
+    return [printable(note[:NOTE]) for note in notes]
 
 
 def _site_losses(history: Mapping[str, list], info: Mapping[str, Any]) -> dict[str, tuple[float, float]]:

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..maps.info import call_of_fit
 from ..maps.maps import Maps
 from ..network.links import arguments_of
 from ..network.pipelines.capture import Capture
-from ..network.pipelines.components import component_of, component_of_fit, network_of, with_component
+from ..network.pipelines.components import component_of, component_of_fit, network_of, parameters_of, with_component
 from . import merging
 
 PROMPTS = ["a photo of a cat", "a drawing of a house by the sea"]  # any two that differ
@@ -36,7 +37,7 @@ def _chosen(
 ) -> tuple[str, dict[str, Any]]:
     """The network's name, and what it is given for two prompts, or those of `probe`."""
     name = component_of(pipe, component_of_fit([maps.info], component))
-    said = (maps.info.get("pipeline") or {}).get("call") if call is None else call
+    said = _call_of_fit(maps, pipe) if call is None else call
     capture = Capture(pipe, name, said, "first", 0)
     columns = capture.columns(PROMPTS if probe is None else probe, "probe")
     try:
@@ -51,3 +52,9 @@ def _chosen(
         ) from error
     args, kwargs = batch.plain()
     return name, dict(zip(arguments_of(capture.network), args, strict=False)) | kwargs
+
+
+def _call_of_fit(maps: Maps, pipe: Any) -> dict[str, Any]:
+    """That of the maps' file, which cannot make a call fail: what this pipeline does not take is left out."""
+    takes = parameters_of(pipe)
+    return {key: value for key, value in call_of_fit(maps.info).items() if key in takes}

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from .adapters import adapters_of, effective_weights
 from .batch import Batch
 from .links import core
+from .pipelines.components import NETWORKS
 from .state import dtype_of
+
+PIPELINE_INDEX = "model_index.json"  # which diffusers puts beside the folders of a pipeline's parts
 
 
 def of_model(model: nn.Module) -> dict[str, Any]:
@@ -39,17 +42,42 @@ def _hash(text: bytes) -> str:
 
 
 def name_of(model: nn.Module) -> str:
-    """What a model was loaded by, as on the hub, or the last part of a folder's path; empty for one made in memory."""
-    name = getattr(model, "name_or_path", "") or getattr(getattr(model, "config", None), "_name_or_path", "") or ""
-    name = os.fspath(name) if isinstance(name, os.PathLike) else name
-    if not isinstance(name, str) or not name:
+    """What a model was loaded by, as on the hub, or the last part of a folder's path; empty for one made in memory.
+
+    Of a network that was loaded as part of a pipeline it is the pipeline's name: that of its own folder, "unet" for
+    instance, tells it from no other. `folder_in_pipeline` has that.
+    """
+    name = _loaded_by(model)
+    if not name:
         return ""
     parts = Path(name).parts
     cached = next((part for part in parts if part.startswith("models--")), "")
     if cached:  # a folder of the hub's own cache
         return cached.removeprefix("models--").replace("--", "/")
+    if folder_in_pipeline(model):
+        return Path(os.path.abspath(name)).parent.name
     is_folder = len(parts) > 2 or Path(name).is_absolute() or name.startswith(".") or Path(name).is_dir()
     return Path(os.path.abspath(name)).name if is_folder else name  # where it lies is nobody's business
+
+
+def folder_in_pipeline(model: nn.Module) -> str:
+    """The name of the folder in a pipeline's that a network was loaded from; empty where it was loaded by itself.
+
+    A pipeline's folder has an index. Where it lies there no more, what its networks are usually called must do.
+    """
+    name = _loaded_by(model)
+    if not name:
+        return ""
+    path, is_path = Path(os.path.abspath(name)), Path(name).is_absolute() or len(Path(name).parts) > 2
+    if (path.parent / PIPELINE_INDEX).is_file() and path.is_dir():
+        return path.name
+    return path.name if is_path and path.name in NETWORKS and not path.is_dir() else ""
+
+
+def _loaded_by(model: nn.Module) -> str:
+    name = getattr(model, "name_or_path", "") or getattr(getattr(model, "config", None), "_name_or_path", "")
+    name = os.fspath(name) if isinstance(name, os.PathLike) else name
+    return name if isinstance(name, str) else ""
 
 
 # -- digests --

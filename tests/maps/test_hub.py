@@ -8,7 +8,7 @@ from huggingface_hub import constants
 
 from lineas import Steering
 from lineas.maps import card
-from lineas.maps.card import CARD, CONFIG, TENSORS
+from lineas.maps.card import CARD, CONFIG, GRID, TENSORS
 
 
 @pytest.fixture
@@ -52,6 +52,16 @@ def test_a_steering_goes_to_the_hub_and_comes_back(hub, steering):
     assert_same(again, steering)
     downloads = [call for call in hub.calls if call.startswith("GET") and "/resolve/" in call]
     assert sorted(call.rpartition("/")[2] for call in downloads) == [TENSORS, CONFIG], "and nothing else is downloaded"
+
+
+def test_a_grid_goes_to_the_hub_and_is_not_downloaded_with_the_maps(hub, steering):
+    image = pytest.importorskip("PIL.Image")
+    steering.push_to_hub("me/maps", token=TOKEN, grid=image.new("RGB", (8, 4), "red"))
+    assert set(hub.files("me/maps")) == {".gitattributes", CARD, CONFIG, TENSORS, GRID}
+    assert hub.files("me/maps")[GRID].startswith(b"\x89PNG")
+    assert f"]({GRID})".encode() in hub.files("me/maps")[CARD]
+    assert_same(Steering.from_pretrained("me/maps"), steering)
+    assert not [call for call in hub.calls if call.startswith("GET") and GRID in call]
 
 
 def test_the_uploaded_card_names_the_base_model_that_the_user_says(hub, steering):

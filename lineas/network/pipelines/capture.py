@@ -16,7 +16,7 @@ from ..links import arguments_of
 from ..state import eager, reseed
 from .components import component_of, is_of_diffusers, network_of, parameters_of, quiet
 from .passes import Given, Rows, Steps, batch_of, joined, part_with_prompt, rows_of, timestep_of
-from .rows import check_call, columns_of, noise_of_rows
+from .rows import check_call, columns_of, images_of_a_prompt, noise_of_rows, plain_arguments
 
 __all__ = ["Capture", "check_at"]
 
@@ -67,9 +67,7 @@ class Capture:
         self.names = list(arguments_of(self.network))
         self.rows: Rows | None = None
         self.generators = self.call.pop("generator", None)
-        self.images = next(
-            (whole(v, k) for k, v in self.call.items() if k.startswith("num_") and k.endswith("_per_prompt")), 1
-        )
+        self.images = images_of_a_prompt(self.call)
 
     # -- what is asked of it --
 
@@ -112,7 +110,7 @@ class Capture:
 
     def facts(self) -> dict[str, Any]:
         """What `info` keeps of it."""
-        plain = {k: v for k, v in self.call.items() if isinstance(v, (str, int, float, bool, type(None)))}
+        plain = plain_arguments(self.call)
         return {
             "class": type(self.pipe).__name__, "component": self.component, "call": plain,
             "at": "all" if self.wanted is None else list(self.wanted), "steps": self.steps,
@@ -163,7 +161,7 @@ class Capture:
         hook = self.network.register_forward_pre_hook(note, with_kwargs=True)
         try:
             with quiet(self.pipe), eager(), torch.no_grad(), suppress(BrokenOff):
-                self.pipe(**self._arguments(columns, numbers))
+                self.pipe(**self.arguments(columns, numbers))
         finally:
             hook.remove()
             if hasattr(self.pipe, "maybe_free_model_hooks"):
@@ -172,7 +170,7 @@ class Capture:
             raise LookupError(f"component: {type(self.pipe).__name__} did not run its {self.component} in a call")
         return passes
 
-    def _arguments(self, columns: Columns, numbers: Sequence[int]) -> dict[str, Any]:
+    def arguments(self, columns: Columns, numbers: Sequence[int]) -> dict[str, Any]:
         count = len(numbers)
         given = {
             k: [v] * count if isinstance(v, str) and "prompt" in k and k != "prompt_template" else v

@@ -13,6 +13,7 @@ from ..links import check_network, unwrapped
 __all__ = [
     "component_of",
     "component_of_fit",
+    "fitted_component",
     "is_denoiser",
     "is_pipeline",
     "network_of",
@@ -22,6 +23,8 @@ __all__ = [
 ]
 
 DENOISERS = ("unet", "transformer", "prior", "denoiser")  # which network is steered unless told, the first there is
+OTHERS = ("transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder", "vae", "controlnet")
+NETWORKS = (*DENOISERS, *OTHERS)  # as pipelines of diffusers usually call them, and their folders
 
 
 def is_pipeline(model: Any) -> bool:
@@ -45,7 +48,9 @@ def component_of(pipe: Any, component: str | None = None) -> str:
     if not isinstance(component, str):
         raise TypeError(f"component: expected the name of a network of the pipeline, got {component!r:.60}")
     if component not in known:
-        raise LookupError(f"component: {type(pipe).__name__} has no network {component!r}; {nearest(component, known)}")
+        raise LookupError(
+            f"component: {type(pipe).__name__} has no network {component!r:.60}; {nearest(component, known)}"
+        )
     return component
 
 
@@ -54,14 +59,22 @@ def component_of_fit(infos: Iterable[Mapping[str, Any]], component: str | None =
 
     ValueError where it is not the same for all.
     """
-    fitted = {str(name): None for info in infos if (name := (info.get("pipeline") or {}).get("component"))}
+    fitted = dict.fromkeys(filter(None, map(fitted_component, infos)))
     said = {**fitted, **({} if component is None else {component: None})}
     if len(said) > 1:
-        what = f"steerings of {' and '.join(map(repr, fitted))}" + f", component={component!r}" * (
-            component is not None
+        what = f"steerings of {' and '.join(f'{name!r:.60}' for name in fitted)}"
+        more = "" if component is None else f", component={component!r:.60}"
+        raise ValueError(
+            f"component: expected steerings of one network of the pipeline, got {what}{more}; attach them apart"
         )
-        raise ValueError(f"component: expected steerings of one network of the pipeline, got {what}; attach them apart")
     return next(iter(said), None)
+
+
+def fitted_component(info: Mapping[str, Any]) -> str:
+    """Which network of a pipeline maps are for, by `info`, which anybody may have written; empty where it says none."""
+    facts = info.get("pipeline")
+    name = facts.get("component") if isinstance(facts, Mapping) else None
+    return name if isinstance(name, str) else ""
 
 
 def network_of(model: Any, component: str | None = None) -> nn.Module:

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...core.checks import whole
 from ...core.text import first_few, nearest
 from .components import parameters_of
 
-__all__ = ["check_call", "columns_of", "noise_of_rows"]
+__all__ = ["check_call", "columns_of", "images_of_a_prompt", "noise_of_rows", "plain_arguments"]
 
 
 def noise_of_rows(seed: int, rows: Sequence[int]) -> list[torch.Generator]:
@@ -69,6 +70,17 @@ def _listed(values: Any, name: str) -> list:
     if isinstance(values, (str, Mapping)) or not hasattr(values, "__len__"):
         raise TypeError(f"{name}: expected a list, one for each row, got {type(values).__name__}")
     return list(values)
+
+
+def images_of_a_prompt(call: Mapping[str, Any] | None) -> int:
+    """How many pictures of each prompt a call makes."""
+    counts = (whole(v, k) for k, v in (call or {}).items() if k.startswith("num_") and k.endswith("_per_prompt"))
+    return next(counts, 1)
+
+
+def plain_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a call that a file can hold."""
+    return {k: v for k, v in call.items() if isinstance(v, (str, int, float, bool, type(None)))}
 
 
 def check_call(call: Any, pipe: Any) -> dict[str, Any]:

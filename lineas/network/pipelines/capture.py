@@ -81,7 +81,7 @@ class Capture:
         if any(list(columns) != list(sets[0]) for columns in sets):
             raise ValueError(f"expected the same arguments in all sets, got {' and '.join(str(list(c)) for c in sets)}")
         everything = {key: [value for columns in sets for value in columns[key]] for key in sets[0]}
-        if "generator" in everything:  # both rows start alike
+        if "generator" in everything and len(everything) > 1:  # both rows start alike
             everything["generator"] = everything["generator"][:1] * len(everything["generator"])
         pair = _two_that_differ(everything)
         two, three = (
@@ -150,6 +150,7 @@ class Capture:
     def _called(self, columns: Columns, numbers: Sequence[int], last: tuple[int, int] | None) -> list[Given]:
         passes: list[Given] = []
         steps, probing = Steps(), last is None and self.rows is None
+        many = len(numbers) > 1  # only rows that are side by side can be told apart
 
         def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             step, turn = steps.next(timestep_of(self.names, args, kwargs) if "timestep" in self.names else 0.0)
@@ -157,7 +158,7 @@ class Capture:
                 raise BrokenOff
             if probing or self.wanted is None or step in self.wanted:
                 passes.append(Given(step, turn, *tree.mapped(_kept, (args, kwargs))))
-            if (step, turn) == last or (probing and part_with_prompt(passes[-1], len(numbers), self.images)):
+            if (step, turn) == last or (probing and many and part_with_prompt(passes[-1], len(numbers), self.images)):
                 raise BrokenOff
 
         hook = self.network.register_forward_pre_hook(note, with_kwargs=True)

@@ -302,10 +302,10 @@ def shared(name):
     return CASES[name].make()
 
 
-def fit(name, **options):
+def fit(name, pipe=None, **options):
     case = CASES[name]
-    given = {"call": case.call, "max_evaluations": 3, "progress": False, **options}
-    return lineas.fit(given.pop("pipe", None) or shared(name), given.pop("src", case.src), given.pop("tgt", case.tgt), **given)
+    given = {"src": case.src, "tgt": case.tgt, "call": case.call, "max_evaluations": 3, "progress": False, **options}
+    return lineas.fit(pipe or shared(name), **given)
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from ...core.text import nearest
 from ..links import check_network, unwrapped
 
 __all__ = [
+    "arguments_taken",
     "component_of",
     "component_of_fit",
     "is_denoiser",
@@ -55,13 +56,12 @@ def component_of_fit(infos: Iterable[Mapping[str, Any]], component: str | None =
     ValueError where it is not the same for all.
     """
     fitted = {str(name): None for info in infos if (name := (info.get("pipeline") or {}).get("component"))}
-    said = {**fitted, **({} if component is None else {component: None})}
-    if len(said) > 1:
-        what = f"steerings of {' and '.join(map(repr, fitted))}" + f", component={component!r}" * (
-            component is not None
-        )
-        raise ValueError(f"component: expected steerings of one network of the pipeline, got {what}; attach them apart")
-    return next(iter(said), None)
+    names = " and ".join(map(repr, fitted))
+    if len(fitted) > 1:
+        raise ValueError(f"steerings: expected maps of one network of the pipeline, got {names}; attach them apart")
+    if fitted and component is not None and component not in fitted:
+        raise ValueError(f"component: expected the network that was fitted, {names}, got {component!r:.60}")
+    return next(iter(fitted), component)
 
 
 def network_of(model: Any, component: str | None = None) -> nn.Module:
@@ -95,9 +95,20 @@ def with_component(pipe: Any, component: str, network: nn.Module) -> Any:
     return new
 
 
-def parameters_of(pipe: Any) -> dict[str, inspect.Parameter]:
-    """What the pipeline's call takes."""
-    return dict(inspect.signature(pipe.__call__).parameters)
+def arguments_taken(pipe: Any) -> tuple[dict[str, inspect.Parameter], bool]:
+    """What the pipeline's call takes by name, also what it passes on to its base class's; and whether it takes more.
+
+    Not what a pipeline of diffusers lets through to say that it is no longer taken: it says nothing of other names.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    calls = [kind.__dict__["__call__"] for kind in type(pipe).__mro__ if "__call__" in kind.__dict__]
+    for one in calls:
+        _, *taken = inspect.signature(one).parameters.values()  # but for self
+        named = {p.name: p for p in taken if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        found = {**named, **found}
+        if not any(p.kind is p.VAR_KEYWORD for p in taken):
+            return found, False
+    return found, not is_of_diffusers(pipe)
 
 
 def is_of_diffusers(pipe: Any) -> bool:

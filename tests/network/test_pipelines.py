@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from conftest import WordTokenizer
-from pipelines import CASES, ONE_STEP, SRC, TGT, Plain, fit, shared
+from pipelines import CASES, SRC, Plain, shared
 from torch import nn
 
 import lineas

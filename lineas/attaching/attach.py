@@ -105,7 +105,9 @@ def attach(
     distinct = list({id(steering): steering for steering in by_id.values()}.values())
     if is_pipeline(model):
         component = component_of(model, component_of_fit([maps.info for maps in distinct], component))
-        tokens: Tokens | Denoising = _denoising(model, component, at, guided, position, count)
+        _refuse_tokens(model, position, count)
+        infos = [maps.info for maps in distinct]
+        tokens: Tokens | Denoising = Denoising(model, component, at, guided, infos)
     else:
         _refuse_of_pipelines(at, guided)
         tokens = Tokens(position, position != "all" if count is None else flag(count, "count"))
@@ -121,10 +123,9 @@ def attach(
     return Handle(model, by_id, {site: SiteMap(site, distinct, tokens) for site in found}, tokens, rows, strength)
 
 
-def _denoising(pipe: Any, component: str, at: At, guided: str, position: Position, count: bool | None) -> Denoising:
+def _refuse_tokens(pipe: Any, position: Position, count: bool | None) -> None:
     if position != "all" or count:
         raise ValueError(f"position, count: expected a language model, got a {type(pipe).__name__}; {ONLY_ALL}")
-    return Denoising(pipe, component, at, guided)
 
 
 def _refuse_of_pipelines(at: At, guided: str) -> None:

@@ -1,6 +1,7 @@
 """What a steering on a pipeline knows of a pass of its network: which step it is, and whose rows the pass has."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import number, whole
+from ..core.text import warn
 from ..network import tree
 from ..network.links import arguments_of
-from ..network.pipelines.components import components
+from ..network.pipelines.components import components, is_denoiser, is_of_diffusers
 from ..network.pipelines.passes import Steps, timestep_of
 from .rows import Spread
 
@@ -20,6 +22,8 @@ At = str | slice | Sequence[int] | Mapping[int, float]
 GUIDED = ("both", "prompt")
 EMBEDDINGS = "encoder_hidden_states"  # what the prompt is to most networks
 MOST_PARTS = 4
+# Of diffusers, those whose passes under guidance have the prompt's half in front.
+PROMPT_FIRST = re.compile(r"(StableCascade|Wuerstchen)\w*Pipeline|Lumina(Text2Img)?Pipeline|DiTPipeline")
 
 
 def check_guided(guided: Any) -> str:
@@ -30,21 +34,31 @@ def check_guided(guided: Any) -> str:
 
 def factors_of(at: Any) -> "Mapping[int, float] | slice | None":
     """By step what the strength is multiplied by, or the steps that are steered; None for all of them alike."""
-    expected = 'at: expected "all", "first", a list or slice of steps, or a dict of step -> strength'
-    if isinstance(at, str):
-        if at not in ("all", "first"):
-            raise ValueError(f"{expected}; got {at!r:.60}")
+    if isinstance(at, str) and at in ("all", "first"):
         return None if at == "all" else {0: 1.0}
     if isinstance(at, slice):
-        bounds = [bound for bound in (at.start, at.stop, at.step) if bound is not None]
-        if any(whole(bound, "at", least=0) < 0 for bound in bounds):
-            raise ValueError(expected)
+        for bound in (at.start, at.stop, at.step):
+            whole(0 if bound is None else bound, "at", least=0)
         return at
-    if isinstance(at, Mapping):
+    if isinstance(at, Mapping) and at:
         return {whole(step, "at", least=0): number(value, f"at[{step!r}]") for step, value in at.items()}
     if isinstance(at, (list, tuple, range)) and len(at):
         return dict.fromkeys((whole(step, "at", least=0) for step in at), 1.0)
-    raise TypeError(f"{expected}; got {type(at).__name__}")
+    raise (ValueError if isinstance(at, (str, list, tuple, range, Mapping)) else TypeError)(
+        f'at: expected "all", "first", a list or slice of steps, or a dict of step -> strength; got {at!r:.60}'
+    )
+
+
+def known_part(infos: Iterable[Mapping[str, Any]], pipe: Any) -> int | None:
+    """Which part of a pass under guidance has the prompt: what a fit on this class saw, or the order that is usual in
+    diffusers; None where neither tells."""
+    for info in infos:
+        seen = info.get("pipeline") or {}
+        if (seen.get("parts") or 1) > 1 and seen.get("class") == type(pipe).__name__:
+            return int(seen["part"])
+    if not is_of_diffusers(pipe):
+        return None
+    return 0 if PROMPT_FIRST.fullmatch(type(pipe).__name__) else -1
 
 
 class Denoising:
@@ -57,6 +71,8 @@ class Denoising:
         Name of the network that is steered.
     at : see `lineas.attach`
     guided : {"both", "prompt"}
+    infos : iterable of dict
+        Of the steerings, which may tell which half has the prompt.
 
     Attributes
     ----------
@@ -68,14 +84,23 @@ class Denoising:
 
     position, counting = "all", False
 
-    def __init__(self, pipe: Any, component: str, at: At, guided: str):
+    def __init__(self, pipe: Any, component: str, at: At, guided: str, infos: Iterable[Mapping[str, Any]] = ()):
         self.pipe, self.component = pipe, component
         self.factors, self.guided = factors_of(at), check_guided(guided)
+        self.has_parts, self.prompts_part = is_denoiser(pipe, component), known_part(infos, pipe)
+        if self.guided == "prompt" and not self.has_parts:
+            raise ValueError(f'guided: expected "both" for {component!r}; only a denoiser is guided')
+        if self.guided == "prompt" and self.prompts_part is None:
+            raise ValueError(
+                f'guided: expected "both", since nothing tells which half of the passes of {type(pipe).__name__} has '
+                "the prompt: it is no pipeline of diffusers, and the steering was not fitted under its guidance"
+            )
         self.batch: tuple[str, int] | None = None
         self.hosts: list[nn.Module] = []
         self.factor, self.tells_rows = 1.0, self.guided == "prompt"
         self._hooks: list[Any] = []
         self._steps, self._schedule = Steps(), None
+        self._first: float | None = None
         self._now: tuple[int, Spread] | None = None
 
     @property
@@ -120,22 +145,39 @@ class Denoising:
         if "timestep" in self._names:
             step, turn = self._step(timestep_of(self._names, args, kwargs))
             self.factor = self._factor(step)
-        if self.tells_rows and turn:  # guidance in a pass of its own
-            self.factor = 0.0
         if self.batch is not None or self.tells_rows:
             self._now = self._rows(args, kwargs)
+            if self.tells_rows and turn and self._now[1].parts == 1 and self._is_guided:
+                self.factor = self._without_prompt()
 
     def ends(self, module: nn.Module, args: tuple, output: Any) -> None:
         self._now = None
 
     def _step(self, timestep: float | None) -> tuple[int, int]:
-        """A call begins where the scheduler has made a new schedule; without one, where the timestep grows again."""
+        """A call begins where the scheduler has made a new schedule, or the timesteps start over."""
         schedule = getattr(getattr(self.pipe, "scheduler", None), "timesteps", None)
         last = self._steps.timestep
-        grows = schedule is None and timestep is not None and last is not None and timestep > last
-        if schedule is not self._schedule or grows:
-            self._steps, self._schedule = Steps(), schedule
+        begins = schedule is not self._schedule
+        if timestep is not None and last is not None and timestep != last:
+            begins |= timestep > last if schedule is None else timestep == self._first
+        if begins or last is None:
+            self._steps, self._schedule, self._first = Steps(), schedule, timestep
+            if schedule is not None and not any(self._factor(step) for step in range(len(schedule))):
+                warn(f"at: expected steps of a call, got none of its {len(schedule)}, so nothing is steered")
         return self._steps.next(timestep)
+
+    @property
+    def _is_guided(self) -> bool:
+        return getattr(self.pipe, "do_classifier_free_guidance", None) is not False
+
+    def _without_prompt(self) -> float:
+        """The factor of a step's second pass, which guidance makes without the prompt, or else the scheduler makes."""
+        if getattr(getattr(self.pipe, "scheduler", None), "order", 1) > 1:
+            raise ValueError(
+                f"guided: expected a scheduler of one pass a step, got {type(self.pipe.scheduler).__name__}, whose "
+                "second pass cannot be told from that of guidance"
+            )
+        return 0.0
 
     def _factor(self, step: int) -> float:
         if self.factors is None:
@@ -146,10 +188,13 @@ class Denoising:
 
     def _rows(self, args: tuple, kwargs: Mapping[str, Any]) -> tuple[int, Spread]:
         tensors = [leaf for _, leaf in tree.leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim]
-        rows, parts = len(tensors[0]), self._parts(tensors[0])
-        only = parts - 1 if self.tells_rows and parts > 1 else None
-        if only and parts > 2:
-            raise ValueError(f'guided: expected guidance of two parts, got {parts}; "both" steers all of them')
+        rows, parts = len(tensors[0]), self._parts(tensors)
+        only = None
+        if self.tells_rows and parts > 1:
+            if parts > 2:
+                raise ValueError(f'guided: expected guidance of two parts, got {parts}; "both" steers all of them')
+            assert self.prompts_part is not None
+            only = self.prompts_part % parts
         if self.batch is None:
             return rows, Spread(1, parts, only)
         name, given = self.batch
@@ -162,14 +207,15 @@ class Denoising:
             )
         return rows, Spread(times, parts, only)
 
-    def _parts(self, first: Tensor) -> int:
-        """How many times a pass has all rows: under guidance twice, from the same noise."""
-        said, rows = getattr(self.pipe, "do_classifier_free_guidance", None), len(first)
-        if said is False or (said is None and self.batch is not None and rows == self.batch[1]):
+    def _parts(self, tensors: Sequence[Tensor]) -> int:
+        """How many times a pass has all rows: under guidance twice, from the same noise, with something else beside."""
+        rows, is_known = len(tensors[0]), hasattr(self.pipe, "do_classifier_free_guidance")
+        if not (self.has_parts and self._is_guided) or (not is_known and self.batch and rows == self.batch[1]):
             return 1
         for parts in range(2, MOST_PARTS + 1):
-            if rows % parts == 0 and all(torch.equal(first[: rows // parts], part) for part in first.chunk(parts)[1:]):
-                return parts
+            if rows % parts == 0 and _is_alike(tensors[0], parts):
+                others = (tensor for tensor in tensors[1:] if len(tensor) == rows)
+                return 1 if all(_is_alike(other, parts) for other in others) else parts
         return 1
 
     def _is_repeated(self, args: tuple, kwargs: Mapping[str, Any], rows: int, times: int) -> bool:
@@ -200,3 +246,8 @@ class Denoising:
 
     def prompt(self, lengths: Any) -> Any:
         raise ValueError("prompt: expected a language model, got a pipeline; pixels have no prompt among them")
+
+
+def _is_alike(tensor: Tensor, parts: int) -> bool:
+    first, *others = tensor.chunk(parts)
+    return all(torch.equal(first, other) for other in others)

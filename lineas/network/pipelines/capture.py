@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ...core.checks import whole
-from ...core.text import warn
+from ...core.text import first_few, warn
 from .. import tree
 from ..batch import Batch
 from ..links import arguments_of
 from ..state import eager, reseed
-from .components import component_of, is_of_diffusers, network_of, parameters_of, quiet
+from .components import arguments_taken, component_of, is_of_diffusers, network_of, quiet
 from .passes import Given, Rows, Steps, batch_of, joined, part_with_prompt, rows_of, timestep_of
 from .rows import check_call, columns_of, images_of_a_prompt, noise_of_rows, plain_arguments
 
@@ -63,9 +63,10 @@ class Capture:
         self.pipe, self.component = pipe, component_of(pipe, component)
         self.network = network_of(pipe, component)
         self.call, self.at, self.seed, self.wanted = check_call(call, pipe), at, seed, check_at(at)
-        self.takes = parameters_of(pipe)
+        self.takes = arguments_taken(pipe)[0]
         self.names = list(arguments_of(self.network))
         self.rows: Rows | None = None
+        self._had = 0  # steps of the last call, as far as it went
         self.generators = self.call.pop("generator", None)
         self.images = images_of_a_prompt(self.call)
 
@@ -79,7 +80,9 @@ class Capture:
         if any(list(columns) != list(sets[0]) for columns in sets):
             raise ValueError(f"expected the same arguments in all sets, got {' and '.join(str(list(c)) for c in sets)}")
         everything = {key: [value for columns in sets for value in columns[key]] for key in sets[0]}
-        if "generator" in everything:  # both rows start alike
+        if both := [key for key in everything if key in self.call]:
+            raise ValueError(f"call: expected what is the same for all rows, got {first_few(both)}, which each row has")
+        if "generator" in everything and len(everything) > 1:  # both rows start alike
             everything["generator"] = everything["generator"][:1] * len(everything["generator"])
         pair = _two_that_differ(everything)
         two, three = (
@@ -102,8 +105,7 @@ class Capture:
             part = {key: [values[k] for k in numbers] for key, values in columns.items()}
             given = [one for one in self._run(part, numbers, self._last) if one.turn == self.rows.turn]
             if missing := set(self.wanted or (0,)) - {one.step for one in given}:
-                had = max((one.step for one in given), default=-1) + 1
-                raise ValueError(f"at: expected steps of a call, of which there were {had}, got {sorted(missing)}")
+                raise ValueError(f"at: expected steps of a call, which had {self._had}, got {sorted(missing)}")
             found += [(one.step, batch_of(one, len(numbers), self.rows)) for one in given]
         ordered = [batch for _, batch in sorted(found, key=lambda pair: pair[0])]
         return [replace(batch, number=k) for k, batch in enumerate(ordered)]
@@ -114,6 +116,8 @@ class Capture:
         return {
             "class": type(self.pipe).__name__, "component": self.component, "call": plain,
             "at": "all" if self.wanted is None else list(self.wanted), "steps": self.steps,
+            "parts": None if self.rows is None else self.rows.parts,
+            "part": None if self.rows is None else self.rows.part,
         }  # fmt: skip
 
     # -- how --
@@ -133,9 +137,9 @@ class Capture:
     def _tell_steps(self) -> None:
         if self.at is None and (self.steps or 1) > 1 and "timestep" in self.names:
             warn(
-                f"fitted at the first of {self.steps} steps, and mapped at all of them: expected a model of one step, "
-                'with call={"num_inference_steps": 1, "guidance_scale": 0.0} or the like. at="all" fits at all steps; '
-                'at="first" says that the first is meant'
+                f"the first of {self.steps} steps counts, while maps act at all of them: expected a model of one step, "
+                'with call={"num_inference_steps": 1, "guidance_scale": 0.0} or the like. With at="all" all steps '
+                'count; at="first" says that the first is meant'
             )
 
     def _run(self, columns: Columns, numbers: Sequence[int], last: tuple[int, int] | None) -> list[Given]:
@@ -148,6 +152,7 @@ class Capture:
     def _called(self, columns: Columns, numbers: Sequence[int], last: tuple[int, int] | None) -> list[Given]:
         passes: list[Given] = []
         steps, probing = Steps(), last is None and self.rows is None
+        many = len(numbers) > 1  # only rows that are side by side can be told apart
 
         def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             step, turn = steps.next(timestep_of(self.names, args, kwargs) if "timestep" in self.names else 0.0)
@@ -155,7 +160,7 @@ class Capture:
                 raise BrokenOff
             if probing or self.wanted is None or step in self.wanted:
                 passes.append(Given(step, turn, *tree.mapped(_kept, (args, kwargs))))
-            if (step, turn) == last or (probing and part_with_prompt(passes[-1], len(numbers), self.images)):
+            if (step, turn) == last or (probing and many and part_with_prompt(passes[-1], len(numbers), self.images)):
                 raise BrokenOff
 
         hook = self.network.register_forward_pre_hook(note, with_kwargs=True)
@@ -166,7 +171,8 @@ class Capture:
             hook.remove()
             if hasattr(self.pipe, "maybe_free_model_hooks"):
                 self.pipe.maybe_free_model_hooks()
-        if not passes:
+        self._had = steps.step + 1
+        if not self._had:
             raise LookupError(f"component: {type(self.pipe).__name__} did not run its {self.component} in a call")
         return passes
 

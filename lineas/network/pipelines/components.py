@@ -11,6 +11,7 @@ from ...core.text import nearest
 from ..links import check_network, unwrapped
 
 __all__ = [
+    "arguments_taken",
     "component_of",
     "component_of_fit",
     "fitted_component",
@@ -60,14 +61,12 @@ def component_of_fit(infos: Iterable[Mapping[str, Any]], component: str | None =
     ValueError where it is not the same for all.
     """
     fitted = dict.fromkeys(filter(None, map(fitted_component, infos)))
-    said = {**fitted, **({} if component is None else {component: None})}
-    if len(said) > 1:
-        what = f"steerings of {' and '.join(f'{name!r:.60}' for name in fitted)}"
-        more = "" if component is None else f", component={component!r:.60}"
-        raise ValueError(
-            f"component: expected steerings of one network of the pipeline, got {what}{more}; attach them apart"
-        )
-    return next(iter(said), None)
+    names = " and ".join(map(repr, fitted))
+    if len(fitted) > 1:
+        raise ValueError(f"steerings: expected maps of one network of the pipeline, got {names}; attach them apart")
+    if fitted and component is not None and component not in fitted:
+        raise ValueError(f"component: expected the network that was fitted, {names}, got {component!r:.60}")
+    return next(iter(fitted), component)
 
 
 def fitted_component(info: Mapping[str, Any]) -> str:
@@ -108,9 +107,20 @@ def with_component(pipe: Any, component: str, network: nn.Module) -> Any:
     return new
 
 
-def parameters_of(pipe: Any) -> dict[str, inspect.Parameter]:
-    """What the pipeline's call takes."""
-    return dict(inspect.signature(pipe.__call__).parameters)
+def arguments_taken(pipe: Any) -> tuple[dict[str, inspect.Parameter], bool]:
+    """What the pipeline's call takes by name, also what it passes on to its base class's; and whether it takes more.
+
+    Not what a pipeline of diffusers lets through to say that it is no longer taken: it says nothing of other names.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    calls = [kind.__dict__["__call__"] for kind in type(pipe).__mro__ if "__call__" in kind.__dict__]
+    for one in calls:
+        _, *taken = inspect.signature(one).parameters.values()  # but for self
+        named = {p.name: p for p in taken if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        found = {**named, **found}
+        if not any(p.kind is p.VAR_KEYWORD for p in taken):
+            return found, False
+    return found, not is_of_diffusers(pipe)
 
 
 def is_of_diffusers(pipe: Any) -> bool:

@@ -8,7 +8,7 @@ import torch
 
 from ...core.checks import whole
 from ...core.text import first_few, nearest
-from .components import parameters_of
+from .components import arguments_taken
 
 __all__ = ["check_call", "columns_of", "images_of_a_prompt", "noise_of_rows", "plain_arguments"]
 
@@ -34,21 +34,23 @@ def columns_of(inputs: Any, name: str, pipe: Any) -> dict[str, list]:
     TypeError, ValueError
         Neither; arguments that the call does not take; lists of different lengths.
     """
-    takes = parameters_of(pipe)
+    takes, takes_more = arguments_taken(pipe)
     kind = type(pipe).__name__
     if isinstance(inputs, Mapping):
+        if not inputs:
+            raise ValueError(f"{name}: expected what {kind} takes for each row, got an empty dict")
         columns = {key: _listed(value, f"{name}[{key!r}]") for key, value in inputs.items()}
     else:
-        columns = _of_list(_listed(inputs, name), name, kind, takes)
+        columns = _of_list(_listed(inputs, name), name, kind, takes, takes_more)
     lengths = {key: len(values) for key, values in columns.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"{name}: expected as many of each, got {lengths}")
-    if unknown := [key for key in columns if key not in takes]:
+    if unknown := [key for key in columns if key not in takes and not takes_more]:
         raise TypeError(f"{name}: {kind} takes no {', '.join(unknown)}; {nearest(unknown[0], takes)}")
     return columns
 
 
-def _of_list(rows: list, name: str, kind: str, takes: Mapping[str, Any]) -> dict[str, list]:
+def _of_list(rows: list, name: str, kind: str, takes: Mapping[str, Any], takes_more: bool) -> dict[str, list]:
     """Of prompts, or of dicts with the same keys."""
     if rows and all(isinstance(row, Mapping) for row in rows):
         keys = list(rows[0])
@@ -57,7 +59,7 @@ def _of_list(rows: list, name: str, kind: str, takes: Mapping[str, Any]) -> dict
         return {key: [row[key] for row in rows] for key in keys}
     if (other := next((row for row in rows if not isinstance(row, str)), None)) is not None:
         raise TypeError(f"{name}: expected prompts (str), or dicts of a call's arguments, got {other!r:.60}")
-    first = "prompt" if "prompt" in takes else next(iter(takes), "batch_size")
+    first = "prompt" if "prompt" in takes or takes_more else next(iter(takes), "batch_size")
     if first == "batch_size":
         raise TypeError(
             f'{name}: {kind} takes no prompts; expected what it takes for each row, such as {{"generator": seeds}}, '
@@ -87,9 +89,7 @@ def check_call(call: Any, pipe: Any) -> dict[str, Any]:
     """Arguments for every call of the pipeline. TypeError where it does not take them, or not for all rows."""
     if call is not None and not isinstance(call, Mapping):
         raise TypeError(f"call: expected a dict of {type(pipe).__name__}'s arguments, got {type(call).__name__}")
-    given, takes = dict(call or {}), parameters_of(pipe)
-    if any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-        return given
-    if unknown := [key for key in given if key not in takes]:
+    given, (takes, takes_more) = dict(call or {}), arguments_taken(pipe)
+    if unknown := [key for key in given if key not in takes and not takes_more]:
         raise TypeError(f"call: {type(pipe).__name__} takes no {first_few(unknown)}; {nearest(unknown[0], takes)}")
     return given

@@ -1,0 +1,165 @@
+"""What pipelines are, which sites they have, and what they give their networks."""
+
+import pytest
+import torch
+from pipelines import CASES, SRC, Plain, shared
+from torch import nn
+
+import lineas
+from lineas.network.inputs import Inputs
+from lineas.network.pipelines import is_pipeline
+
+# -- sites --
+
+SITES = {  # how many normalisations, and some of them
+    "StableDiffusion": (33, ["down_blocks.0.resnets.0.norm1", "mid_block.attentions.0.transformer_blocks.0.norm3"]),
+    "StableDiffusionXL": (33, ["conv_norm_out"]),
+    "Flux": (7, ["transformer_blocks.0.norm1_context", "single_transformer_blocks.1.norm", "norm_out"]),
+    "StableDiffusion3": (8, ["transformer_blocks.1.norm2", "norm_out"]),
+    "PixArt": (5, ["transformer_blocks.0.norm1", "norm_out"]),
+    "DDPM": (21, ["mid_block.attentions.0.group_norm"]),
+    "Img2Img": (33, ["conv_norm_out"]),
+    "ControlNet": (33, ["conv_norm_out"]),
+    "Plain": (1, ["norm"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_default_sites_of_a_pipeline_are_all_normalisations_of_its_denoiser(name):
+    count, some = SITES[name]
+    names = [site.name for site in lineas.find_sites(shared(name))]
+    assert len(names) == count
+    assert set(some) <= set(names)
+    assert is_pipeline(shared(name))
+
+
+def test_sites_of_a_text_encoder_are_those_that_feed_its_mlps():
+    clip = lineas.find_sites(shared("StableDiffusion"), component="text_encoder")
+    assert [site.name.rpartition(".")[2] for site in clip] == ["layer_norm2", "layer_norm2"]
+    t5 = lineas.find_sites(shared("Flux"), component="text_encoder_2")
+    assert [site.name for site in t5] == [f"encoder.block.{k}.layer.1.layer_norm" for k in range(2)]
+
+
+def test_what_holds_no_denoiser_and_what_is_not_called_is_no_pipeline():
+    class Tool:
+        def __init__(self):
+            self.unet = nn.Linear(1, 1)
+
+    assert not is_pipeline(Tool())
+    assert not is_pipeline(Plain)
+    assert not is_pipeline(nn.Linear(1, 1))
+
+
+# -- what the network is given --
+
+
+def given(name, batch_size=None, rows=None, seed=0, pipe=None, call=None, **options):
+    """The batches of a network for the rows of `src`."""
+    case = CASES[name]
+    inputs = Inputs(pipe or shared(name), call={**case.call, **(call or {})}, seed=seed, **options)
+    (batches,) = inputs.batches({"src": case.src if rows is None else rows}, batch_size=batch_size)
+    return batches
+
+
+def by_sample(batches):
+    """Each sample's tensors."""
+    return [[list(batch.rows(k, k + 1).tensors()) for k in range(batch.size)] for batch in batches]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_row_is_the_same_whatever_the_batches_are(name):
+    def samples(batch_size):
+        return [tensors for batch in by_sample(given(name, batch_size)) for tensors in batch]
+
+    whole = samples(None)
+    assert len(whole) == 4
+    for batch_size in (1, 3):
+        for a, b in zip(whole, samples(batch_size), strict=True):
+            for x, y in zip(a, b, strict=True):
+                torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+
+
+def noise_of(batch):
+    return next(iter(batch.tensors()))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("DDPM", "Img2Img")])
+def test_row_k_of_both_sets_starts_from_the_same_noise(name):
+    (src,), (tgt,) = given(name), given(name, rows=CASES[name].tgt)
+    assert torch.equal(noise_of(src), noise_of(tgt))
+    assert not torch.equal(noise_of(src)[0], noise_of(src)[1])
+    (other,) = given(name, seed=1)
+    assert not torch.equal(noise_of(src), noise_of(other))
+
+
+def test_the_networks_own_pass_over_a_batch_is_that_of_the_pipeline():
+    pipe, seen = shared("StableDiffusion"), []
+    (batch,) = given("StableDiffusion")
+    hook = pipe.unet.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    try:
+        noise = noise_of(batch) / pipe.scheduler.init_noise_sigma
+        CASES["StableDiffusion"].pictures(pipe, latents=noise)
+    finally:
+        hook.remove()
+    args, kwargs = batch.plain()
+    with torch.no_grad():
+        assert torch.equal(pipe.unet(*args, **kwargs)[0], seen[0])
+
+
+# -- guidance, pictures of a prompt, steps --
+
+GUIDED = {
+    "StableDiffusion": {"guidance_scale": 5.0},
+    "StableDiffusionXL": {"guidance_scale": 5.0},
+    "Flux": {"true_cfg_scale": 4.0, "negative_prompt": "fire"},
+    "StableDiffusion3": {"guidance_scale": 5.0},
+    "PixArt": {"guidance_scale": 5.0},
+    "ControlNet": {"guidance_scale": 5.0},
+    "Plain": {"guidance_scale": 5.0},
+}
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_under_guidance_the_samples_are_the_rows_with_the_prompt(name):
+    for batch_size in (None, 3):
+        plain, guided = given(name, batch_size), given(name, batch_size, call=GUIDED[name])
+        for a, b in zip(plain, guided, strict=True):
+            assert a.size == b.size
+            for x, y in zip(a.tensors(), b.tensors(), strict=True):
+                torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["StableDiffusion", "StableDiffusion3", "Flux", "PixArt"])
+def test_pictures_of_a_prompt_are_samples_of_their_own(name):
+    (one,) = given(name, rows=SRC[:2])
+    (two,) = given(name, rows=SRC[:2], call={"num_images_per_prompt": 2, **GUIDED[name]})
+    assert (one.size, two.size) == (2, 4)
+    of_one, of_two = (batch.kwargs["encoder_hidden_states"] for batch in (one, two))
+    torch.testing.assert_close(of_two, of_one.repeat_interleave(2, 0), rtol=1e-4, atol=1e-5)
+    noise = noise_of(two)
+    assert len({row.sum().item() for row in noise}) == 4
+    parts = given(name, 1, rows=SRC[:2], call={"num_images_per_prompt": 2})
+    torch.testing.assert_close(torch.cat([noise_of(part) for part in parts]), noise)
+
+
+def test_what_all_rows_share_is_no_sample():
+    (batch,) = given("Flux")
+    few = batch.rows(1, 3).plain()[1]
+    assert few["img_ids"].shape == batch.plain()[1]["img_ids"].shape
+    assert few["hidden_states"].shape[0] == 2
+
+
+@pytest.mark.parametrize("name", ["StableDiffusion", "Flux", "Plain"])
+@pytest.mark.parametrize("guided", [False, True])
+def test_each_step_that_is_meant_is_a_batch(name, guided):
+    call = {"num_inference_steps": 4, **(GUIDED[name] if guided else {})}
+
+    def steps(at):
+        return [batch.plain()[1].get("timestep", batch.args[1] if len(batch.args) > 1 else None).reshape(-1)[0].item()
+                for batch in given(name, call=call, at=at)]  # fmt: skip
+
+    every = steps("all")
+    assert len(every) == len(set(every)) == 4
+    assert every == sorted(every, reverse=True)
+    assert steps("first") == every[:1]
+    assert steps([3, 1]) == [every[1], every[3]]

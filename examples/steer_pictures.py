@@ -48,29 +48,6 @@ def load():
     return pipe
 
 
-def inputs_of_denoiser(pipe, prompts: Sequence[str], seed: int) -> dict:
-    """What the pipeline hands to its network for these prompts."""
-    caught: list[dict] = []
-
-    def keep(module, args, kwargs):
-        caught.append({**dict(zip(("sample", "timestep"), args, strict=False)), **kwargs})
-
-    hook = pipe.unet.register_forward_pre_hook(keep, with_kwargs=True)
-    pipe(list(prompts), generator=evaluation.generators(seed, len(prompts)), output_type="latent", **CALL)
-    hook.remove()
-    (given,) = caught
-    names = ("sample", "timestep", "encoder_hidden_states")
-    return {**{name: given[name] for name in names}, "timestep": given["timestep"].expand(len(prompts))}
-
-
-def fit(pipe, src: Sequence[str], tgt: Sequence[str], pooling: str, max_evaluations: int | None) -> lineas.Steering:
-    # To be replaced: lineas.fit(pipe, src, tgt, call=CALL, pooling=pooling, max_evaluations=max_evaluations)
-    return lineas.fit(
-        pipe.unet, inputs_of_denoiser(pipe, src, 1), inputs_of_denoiser(pipe, tgt, 2), sites=".*norm.*",
-        pooling=pooling, max_evaluations=max_evaluations,
-    )  # fmt: skip
-
-
 def measure(pipe, judge: evaluation.Judge, task: Task, steering: lineas.Steering, items: Sequence[dict]):
     """On captions and noise that the fit has not seen."""
     return lineas.evaluate(
@@ -116,7 +93,10 @@ def run(
         plain, concept = captions["without"], captions["with"][task.concept]
         source, target = (concept, plain) if task.takes_out else (plain, concept)
         print(f"\n{task.name}: from {samples} captions such as {source['fit'][0]!r}, to {target['fit'][0]!r} ...")
-        steering = fit(pipe, source["fit"][:samples], target["fit"][:samples], task.pooling, max_evaluations)
+        steering = lineas.fit(
+            pipe, source["fit"][:samples], target["fit"][:samples], call=CALL, pooling=task.pooling,
+            max_evaluations=max_evaluations,
+        )  # fmt: skip
         print(f"{steering}: {steering.info['evaluations']} evaluations in {steering.info['seconds']:.0f} s")
         reports.append(measure(pipe, judge, task, steering, source["test"][:prompts]))
         print_table(reports[-1], task.concept)

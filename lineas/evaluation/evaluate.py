@@ -6,11 +6,11 @@ from typing import Any
 from torch import nn
 
 from ..attaching.positions import Position
+from ..network.pipelines import is_pipeline
 from ..network.sites import Site
 from ..steering import Steering
 from .images import measure_pictures
 from .measure import measure_language
-from .pipes import is_pipeline
 from .report import Report
 
 

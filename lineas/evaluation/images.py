@@ -19,7 +19,7 @@ from .drawn import Drawn, files_of
 from .named_scorers import picture_scorers_of
 from .picture_scorers import PictureScorer
 from .pictures import generator, pictures_of, pillow
-from .pipes import check_takes_prompts, denoiser_of, fresh, left_alone, steered
+from .pipes import check_takes_prompts, fresh, left_alone, steered
 from .report import Measure, Outcome, Report
 
 CHANGE = "pixel_change"
@@ -34,9 +34,7 @@ def measure_pictures(
 ) -> Report:  # fmt: skip
     """`evaluate`, which says what is what, of a text-to-image pipeline."""
     check_takes_prompts(pipe)
-    denoiser = denoiser_of(pipe)
-    assert denoiser is not None
-    if on := what_is_on(denoiser):
+    if on := what_is_on(pipe):
         count_on = len(on["attached"])
         warn(f"{count_on} steerings are on this pipeline: its pictures without steering, strength 0, are with them")
     captions = _captions(prompts)

@@ -7,7 +7,7 @@ from ..maps.info import call_of_fit
 from ..maps.maps import Maps
 from ..network.links import arguments_of
 from ..network.pipelines.capture import Capture
-from ..network.pipelines.components import component_of, component_of_fit, network_of, parameters_of, with_component
+from ..network.pipelines.components import arguments_taken, component_of, component_of_fit, network_of, with_component
 from . import merging
 
 PROMPTS = ["a photo of a cat", "a drawing of a house by the sea"]  # any two that differ
@@ -56,5 +56,5 @@ def _chosen(
 
 def _call_of_fit(maps: Maps, pipe: Any) -> dict[str, Any]:
     """That of the maps' file, which cannot make a call fail: what this pipeline does not take is left out."""
-    takes = parameters_of(pipe)
+    takes = arguments_taken(pipe)[0]
     return {key: value for key, value in call_of_fit(maps.info).items() if key in takes}

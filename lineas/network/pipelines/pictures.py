@@ -7,7 +7,7 @@ import torch
 
 from ..state import seeded
 from .capture import Capture
-from .components import is_of_diffusers, parameters_of, quiet
+from .components import arguments_taken, is_of_diffusers, quiet
 
 __all__ = ["pictures_of_rows"]
 
@@ -36,7 +36,7 @@ def pictures_of_rows(
     TypeError
         The pipeline returns something else.
     """
-    how = {**(call or {}), **({"output_type": "pil"} if "output_type" in parameters_of(pipe) else {})}
+    how = {**(call or {}), **({"output_type": "pil"} if "output_type" in arguments_taken(pipe)[0] else {})}
     capture = Capture(pipe, None, how, "first", seed)
     together = [list(rows)] if is_of_diffusers(pipe) else [[row] for row in rows]
     found: list[Any] = []

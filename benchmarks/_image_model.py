@@ -26,7 +26,7 @@ class Captions(NamedTuple):
     test: list[str]
     asked: list[str]
     subjects: list[str]
-    grounds: list[str]
+    grounds: list[str | None]  # None where the style leaves none
 
 
 def captions(concept: str, task: str, draw: int, count: int, samples: int, paired: bool = False) -> Captions:
@@ -86,8 +86,14 @@ class Studio:
 
     def found(self, pictures: np.ndarray, plain: np.ndarray, concept: str, told: Captions) -> Found:
         judge, rows = self.judge, list(range(len(pictures)))
-        scorers = [judge.presence(concept), judge.subject(told.subjects), judge.background(told.grounds)]
-        apart_from = [concept] if concept in judge.extras else []
-        scorers.append(judge.other_extras(apart_from))
-        shares = [float(np.mean(scorer.function(pictures, rows))) for scorer in scorers]
-        return Found(*shares, float(np.abs(pictures - plain).mean()))
+
+        def mean(scorer: Any) -> float:
+            return float(np.mean(scorer.function(pictures, rows)))
+
+        grounds = [ground for ground in told.grounds if ground is not None]
+        return Found(
+            mean(judge.presence(concept)), mean(judge.subject(told.subjects)),
+            mean(judge.background(grounds)) if len(grounds) == len(rows) else float("nan"),
+            mean(judge.other_extras([concept] if concept in judge.extras else [])),
+            float(np.abs(pictures - plain).mean()),
+        )  # fmt: skip

@@ -2,7 +2,7 @@
 
     python benchmarks/image_methods.py [--concepts heart,snow] [--tasks induce,remove] [--cases unpaired,paired]
                                        [--methods "lineas;linear_act"] [--draws 0,1,2,3] [--count 96]
-                                       [--json FILE] [--table]
+                                       [--json FILE] [--table] [--write docs/results.md]
 
 A fit sees 32 + 32 captions: other ones from other noise ("unpaired"), or the same ones with and without the concept,
 each pair from the same noise ("paired"). All methods have the same sites, the norms of the UNet, and the same pooling,
@@ -16,6 +16,7 @@ every fit, and what it holds is not fitted again.
 import argparse
 import itertools
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -116,11 +117,38 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         if mine:
             shares = [b["concept"] for _, b in mine]
             error = np.std(shares, ddof=1) / len(shares) ** 0.5 if len(shares) > 1 else np.nan
-            others = [np.mean([b[k] for _, b in mine]) for k in ("subject", "ground", "others", "change", "strength")]
+            others = [
+                np.nanmean([b[k] for _, b in mine]) for k in ("subject", "ground", "others", "change", "strength")
+            ]
             seconds = np.mean([f.get("seconds", 0.0) for f, _ in mine])
             cells = [task, case, method, str(len(mine)), f"{np.mean(shares):.2f} ± {error:.2f}"]
             cells += [*(f"{value:.2f}" for value in others), f"{seconds:.0f}"]
             yield f"| {' | '.join(cells)} |"
+
+
+def by_concept(rows: Sequence[Row], case: str = "unpaired") -> Iterator[str]:
+    """A line a concept and task: what `lineas` does at its best strength, the best of all others there, and words."""
+    yield "| concept | task | lineas | the best other | its share | words |"
+    yield "|---|---|---|---|---|---|"
+    for concept, task in itertools.product(CONCEPTS, TASKS):
+        mine = [r for r in rows if (r["concept"], r["task"], r["case"]) == (concept, task, case)]
+        nets = {m: np.mean([front(r)["net"] for r in mine if r["method"] == m]) for m in {r["method"] for r in mine}}
+        rivals = sorted((net, name) for name, net in nets.items() if name not in ("words", "lineas"))
+        if {"words", "lineas"} <= nets.keys() and rivals:
+            best, name = rivals[-1]
+            yield f"| {concept} | {task} | {nets['lineas']:.2f} | {name} | {best:.2f} | {nets['words']:.2f} |"
+
+
+def write(rows: Sequence[Row], page: Path) -> None:
+    """Both tables into a page, between their marks."""
+    text = page.read_text(encoding="utf-8")
+    for mark, lines in (("images", table(rows)), ("images by concept", by_concept(rows))):
+        begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+        if begin not in text or end not in text:
+            sys.exit(f"--write: expected a page with the lines {begin} and {end}, got {page}")
+        block = "\n".join([begin, *lines, end])
+        text = re.sub(f"{begin}.*?{end}", lambda _, block=block: block, text, flags=re.DOTALL)
+    page.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -133,12 +161,13 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=96, help="pictures at each strength")
     parser.add_argument("--json", metavar="FILE", type=Path, default=JSON, help="one line for each fit")
     parser.add_argument("--table", action="store_true", help="fit nothing; show what the file holds")
+    parser.add_argument("--write", metavar="PAGE", type=Path, help="put the tables of all rows into a page")
     asked = parser.parse_args()
     names = asked.methods.split(";")
     if unknown := set(names) - set(METHODS):
         sys.exit(f"--methods: expected some of {', '.join(METHODS)}, got {', '.join(sorted(unknown))}")
     rows = [json.loads(line) for line in asked.json.read_text().splitlines()] if asked.json.exists() else []
-    if not asked.table:
+    if not (asked.table or asked.write):
         import torch
 
         torch.set_num_threads(1)
@@ -154,6 +183,8 @@ def main() -> None:
                 with asked.json.open("a") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
     print("\n".join(table(rows)))
+    if asked.write:
+        write(rows, asked.write)
 
 
 if __name__ == "__main__":

@@ -233,6 +233,23 @@ class Plain:
         return torch.randn(8, generator=torch.Generator().manual_seed(sum(map(ord, text))))
 
 
+class Doubled(Plain):
+    """The same with both halves of guidance in one pass, the prompt's in front."""
+
+    def __call__(self, prompt, num_inference_steps=1, guidance_scale=0.0):
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        latents = torch.randn(len(prompts), 6, 4)
+        context = torch.stack([self.embedding(text) for text in prompts])
+        for step in range(num_inference_steps, 0, -1):
+            if guidance_scale:
+                both = torch.cat([context, torch.zeros_like(context)])
+                told, plain = self.unet(torch.cat([latents] * 2), torch.tensor(float(step)), both).chunk(2)
+            else:
+                told, plain = self.unet(latents, torch.tensor(float(step)), context), 0
+            latents = latents - (told + guidance_scale * (told - plain)) / num_inference_steps
+        return latents
+
+
 # -- each of them with what its call takes --
 
 
@@ -293,6 +310,7 @@ CASES = {
         controlled, dict(ONE_STEP), {"prompt": SRC, "image": images(1)}, {"prompt": TGT, "image": images(2)}
     ),
     "Plain": Case(Plain, dict(ONE_STEP), output=None),
+    "Doubled": Case(Doubled, dict(ONE_STEP), output=None),
 }  # fmt: skip
 
 

@@ -119,8 +119,8 @@ class Denoising:
                 f"{', '.join(self._names)}; its steps cannot be told"
             )
         self._hooks = [
-            host.register_forward_pre_hook(torch.compiler.disable(self.begins), with_kwargs=True),
-            host.register_forward_hook(torch.compiler.disable(self.ends), always_call=True),
+            host.register_forward_pre_hook(PassHook(self, "begins"), with_kwargs=True),
+            host.register_forward_hook(PassHook(self, "ends"), always_call=True),
         ]
         self.hosts.append(host)
 
@@ -246,6 +246,21 @@ class Denoising:
 
     def prompt(self, lengths: Any) -> Any:
         raise ValueError("prompt: expected a language model, got a pipeline; pixels have no prompt among them")
+
+
+class PassHook:
+    """A hook that tells of a pass, beside what compilers trace; of a copied network it tells the copy."""
+
+    def __init__(self, denoising: Denoising, method: str):
+        self.denoising, self.method = denoising, method
+        self.act = torch.compiler.disable(getattr(denoising, method))
+
+    def __call__(self, *arguments: Any) -> None:
+        self.act(*arguments)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PassHook":
+        memo[id(self)] = new = type(self)(deepcopy(self.denoising, memo), self.method)
+        return new
 
 
 def _is_alike(tensor: Tensor, parts: int) -> bool:

@@ -8,9 +8,11 @@ from ..maps.maps import Maps
 from ..network.links import arguments_of
 from ..network.pipelines.capture import Capture
 from ..network.pipelines.components import arguments_taken, component_of, component_of_fit, network_of, with_component
+from ..network.state import device_of, frozen, seeded
 from . import merging
 
 PROMPTS = ["a photo of a cat", "a drawing of a house by the sea"]  # any two that differ
+SEEDS = {"generator": [0, 1]}  # for what takes no prompts
 
 
 def merge(
@@ -39,10 +41,12 @@ def _chosen(
     name = component_of(pipe, component_of_fit([maps.info], component))
     said = _call_of_fit(maps, pipe) if call is None else call
     capture = Capture(pipe, name, said, "first", 0)
-    columns = capture.columns(PROMPTS if probe is None else probe, "probe")
+    is_told = "prompt" in capture.takes or "generator" not in capture.takes
+    columns = capture.columns((PROMPTS if is_told else SEEDS) if probe is None else probe, "probe")
     try:
-        capture.learn(columns)
-        batch = capture.batches(columns, "probe", None, 1)[0]
+        with frozen(capture.network), seeded(0, device_of(capture.network)):
+            capture.learn(columns)
+            batch = capture.batches(columns, "probe", None, 1)[0]
     except Exception as error:
         if probe is not None:
             raise

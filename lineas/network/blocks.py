@@ -1,7 +1,7 @@
 """Run a model's repeated blocks otherwise, for a while: not again where nothing has changed, or again in backward."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -68,7 +68,8 @@ def checkpointing_off(model: nn.Module) -> Iterator[None]:
 
 
 def checkpointed(block: nn.Module, hooks: Callable[[], AbstractContextManager]) -> Callable:
-    """The block's forward, run again in the backward pass; under the hooks then too, which will be off by that time."""
+    """The block's forward, run again in the backward pass; then too under the hooks, which will be off by that time,
+    and without checkpointing inside, which will be on again."""
     forward = block.forward
 
     def run(*args, **kwargs):
@@ -76,7 +77,10 @@ def checkpointed(block: nn.Module, hooks: Callable[[], AbstractContextManager]) 
 
         def compute(*args):
             nonlocal in_backward
-            with hooks() if in_backward else nullcontext():
+            with ExitStack() as stack:
+                if in_backward:
+                    stack.enter_context(hooks())
+                    stack.enter_context(checkpointing_off(block))
                 in_backward = True
                 return forward(*args, **kwargs)
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import assert_untouched, count_hooks, snapshot
-from pipelines import CASES, SRC, Plain, fit, fitted, shared, stable_diffusion, strong_maps
+from pipelines import CASES, SRC, Doubled, fit, fitted, shared, stable_diffusion, strong_maps
 
 import lineas
 from lineas.network.pipelines import network_of
@@ -20,6 +20,7 @@ GUIDED = {
     "PixArt": {"guidance_scale": 5.0, **TWO_STEPS},
     "ControlNet": {"guidance_scale": 5.0, **TWO_STEPS},
     "Plain": {"guidance_scale": 5.0, **TWO_STEPS},
+    "Doubled": {"guidance_scale": 5.0, **TWO_STEPS},
 }
 
 
@@ -105,14 +106,15 @@ def test_each_prompt_gets_the_steering_that_is_selected_for_it():
 
 @pytest.mark.parametrize("call", [{}, {"num_images_per_prompt": 2}], ids=["one", "two"])
 @pytest.mark.parametrize("guided", [False, True])
-@pytest.mark.parametrize("name", [name for name in GUIDED if name != "Plain"])
+@pytest.mark.parametrize("name", [name for name in GUIDED if name not in ("Plain", "Doubled")])
 def test_each_prompt_has_its_strength_in_all_its_pictures_and_both_halves(name, guided, call):
     assert_own_strengths(name, (GUIDED[name] if guided else {}) | call)
 
 
+@pytest.mark.parametrize("name", ["Plain", "Doubled"])
 @pytest.mark.parametrize("call", [{}, GUIDED["Plain"]])
-def test_each_prompt_of_a_pipeline_that_nobody_knows_has_its_strength(call):
-    assert_own_strengths("Plain", call)
+def test_each_prompt_of_a_pipeline_that_nobody_knows_has_its_strength(name, call):
+    assert_own_strengths(name, call)
 
 
 @pytest.mark.parametrize("name", ["DDPM", "Img2Img"])
@@ -313,40 +315,17 @@ def test_strengths_of_rows_go_with_the_half_that_is_steered():
 
 
 def test_a_class_that_nobody_knows_is_guided_as_its_fit_saw():
-    """Both halves in one pass, the prompt's in front, as no pipeline of diffusers without a record would be taken."""
-
-    class Doubled(Plain):
-        def __call__(self, prompt, guidance_scale=0.0):
-            prompts = [prompt] if isinstance(prompt, str) else prompt
-            context = torch.stack([self.embedding(text) for text in prompts])
-            latents = torch.randn(len(prompts), 6, 4)
-            if not guidance_scale:
-                return self.unet(latents, torch.tensor(1.0), context)
-            halves = torch.cat([latents] * 2), torch.tensor(1.0), torch.cat([context, torch.zeros_like(context)])
-            told, plain = self.unet(*halves).chunk(2)
-            return plain + guidance_scale * (told - plain)
-
-    pipe = Doubled()
-
-    def pictures():
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(7)
-            return pipe(SRC, guidance_scale=5.0)
-
-    def fitted_at(guidance):
-        call = {"guidance_scale": guidance}
-        return lineas.fit(pipe, SRC, [*SRC[::-1], "fire"], call=call, max_evaluations=3, progress=False)
-
-    guided = fitted_at(5.0)
-    weight, bias = torch.tensor(guided.weight("norm")), torch.tensor(guided.bias("norm"))
-    with guided.apply(pipe, guided="prompt"):
-        got = pictures()
-    hook = pipe.unet.norm.register_forward_hook(lambda _, args, h: torch.cat([h[:4] * weight + bias, h[4:]]))
-    close(got, pictures())
-    hook.remove()
-    assert not torch.equal(got, pictures())
-    with pytest.raises(ValueError, match='guided: expected "both", since nothing tells which half .* of Doubled has'):
-        fitted_at(0.0).attach(pipe, guided="prompt")
+    pipe, call = shared("Doubled"), GUIDED["Doubled"]
+    steering = fit("Doubled", call=call, at="first")
+    expected = steered_by_hand("Doubled", steering, lambda number, rows: slice(0, rows // 2), call)
+    with steering.apply(pipe, guided="prompt"):
+        close(CASES["Doubled"].pictures(pipe, **call), expected)
+    with steering.apply(pipe):
+        assert (CASES["Doubled"].pictures(pipe, **call) - expected).norm() > 1e-3 * expected.norm()
+    for name in ("Doubled", "Plain"):
+        said = f'guided: expected "both", since nothing tells which half of the passes of {name} has'
+        with pytest.raises(ValueError, match=said):
+            fitted(name).attach(shared(name), guided="prompt")
 
 
 def test_a_scheduler_of_two_passes_a_step_steers_the_half_with_the_prompt_in_both():
@@ -388,10 +367,11 @@ def test_a_fit_of_a_text_encoder_is_attached_to_it():
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("how", ["wrapped", "inside"])
 def test_a_compiled_denoiser_is_steered(how, when):
-    pipe, maps = stable_diffusion(), strong_maps("StableDiffusion")
-    call, strengths = GUIDED["StableDiffusion"], [0.0, 1.0, -1.0, 0.5]
-    with maps.apply(shared("StableDiffusion"), strengths, at={0: 0.5, 1: 1.0}):
-        expected = SD.pictures(shared("StableDiffusion"), **call)
+    case, pipe, maps = CASES["Doubled"], Doubled(), strong_maps("Doubled")
+    call, options = GUIDED["Doubled"], {"strength": [0.0, 1.0, -1.0, 0.5], "at": {0: 0.5, 1: 1.0}}
+    base = case.pictures(shared("Doubled"), **call)
+    with maps.apply(shared("Doubled"), **options):
+        expected = case.pictures(shared("Doubled"), **call)
     torch._dynamo.reset()
 
     def compiled():
@@ -402,15 +382,13 @@ def test_a_compiled_denoiser_is_steered(how, when):
 
     if when == "before":
         compiled()
-        base = SD.pictures(pipe, **call)
-    handle = maps.attach(pipe, strengths, at={0: 0.5, 1: 1.0})
+        close(case.pictures(pipe, **call), base)
+    handle = maps.attach(pipe, **options)
     if when == "after":
         compiled()
-    close(SD.pictures(pipe, **call), expected)
+    close(case.pictures(pipe, **call), expected)
     handle.remove()
-    if when == "before":
-        close(SD.pictures(pipe, **call), base)
-    close(SD.pictures(pipe, **call), SD.pictures(shared("StableDiffusion"), **call))
+    close(case.pictures(pipe, **call), base)
     torch._dynamo.reset()
 
 

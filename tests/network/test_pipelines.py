@@ -21,6 +21,7 @@ SITES = {  # how many normalisations, and some of them
     "Img2Img": (33, ["conv_norm_out"]),
     "ControlNet": (33, ["conv_norm_out"]),
     "Plain": (1, ["norm"]),
+    "Doubled": (1, ["norm"]),
 }
 
 
@@ -116,6 +117,7 @@ GUIDED = {
     "PixArt": {"guidance_scale": 5.0},
     "ControlNet": {"guidance_scale": 5.0},
     "Plain": {"guidance_scale": 5.0},
+    "Doubled": {"guidance_scale": 5.0},
 }
 
 

@@ -37,7 +37,7 @@ def _chosen(
 ) -> tuple[str, dict[str, Any]]:
     """The network's name, and what it is given for two prompts, or those of `probe`."""
     name = component_of(pipe, component_of_fit([maps.info], component))
-    said = _call_of_fit(maps, pipe) if call is None else call
+    said = call_as_fitted(maps, pipe) if call is None else call
     capture = Capture(pipe, name, said, "first", 0)
     columns = capture.columns(PROMPTS if probe is None else probe, "probe")
     try:
@@ -54,7 +54,7 @@ def _chosen(
     return name, dict(zip(arguments_of(capture.network), args, strict=False)) | kwargs
 
 
-def _call_of_fit(maps: Maps, pipe: Any) -> dict[str, Any]:
-    """That of the maps' file, which cannot make a call fail: what this pipeline does not take is left out."""
+def call_as_fitted(maps: Maps, pipe: Any) -> dict[str, Any]:
+    """Arguments of the call that the maps were fitted with, without those that this pipeline does not take."""
     takes = parameters_of(pipe)
     return {key: value for key, value in call_of_fit(maps.info).items() if key in takes}

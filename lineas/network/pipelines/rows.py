@@ -8,9 +8,11 @@ import torch
 
 from ...core.checks import whole
 from ...core.text import first_few, nearest
-from .components import parameters_of
+from .components import is_of_diffusers, parameters_of
 
 __all__ = ["check_call", "columns_of", "images_of_a_prompt", "noise_of_rows", "plain_arguments"]
+
+PASSED_ON = ("callback", "callback_steps")  # all that pipelines of diffusers read of arguments that they do not name
 
 
 def noise_of_rows(seed: int, rows: Sequence[int]) -> list[torch.Generator]:
@@ -88,8 +90,8 @@ def check_call(call: Any, pipe: Any) -> dict[str, Any]:
     if call is not None and not isinstance(call, Mapping):
         raise TypeError(f"call: expected a dict of {type(pipe).__name__}'s arguments, got {type(call).__name__}")
     given, takes = dict(call or {}), parameters_of(pipe)
-    if any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+    if any(p.kind is p.VAR_KEYWORD for p in takes.values()) and not is_of_diffusers(pipe):
         return given
-    if unknown := [key for key in given if key not in takes]:
+    if unknown := [key for key in given if key not in (*takes, *PASSED_ON)]:
         raise TypeError(f"call: {type(pipe).__name__} takes no {first_few(unknown)}; {nearest(unknown[0], takes)}")
     return given

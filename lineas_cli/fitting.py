@@ -7,7 +7,7 @@ import typer
 
 from .fit_options import TABLE, of_fit
 from .looking import report
-from .models import load
+from .models import load, load_pipeline
 from .options import (
     CAUSAL,
     Column,
@@ -18,11 +18,15 @@ from .options import (
     Json,
     Model,
     ModelClass,
+    Pipeline,
     Progress,
     Revision,
+    arguments,
     check_folder,
+    check_goes_with,
     given,
     read_texts,
+    steps_of,
 )
 from .running import note
 
@@ -57,6 +61,10 @@ def fit(
     compute_dtype: Annotated[str | None, of_fit("compute_dtype")] = None,
     pooling: Annotated[str | None, of_fit("pooling")] = None,
     position: Annotated[str | None, of_fit("position")] = None,
+    pipeline: Pipeline = False,
+    component: Annotated[str | None, of_fit("component")] = None,
+    call: Annotated[list[str] | None, of_fit("call")] = None,
+    at: Annotated[str | None, of_fit("at")] = None,
     seed: Annotated[int | None, of_fit("seed")] = None,
     checkpoint_dir: Annotated[str | None, of_fit("checkpoint_dir")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from it, if there is one.")] = False,
@@ -71,7 +79,8 @@ def fit(
     """Learn a steering that moves a model from one set of texts towards another.
 
     Files: a text a line; .csv and .tsv with a --column; .jsonl with a --field, which may hold chats. The sets are
-    unpaired, and 32 texts each will do. Options are those of lineas.fit in Python, and their defaults its own.
+    unpaired, and 32 texts each will do. Options are those of lineas.fit in Python, and their defaults its own. With
+    --pipeline texts are prompts, and the network that makes the pictures is steered.
 
     \b
     Example:
@@ -85,6 +94,8 @@ def fit(
     goes_on = resume and (Path(str(checkpoint_dir)) / CHECKPOINT).exists()  # the same line again
     check_folder(out, STEERING, force or goes_on)
     source, target = (read_texts(name, path, column, field) for name, path in (("src", src), ("tgt", tgt)))
+    check_goes_with(pipeline, {"component": component, "call": call, "at": at}, {"model_class": model_class != CAUSAL})
+    options |= given(call=arguments(call) or None, at=steps_of(at))
     if not within_range:
         del options["within_range"]
     if pooling and "," in pooling:
@@ -98,8 +109,13 @@ def fit(
         options["resume_from"] = _start(resume_from)
     import lineas
 
-    network, tokenizer = load(model, model_class=model_class, revision=revision, dtype=dtype, device=device)
-    steering = lineas.fit(network, source, target, tokenizer=tokenizer, progress=progress, **options)
+    if pipeline:
+        network: Any = load_pipeline(model, revision=revision, dtype=dtype, device=device)
+    else:
+        network, options["tokenizer"] = load(
+            model, model_class=model_class, revision=revision, dtype=dtype, device=device
+        )
+    steering = lineas.fit(network, source, target, progress=progress, **options)
     steering.save_pretrained(out)
     note(f"saved in {out}")
     report(out, steering, as_json)

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .models import outline
-from .options import CAUSAL, Folder, Json, Model, ModelClass, Revision
+from .models import outline, outline_of_pipeline
+from .options import CAUSAL, Component, Folder, Json, Model, ModelClass, Pipeline, Revision, check_goes_with
 from .running import one_line, print_json
 
 
@@ -60,20 +60,27 @@ def sites(
         str | None, typer.Option(help="A regular expression over whole module paths; the default sites if not given.")
     ] = None,
     model_class: ModelClass = CAUSAL,
+    pipeline: Pipeline = False,
+    component: Component = None,
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
     """List the sites that would be steered: name, units and class. Of the model only the config is read.
 
-    Without --sites these are the normalisations that feed each block's MLP.
+    Without --sites these are the normalisations that feed each block's MLP; of a pipeline's denoiser, all of them.
 
     \b
     Example:
       lineas sites model --sites "model\\.layers\\.[01]\\..*_proj"
     """
+    check_goes_with(pipeline, {"component": component}, {"model_class": model_class != CAUSAL})
     import lineas
 
-    found = lineas.find_sites(outline(model, model_class=model_class, revision=revision), sites)
+    if pipeline:
+        looked_at = outline_of_pipeline(model, component=component, revision=revision)
+    else:
+        looked_at = outline(model, model_class=model_class, revision=revision)
+    found = lineas.find_sites(looked_at, sites)
     if as_json:
         for site in found:
             print_json({"name": site.name, "units": site.units, "kind": site.kind})

@@ -5,19 +5,24 @@ from typing import Annotated, Any
 
 import typer
 
-from .models import load
+from .models import load, load_pipeline
 from .options import (
     CAUSAL,
+    Call,
+    Component,
     Device,
     Dtype,
     Force,
     Json,
     Model,
     ModelClass,
+    Pipeline,
     Progress,
     Revision,
     SteeringFolder,
+    arguments,
     check_folder,
+    check_goes_with,
     given,
 )  # fmt: skip
 from .running import note, print_json
@@ -33,6 +38,9 @@ def merge(
     tolerance: Annotated[float | None, typer.Option(help="Largest relative error of an output.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say, site by site, what would be done.")] = False,
     model_class: ModelClass = CAUSAL,
+    pipeline: Pipeline = False,
+    component: Component = None,
+    call: Call = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -50,22 +58,29 @@ def merge(
     """
     if out is None and not plan:
         raise typer.BadParameter("expected --out FOLDER, or --plan, got neither")
+    check_goes_with(pipeline, {"component": component, "call": call}, {"model_class": model_class != CAUSAL})
+    of_pipeline = given(component=component, call=arguments(call) or None)
     if out is not None:
         if Path(out).resolve() == Path(model).resolve():
             raise typer.BadParameter("--out: expected another folder than the model's own, whose files are in use")
-        check_folder(out, ("config.json", "*.safetensors", "*.bin"), force or plan)
+        check_folder(out, ("config.json", "model_index.json", "*.safetensors", "*.bin"), force or plan)
     import lineas
 
     maps = lineas.Steering.from_pretrained(steering)
-    network, tokenizer = load(model, model_class=model_class, revision=revision, dtype=dtype, device=device)
+    network: Any
+    tokenizer: Any = None
+    if pipeline:
+        network = load_pipeline(model, revision=revision, dtype=dtype, device=device)
+    else:
+        network, tokenizer = load(model, model_class=model_class, revision=revision, dtype=dtype, device=device)
     if plan:
-        _print_plan(maps.merge_plan(network, strength), as_json)
+        _print_plan(maps.merge_plan(network, strength, **of_pipeline), as_json)
         return
-    merged: Any = maps.merge(network, strength, partial=partial, **given(tolerance=tolerance))
+    merged: Any = maps.merge(network, strength, partial=partial, **given(tolerance=tolerance), **of_pipeline)
     merged.save_pretrained(out)
     if tokenizer is not None:
         tokenizer.save_pretrained(out)
-    record = merged.lineas_merge
+    record = _record(merged, maps, component) if pipeline else merged.lineas_merge
     note(f"saved in {out}")
     if as_json:
         print_json({"folder": out, **record})
@@ -75,6 +90,14 @@ def merge(
         f"merged {done} of {len(record['sites'])} sites at strength {strength:g} into a {record['class']}: error "
         f"{record['error']:.2g} (steering itself moves outputs by {record['effect']:.2g})"
     )
+
+
+def _record(pipe: Any, maps: Any, component: str | None) -> dict[str, Any]:
+    """What was done to the network of the pipeline."""
+    from lineas.network.pipelines.components import component_of_fit, network_of
+
+    network: Any = network_of(pipe, component_of_fit([maps.info], component))
+    return network.lineas_merge
 
 
 def _print_plan(plan: Any, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Models and tokenizers: a folder, a GGUF file, or a name on the hub."""
+"""Models, tokenizers and pipelines: a folder, a GGUF file, or a name on the hub."""
 
 import os
 from pathlib import Path
@@ -50,6 +50,84 @@ def outline(model: str, *, model_class: str, revision: str | None) -> Any:
     make = getattr(kind, "from_config", None) or kind._from_config  # of the Auto classes, or of a model's own class
     with torch.device("meta"):
         return make(config)
+
+
+def load_pipeline(model: str, *, revision: str | None, dtype: str, device: str | None) -> Any:
+    """A pipeline as diffusers loads it, in float32 unless told."""
+    import torch
+
+    diffusers, (where, options) = _diffusers(), _place(model, revision)
+    if device == "auto":
+        raise typer.BadParameter("--device auto: not for a pipeline; expected one device")
+    key = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42) else "torch_dtype"
+    numbers = {} if dtype == "auto" else {key: _dtype(dtype)}
+    note(f"loading {model}")
+    try:
+        pipe = diffusers.DiffusionPipeline.from_pretrained(where, **numbers, **options)
+    except (OSError, ValueError) as error:
+        raise OSError(f"cannot load {model}: {error}") from error
+    pipe = pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pipe.set_progress_bar_config(disable=True)
+    note(f"{type(pipe).__name__} in {str(pipe.dtype).removeprefix('torch.')} on {pipe.device}")
+    return pipe
+
+
+class Outline:
+    """Stands for a pipeline of which only one network is there."""
+
+    def __init__(self, name: str, network: Any):
+        setattr(self, name, network)
+
+    def __call__(self) -> None:
+        raise NotImplementedError
+
+
+def outline_of_pipeline(model: str, *, component: str | None, revision: str | None) -> Any:
+    """What `lineas.find_sites` takes for a pipeline's network, without weights: only configs are read."""
+    from lineas.core.text import nearest
+    from lineas.network.pipelines.components import DENOISERS
+
+    diffusers, (where, options) = _diffusers(), _place(model, revision)
+    del options["trust_remote_code"]
+    try:
+        index = diffusers.DiffusionPipeline.load_config(where, **options)
+        known = {name: part for name, part in index.items() if isinstance(part, (list, tuple)) and all(part)}
+        name = component or next((one for one in DENOISERS if one in known), "")
+        if name not in known:
+            raise ValueError(f"no network {name or ' or '.join(DENOISERS)} in it; {nearest(name, known)}")
+        library, kind = known[name]
+        network = _network_outline(library, kind, where, name, options)
+    except (OSError, ValueError) as error:
+        raise OSError(f"cannot load {model}: {error}") from error
+    return Outline(name, network) if name in DENOISERS else network
+
+
+def _network_outline(library: str, name: str, where: str, component: str, options: dict[str, Any]) -> Any:
+    import diffusers
+    import torch
+
+    kind: Any = getattr({"diffusers": diffusers, "transformers": _transformers()}.get(library), str(name), None)
+    is_network: bool = isinstance(kind, type) and issubclass(kind, torch.nn.Module)
+    if not is_network:
+        raise ValueError(f"component: expected a network of diffusers or transformers, got {name} of {library}")
+    with torch.device("meta"):
+        if library == "diffusers":
+            return kind.from_config(kind.load_config(where, subfolder=component, **options))
+        return kind._from_config(kind.config_class.from_pretrained(where, subfolder=component, **options))
+
+
+def _diffusers() -> ModuleType:
+    try:
+        import diffusers
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "pipelines need diffusers; install it with: pip install 'lineas[cli,diffusers]'"
+        ) from None
+    diffusers.utils.logging.set_verbosity_error()
+    if not Settings.progress:
+        diffusers.utils.logging.disable_progress_bar()
+    _transformers()
+    return diffusers
 
 
 def _transformers() -> ModuleType:

@@ -1,7 +1,10 @@
 """Arguments and options that several commands have."""
 
+import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,12 +32,63 @@ Device = Annotated[
     typer.Option(help="cpu, cuda, cuda:1, mps, or auto to spread the model; a GPU where there is one if not given."),
 ]
 Position = Annotated[str, typer.Option(help="Which tokens are steered: all, last, prompt or generated.")]
+Pipeline = Annotated[bool, typer.Option("--pipeline", help="MODEL is a pipeline of diffusers: a folder, or a name.")]
+Call = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE", help="Of a pipeline: an argument of its call; that of the fit if not given; several times."
+    ),
+]
+Component = Annotated[
+    str | None, typer.Option(help="Of a pipeline: the network; that of the fit, or its denoiser, if not given.")
+]
 CAUSAL = "AutoModelForCausalLM"
+WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
 def given(**options: Any) -> dict[str, Any]:
     """Those that were given: for all others the library's own defaults hold."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def check_goes_with(pipeline: bool, of_pipelines: Mapping[str, Any], of_texts: Mapping[str, bool]) -> None:
+    """That no option was given that does not go with what MODEL is.
+
+    `of_pipelines` has values that are None unless given, `of_texts` whether other options were given.
+    """
+    wrong = [name for name, was_given in of_texts.items() if was_given] if pipeline else list(given(**of_pipelines))
+    if wrong:
+        listed = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
+        raise typer.BadParameter(f"{listed}: {'not for a pipeline' if pipeline else 'expected --pipeline with it'}")
+
+
+def arguments(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """KEY=VALUE as arguments of a call: numbers, true, false and none as such, all else as text."""
+    found: dict[str, Any] = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise typer.BadParameter(f"--call: expected KEY=VALUE, such as guidance_scale=0, got {pair!r:.60}")
+        if key in found:
+            raise typer.BadParameter(f"--call: expected each argument once, got {key} twice")
+        found[key] = _value(value)
+    return found
+
+
+def _value(text: str) -> Any:
+    word = text.strip().lower()
+    if word in WORDS:
+        return WORDS[word]
+    for kind in (int, float):
+        with suppress(ValueError):
+            if math.isfinite(number := kind(text)):
+                return number
+    return text
+
+
+def steps_of(at: str | None) -> Any:
+    """`--at`: a word, or numbers with commas between them."""
+    return [int(part) for part in at.split(",")] if at and re.fullmatch(r"\d+(,\d+)*", at) else at
 
 
 def check_folder(out: str, results: Sequence[str], force: bool) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_model, small_tokenizer
+from conftest import IMAGE_MODEL, image_captions, small_model, small_tokenizer
 from typer.testing import CliRunner
 
 import lineas
@@ -43,3 +43,11 @@ def fill(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run(FIT)
+
+
+def fill_with_pipeline(folder: Path) -> None:
+    """A pipeline, and two files of prompts."""
+    pytest.importorskip("diffusers")
+    (folder / "painter").symlink_to(IMAGE_MODEL / "pipeline")
+    for name, prompts in zip(("plain.txt", "snowy.txt"), image_captions(4), strict=True):
+        (folder / name).write_text("\n".join(prompts), encoding="utf-8")

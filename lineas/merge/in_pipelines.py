@@ -39,7 +39,7 @@ def _chosen(
 ) -> tuple[str, dict[str, Any]]:
     """The network's name, and what it is given for two prompts, or those of `probe`."""
     name = component_of(pipe, component_of_fit([maps.info], component))
-    said = _call_of_fit(maps, pipe) if call is None else call
+    said = call_as_fitted(maps, pipe) if call is None else call
     capture = Capture(pipe, name, said, "first", 0)
     is_told = "prompt" in capture.takes or "generator" not in capture.takes
     columns = capture.columns((PROMPTS if is_told else SEEDS) if probe is None else probe, "probe")
@@ -58,7 +58,7 @@ def _chosen(
     return name, dict(zip(arguments_of(capture.network), args, strict=False)) | kwargs
 
 
-def _call_of_fit(maps: Maps, pipe: Any) -> dict[str, Any]:
-    """That of the maps' file, which cannot make a call fail: what this pipeline does not take is left out."""
+def call_as_fitted(maps: Maps, pipe: Any) -> dict[str, Any]:
+    """Arguments of the call that the maps were fitted with, without those that this pipeline does not take."""
     takes = arguments_taken(pipe)[0]
     return {key: value for key, value in call_of_fit(maps.info).items() if key in takes}

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from command_line import FIT, INSTALLED, objects, run
+from command_line import FIT, INSTALLED, fill_with_pipeline, objects, run
 from conftest import ROOT, small_model, small_tokenizer
 
 import lineas
@@ -93,6 +93,7 @@ def test_every_line_of_the_page_runs(there):
         ("kind.jsonl", '"Yes, gladly."\n{"answer": "Of course."}\n' + '"My pleasure, do come in."\n' * 3),
     ):
         (there / name).write_text(writing)
+    fill_with_pipeline(there)
     page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     lines = [found.group(1) for block in blocks for found in re.finditer(r"\blineas ([^|>\n]*)", block)]
@@ -210,9 +211,12 @@ def test_every_option_of_fit_reaches_the_library_under_its_own_name(there, monke
     told = {"sites": "a", "loss_sites": "b", "method": "linear_act", "schedule": "at_once", "recipe": "fast",
             "loss": "excess", "ridge": 0.5,
             "steps": 4, "max_evaluations": 5, "batch_size": 6, "max_length": 7, "compute_dtype": "bfloat16",
-            "pooling": "last", "position": "all", "seed": 8, "checkpoint_dir": "run", "resume_from": "run"}  # fmt: skip
-    run(FIT + " --within-range" + "".join(f" --{name.replace('_', '-')} {value}" for name, value in told.items()))
-    told["within_range"] = True
+            "pooling": "last", "position": "all", "seed": 8,
+            "component": "vae", "at": "all", "checkpoint_dir": "run", "resume_from": "run"}  # fmt: skip
+    monkeypatch.setattr("lineas_cli.fitting.load_pipeline", lambda *args, **options: None)
+    flags = " --within-range --pipeline --call a=1 --call b=text"
+    run(FIT + flags + "".join(f" --{name.replace('_', '-')} {value}" for name, value in told.items()))
+    told |= {"within_range": True, "call": {"a": 1, "b": "text"}}
     assert {key: value for key, value in heard.items() if key not in ("tokenizer", "progress")} == told
     of_python = {"model", "src", "tgt", "tokenizer", "units", "penalty", "callbacks", "distributed"}
     of_recipe = {"optimizer", "learning_rate"}

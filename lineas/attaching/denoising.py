@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..core.checks import number, whole
 from ..core.text import warn
+from ..maps.info import pipeline_facts
 from ..network import tree
 from ..network.links import arguments_of
 from ..network.pipelines.components import components, is_denoiser, is_of_diffusers
@@ -53,9 +54,12 @@ def known_part(infos: Iterable[Mapping[str, Any]], pipe: Any) -> int | None:
     """Which part of a pass under guidance has the prompt: what a fit on this class saw, or the order that is usual in
     diffusers; None where neither tells."""
     for info in infos:
-        seen = info.get("pipeline") or {}
-        if (seen.get("parts") or 1) > 1 and seen.get("class") == type(pipe).__name__:
-            return int(seen["part"])
+        seen = pipeline_facts(info)
+        parts, part = seen.get("parts"), seen.get("part")
+        if not (isinstance(parts, int) and isinstance(part, int) and 0 <= part < parts):  # anybody may have written it
+            continue
+        if parts > 1 and seen.get("class") == type(pipe).__name__:
+            return part
     if not is_of_diffusers(pipe):
         return None
     return 0 if PROMPT_FIRST.fullmatch(type(pipe).__name__) else -1

@@ -61,4 +61,4 @@ def _chosen(
 def call_as_fitted(maps: Maps, pipe: Any) -> dict[str, Any]:
     """Arguments of the call that the maps were fitted with, without those that this pipeline does not take."""
     takes = arguments_taken(pipe)[0]
-    return {key: value for key, value in call_of_fit(maps.info).items() if key in takes}
+    return {key: value for key, value in call_of_fit(maps.info).items() if key in takes and key != "prompt"}

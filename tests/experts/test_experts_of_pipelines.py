@@ -45,6 +45,7 @@ def test_units_are_ranked_by_the_responses_that_the_library_measures(image_pipe,
     assert ranking.info["model"] == "pipeline"
     assert ranking.info["pipeline"] == {
         "class": "StableDiffusionPipeline", "component": "unet", "call": IMAGE_CALL, "at": [0], "steps": 1, "seed": 3,
+        "parts": None, "part": None,
     }  # fmt: skip
     (best,) = ranking.experts(1, examples=2)
     assert best.examples[0].input in (POSITIVE if best.examples[0].positive else NEGATIVE)

@@ -141,7 +141,7 @@ def test_whatever_a_file_says_of_its_pipeline_does_no_harm(facts, image_pipe, tm
         with pytest.raises(LookupError, match="component: StableDiffusionPipeline has no network") as caught:
             again.attach(image_pipe)
         assert len(str(caught.value)) < 500
-        with pytest.raises(ValueError, match="expected steerings of one network") as caught:
+        with pytest.raises(ValueError, match="component: expected the network that was fitted") as caught:
             again.attach(image_pipe, component="unet")
         assert len(str(caught.value)) < 500
         return
@@ -164,9 +164,9 @@ def test_what_the_example_calls_the_pipeline_with_is_what_the_fit_did_as_far_as_
 
 
 def test_a_steering_of_one_network_of_a_pipeline_refuses_another(image_pipe, fitted_image_pipe):
-    with pytest.raises(ValueError, match="steerings of one network of the pipeline, got .*'unet', component='vae'"):
+    with pytest.raises(ValueError, match="component: expected the network that was fitted, 'unet', got 'vae'"):
         fitted_image_pipe.attach(image_pipe, component="vae")
-    with pytest.raises(ValueError, match="one network of the pipeline, got steerings of 'unet' and 'vae'; attach them"):
+    with pytest.raises(ValueError, match="maps of one network of the pipeline, got 'unet' and 'vae'; attach them"):
         lineas.attach(image_pipe, [fitted_image_pipe, Steering(MAPS, info={"pipeline": {"component": "vae"}})])
     said = "fitted on, 'unet' of a pipeline, a UNet2DConditionModel; got a CLIPTextModel, 'text_encoder' of one"
     with pytest.raises(ValueError, match=said):

@@ -61,7 +61,7 @@ def component_of_fit(infos: Iterable[Mapping[str, Any]], component: str | None =
     ValueError where it is not the same for all.
     """
     fitted = dict.fromkeys(filter(None, map(fitted_component, infos)))
-    names = " and ".join(map(repr, fitted))
+    names = " and ".join(f"{name!r:.60}" for name in fitted)
     if len(fitted) > 1:
         raise ValueError(f"steerings: expected maps of one network of the pipeline, got {names}; attach them apart")
     if fitted and component is not None and component not in fitted:

@@ -29,7 +29,7 @@ import lineas
 
 JSON = Path(__file__).parent / "data" / "image_methods.jsonl"
 CASES = ("unpaired", "paired")
-SAMPLES, LOST = 32, 0.2  # captions of each side; of the subjects, where no stronger strength is looked at
+SAMPLES, LOST = 32, 0.5  # captions of each side; of the subjects, where no stronger strength is looked at
 POOLING = "max"
 Row = dict[str, Any]
 

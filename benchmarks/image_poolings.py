@@ -8,10 +8,10 @@ The model is that of `examples/image_model`. A fit sees 32 + 32 captions (`--sam
 and each with noise of its own, and pictures are of other captions and noise. A row has, at every strength, the share of
 pictures in which the judge finds the concept, and in which it still finds the subject; extras other than the concept, a
 picture; and the mean change of a pixel. The table shows each setting at the strength that is best where the subject is
-lost in at most one picture in 20: means over concepts and draws, with standard errors. `net` is what a setting does
-less the subjects it loses, at the best of all strengths; beside it, how far it is above that of `max` with the same
-concepts and draws. `words` is what the caption itself does. The JSON file gains a line for every fit, and what it holds
-is not fitted again.
+lost in at most one picture in 20, beside no steering and beside `words`, which is what the caption itself does: means
+over concepts and draws, with standard errors. `net` is what a setting does less the subjects it loses, at the best of
+all strengths; beside it, how far it is above that of `max` with the same concepts and draws. The JSON file gains a line
+for every fit, and what it holds is not fitted again.
 """
 
 import argparse
@@ -168,36 +168,41 @@ def judged(judge: Judge, pictures: Tensor, plain: Tensor, concept: str, subjects
 
 
 class Bench:
-    """Fits and their pictures. The pictures without a steering are made once for each task."""
+    """Fits and their pictures. The pictures without a steering are made once for each task.
+
+    The goal of the subjects is what the judge finds of them without a steering, or where the caption asks for the
+    change, where that is less: of what is grey or dark it knows few.
+    """
 
     def __init__(self, count: int, samples: int, more: Mapping[str, Any]):
         self.count, self.samples, self.more = count, samples, dict(more)
         self.prompts = json.loads((MODEL / "prompts.json").read_text())
         self.generator, self.judge = Generator(), Judge()
-        self._plain: dict[Any, Tensor] = {}
+        self._pictures: dict[Any, list[Tensor]] = {}
 
     @torch.no_grad()
     def row(self, concept: str, task: str, setting: str, draw: int) -> dict[str, Any]:
         told = captions(self.prompts, concept, task, draw, self.count, self.samples)
-        key = tuple(told.test), draw
-        if key not in self._plain:
-            self._plain = {key: self.generator.pictures(told.test, draw)}
-        plain = self._plain[key]
+        key = concept, task, draw
+        if key not in self._pictures:
+            self._pictures = {
+                key: [self.generator.pictures(told.test, draw), self.generator.pictures(told.asked, draw)]
+            }
+        plain, asked = self._pictures[key]
 
-        def found(prompts: Sequence[str]) -> dict[str, Any]:
-            pictures = self.generator.pictures(prompts, draw)
+        def found(pictures: Tensor) -> dict[str, Any]:
             return judged(self.judge, pictures, plain, concept, told.subjects)._asdict()
 
+        points, words = [{"strength": 0.0, **found(plain)}], {"strength": 1.0, **found(asked)}
         row = {"concept": concept, "task": task, "setting": setting, "draw": draw, "count": self.count}
-        base = judged(self.judge, plain, plain, concept, told.subjects)._asdict()
+        row["goal"] = min(points[0]["subject"], words["subject"])
         if setting == "words":
-            return row | {"points": [{"strength": 0.0, **base}, {"strength": 1.0, **found(told.asked)}]}
+            return row | {"points": [*points, words]}
         steering = self.generator.fit(told, draw, {**SETTINGS[setting], **self.more})
-        points = [{"strength": 0.0, **base}]
         for strength in STRENGTHS:
             with steering.apply(self.generator.unet, strength):
-                points.append({"strength": strength, **found(told.test)})
-            if points[-1]["subject"] < base["subject"] - LOST:
+                points.append({"strength": strength, **found(self.generator.pictures(told.test, draw))})
+            if points[-1]["subject"] < row["goal"] - LOST:
                 break
         return row | cost(steering) | {"points": points}
 
@@ -213,7 +218,7 @@ def cost(steering: lineas.Steering) -> dict[str, Any]:
 
 
 def front(row: Mapping[str, Any], subjects: float = MAY_LOSE) -> dict[str, float]:
-    """The best that a fit does at a strength, between those measured too, that leaves the subjects as they are.
+    """The best that a fit does at a strength, between those measured too, that leaves the subjects at their goal.
 
     `net` is the best of all strengths by the concepts that came, or went, less the subjects that were lost.
     """
@@ -223,9 +228,8 @@ def front(row: Mapping[str, Any], subjects: float = MAY_LOSE) -> dict[str, float
     keys = ("concept", "subject", "others", "change")
     lines = {key: np.interp(grid, at, [point[key] for point in points]) for key in keys}
     effect = (lines["concept"] - lines["concept"][0]) * (1 if row["task"] == "induce" else -1)
-    lost = lines["subject"][0] - lines["subject"]
+    lost = row["goal"] - lines["subject"]
     kept = lost <= subjects
-    kept[-1] |= row["setting"] == "words"
     best = int(np.where(kept, effect, -np.inf).argmax())
     net = float((effect - np.maximum(lost, 0)).max())
     return {"strength": float(grid[best]), "net": net} | {key: float(line[best]) for key, line in lines.items()}

@@ -163,6 +163,7 @@ def test_poolings_of_images_are_judged_at_each_strength_and_never_twice(run, tmp
     plain, heart = asked["points"]
     assert plain["concept"] == plain["change"] == 0 < heart["change"]
     assert heart["concept"] > 0.5 <= plain["subject"]
+    assert asked["goal"] == fitted["goal"] == min(plain["subject"], heart["subject"])
     assert fitted["points"][0] == plain
     assert fitted["evaluations"] == 2
     changes = [point["change"] for point in fitted["points"]]
@@ -185,13 +186,13 @@ def test_the_best_strength_of_an_image_fit_keeps_the_subjects(monkeypatch):
         {"strength": strength, "concept": concept, "subject": subject, "others": 0.0, "change": strength}
         for strength, concept, subject in ((0.0, 0.0, 0.9), (1.0, 0.5, 0.9), (2.0, 1.0, 0.8))
     ]
-    best = image_poolings.front({"task": "induce", "setting": "max", "points": points})
+    row = {"setting": "max", "goal": 0.9, "points": points}
+    best = image_poolings.front({"task": "induce", **row})
     assert (best["strength"], best["concept"]) == (pytest.approx(1.5), pytest.approx(0.75))
     for point in points:
         point["concept"] = 1 - point["concept"]
-    assert image_poolings.front({"task": "remove", "setting": "max", "points": points})["concept"] == pytest.approx(
-        0.25
-    )
+    best = image_poolings.front({"task": "remove", **row})
+    assert (best["concept"], best["net"]) == (pytest.approx(0.25), pytest.approx(0.9))
 
 
 @pytest.mark.process

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from lineas.evaluation import Judge
 
@@ -48,7 +49,6 @@ def captions(concept: str, task: str, draw: int, count: int, samples: int, paire
 
 def load() -> Any:
     """The pipeline, in float32."""
-    import torch
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(MODEL / "pipeline", torch_dtype=torch.float32, safety_checker=None)
@@ -61,39 +61,44 @@ class Found(NamedTuple):
 
     concept: float
     subject: float
-    ground: float
+    ground: float  # NaN where the style leaves none
     others: float
     change: float
+    extras: dict[str, float]  # other than the concept, by name
 
 
 class Studio:
-    """Makes pictures of test captions, the k-th always from the k-th noise of a seed, and has them judged."""
+    """Makes pictures of test captions, and has them judged."""
 
     def __init__(self, batch_size: int = 48):
         self.pipe, self.judge = load(), Judge.from_file(MODEL / "judge.safetensors")
         self.batch_size = batch_size
 
-    def pictures(self, prompts: Sequence[str], seed: int) -> np.ndarray:
-        """(n, 64, 64, 3), values 0 to 1."""
-        from lineas.network.pipelines.rows import noise_of_rows
-
+    def pictures(self, prompts: Sequence[str], noise: Sequence[torch.Generator]) -> np.ndarray:
+        """(n, 64, 64, 3), values 0 to 1; the k-th begins with the k-th noise, whatever it asks for."""
         parts = []
         for start in range(0, len(prompts), self.batch_size):
-            some = list(prompts[start : start + self.batch_size])
-            noise = noise_of_rows(seed, range(start, start + len(some)))
-            parts.append(self.pipe(some, generator=noise, output_type="np", **CALL).images)
+            rows = slice(start, start + self.batch_size)
+            options = {"generator": list(noise[rows]), "output_type": "np", **CALL}
+            parts.append(self.pipe(list(prompts[rows]), **options).images)
         return np.concatenate(parts).astype(np.float32)
 
+    @torch.no_grad()
     def found(self, pictures: np.ndarray, plain: np.ndarray, concept: str, told: Captions) -> Found:
-        judge, rows = self.judge, list(range(len(pictures)))
+        judge = self.judge
+        said = judge.network(torch.from_numpy(pictures).movedim(-1, 1))
+        shares = dict(zip(judge.extras, (said["extra"] > 0).float().mean(0).tolist(), strict=True))
+        styles = said["style"].argmax(1)
+        there = shares[concept] if concept in shares else _share(styles == judge.styles.index(concept))
+        others = {name: round(share, 4) for name, share in shares.items() if name not in (concept, *UNSURE)}
+        subjects = torch.tensor([judge.subjects.index(name) for name in told.subjects])
+        ground = float("nan")
+        if None not in told.grounds:
+            grounds = torch.tensor([judge.colours.index(name) for name in told.grounds])
+            ground = _share(said["ground"].argmax(1) == grounds)
+        right = _share(said["subject"].argmax(1) == subjects)
+        return Found(there, right, ground, sum(others.values()), float(np.abs(pictures - plain).mean()), others)
 
-        def mean(scorer: Any) -> float:
-            return float(np.mean(scorer.function(pictures, rows)))
 
-        grounds = [ground for ground in told.grounds if ground is not None]
-        return Found(
-            mean(judge.presence(concept)), mean(judge.subject(told.subjects)),
-            mean(judge.background(grounds)) if len(grounds) == len(rows) else float("nan"),
-            mean(judge.other_extras([concept] if concept in judge.extras else [])),
-            float(np.abs(pictures - plain).mean()),
-        )  # fmt: skip
+def _share(hits: torch.Tensor) -> float:
+    return float(hits.float().mean())

@@ -23,14 +23,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from _image_model import CALL, CONCEPTS, MAY_LOSE, TASKS, Captions, Found, Studio, captions
+import torch
+from _image_model import CALL, CONCEPTS, MAY_LOSE, TASKS, Captions, Studio, captions
 
 import lineas
+from lineas.network.pipelines.rows import noise_of_rows
 
 JSON = Path(__file__).parent / "data" / "image_methods.jsonl"
 CASES = ("unpaired", "paired")
 SAMPLES, LOST = 32, 0.5  # captions of each side; of the subjects, where no stronger strength is looked at
 POOLING = "max"
+FIGURES = ("concept", "subject", "ground", "others", "change")  # of a row, at each strength
 Row = dict[str, Any]
 
 
@@ -70,12 +73,16 @@ def fit(studio: Studio, told: Captions, draw: int, paired: bool, options: Mappin
 
 
 def row(studio: Studio, concept: str, task: str, case: str, method: str, draw: int, count: int) -> Row:
-    told, seed = captions(concept, task, draw, count, SAMPLES, case == "paired"), 500 + draw
-    plain = studio.pictures(told.test, seed)
+    told = captions(concept, task, draw, count, SAMPLES, case == "paired")
+
+    def pictures(prompts: Sequence[str]) -> np.ndarray:
+        return studio.pictures(prompts, noise_of_rows(500 + draw, range(count)))
+
+    plain = pictures(told.test)
 
     def point(strength: float, prompts: Sequence[str]) -> Row:
-        found: Found = studio.found(studio.pictures(prompts, seed), plain, concept, told)
-        return {"strength": strength, **{k: round(v, 4) for k, v in found._asdict().items()}}
+        found = studio.found(pictures(prompts), plain, concept, told)
+        return {"strength": strength, **{key: round(getattr(found, key), 4) for key in FIGURES}}
 
     head = {"concept": concept, "task": task, "case": case, "method": method, "draw": draw, "count": count}
     points = [point(0.0, told.test)]
@@ -97,9 +104,7 @@ def front(found: Row) -> dict[str, float]:
     at = [point["strength"] for point in points]
     is_words = found["method"] == "words"
     grid = np.array(at) if is_words else np.linspace(0, at[-1], 1 + round(20 * at[-1]))
-    lines = {
-        key: np.interp(grid, at, [point[key] for point in points]) for key in Found._fields
-    }  # fmt: skip
+    lines = {key: np.interp(grid, at, [point[key] for point in points]) for key in FIGURES}
     effect = (lines["concept"] - lines["concept"][0]) * (1 if found["task"] == "induce" else -1)
     kept = lines["subject"] >= lines["subject"][0] - MAY_LOSE
     best = len(grid) - 1 if is_words else int(np.where(kept, effect, -np.inf).argmax())
@@ -168,8 +173,6 @@ def main() -> None:
         sys.exit(f"--methods: expected some of {', '.join(METHODS)}, got {', '.join(sorted(unknown))}")
     rows = [json.loads(line) for line in asked.json.read_text().splitlines()] if asked.json.exists() else []
     if not (asked.table or asked.write):
-        import torch
-
         torch.set_num_threads(1)
         studio = Studio()
         known = {tuple(r[k] for k in ("concept", "task", "case", "method", "draw")) for r in rows}

@@ -16,24 +16,20 @@ for every fit, and what it holds is not fitted again.
 
 import argparse
 import json
-import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from _image_model import CALL, CONCEPTS, MAY_LOSE, TASKS, Captions, Studio, captions
 
 import lineas
 
-MODEL = Path(__file__).resolve().parents[1] / "examples" / "image_model"
-CONCEPTS = ("heart", "star", "snow", "night", "flowers", "hat", "greyscale", "blurred")
 STRENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0)
-MAY_LOSE, LOST = 0.05, 0.15  # of the subjects: at the best strength, and where no stronger one is looked at
-UNSURE = ("glasses", "rain")  # extras that the judge does not know well
+LOST = 0.15  # of the subjects, where no stronger strength is looked at
+FIGURES = ("concept", "subject", "others", "change")
 NORMS = r".*norm\w*"
 SETTINGS: dict[str, dict[str, Any]] = {
     "words": {},
@@ -51,122 +47,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-class Steered(Exception):
-    """The UNet has been called: the rest of the pipeline is not needed."""
-
-
-class Judge(nn.Module):
-    """What is in a 64 x 64 picture; examples/image_model/README.md says how it is made."""
-
-    def __init__(self, path: Path = MODEL / "judge.safetensors"):
-        super().__init__()
-        with safe_open(path, "pt") as file:
-            self.words = {key: json.loads(file.metadata()[key]) for key in ("subjects", "extras", "styles")}
-            self.weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 -- not a dict
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        def conv(name: str, h: Tensor, stride: int = 1) -> Tensor:
-            return nn.functional.conv2d(h, *self._pair(name), stride=stride, padding=1)
-
-        def group(name: str, h: Tensor) -> Tensor:
-            return nn.functional.silu(nn.functional.group_norm(h, 8, *self._pair(name)))
-
-        h = conv("stem", 2 * x - 1)
-        for k in range(4):
-            h = group(f"norms.{k}", conv(f"down.{k}", h, 2))
-            h = h + group(f"norms2.{k}", conv(f"more.{k}", h))
-        seen = torch.cat([h.mean((2, 3)), h.amax((2, 3)), x.mean((2, 3)), x.std((2, 3))], 1)
-        return {key: nn.functional.linear(seen, *self._pair(f"heads.{key}")) for key in ("subject", "extra", "style")}
-
-    def _pair(self, name: str) -> tuple[Tensor, Tensor]:
-        return self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
-
-
-class Captions(NamedTuple):
-    """What a draw of a task fits on and is tested with; `asked` are the test captions that say the change in words."""
-
-    source: list[str]
-    target: list[str]
-    test: list[str]
-    asked: list[str]
-    subjects: list[str]
-
-
-def captions(
-    prompts: Mapping[str, Any], concept: str, task: str, draw: int, count: int, samples: int = 32
-) -> Captions:  # fmt: skip
-    sides = [prompts["without"], prompts["with"][concept]]
-    source, target = sides if task == "induce" else sides[::-1]
-    lots = random.Random(draw)
-    fitted = [lots.sample(side["fit"], samples) for side in (source, target)]
-    rows = lots.sample(range(len(source["test"])), count)
-    test, asked = ([side["test"][k]["prompt"] for k in rows] for side in (source, target))
-    return Captions(*fitted, test, asked, [source["test"][k]["subject"] for k in rows])
-
-
-class Generator:
-    """The one-step pipeline: its pictures, and what its UNet is called with."""
-
-    def __init__(self):
-        from diffusers import StableDiffusionPipeline
-
-        self.pipe = StableDiffusionPipeline.from_pretrained(MODEL / "pipeline").to(torch.float32)
-        self.pipe.set_progress_bar_config(disable=True)
-        self.unet = self.pipe.unet
-
-    def pictures(self, prompts: Sequence[str], seed: int) -> Tensor:
-        """One of each prompt, (n, 3, 64, 64); the k-th has the k-th noise of the seed whatever it asks for."""
-        noise = [torch.Generator().manual_seed(1000 * seed + k) for k in range(len(prompts))]
-        options = {"num_inference_steps": 1, "guidance_scale": 0.0, "generator": noise, "output_type": "pt"}
-        return self.pipe(list(prompts), **options).images
-
-    def inputs(self, prompts: Sequence[str], seed: int) -> dict[str, Tensor]:
-        """What the UNet is called with for these prompts."""
-        kept: dict[str, Any] = {}
-
-        def keep(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            kept.update(zip(("sample", "timestep"), args, strict=True), **kwargs)
-            raise Steered
-
-        handle = self.unet.register_forward_pre_hook(keep, with_kwargs=True)
-        try:
-            self.pictures(prompts, seed)
-        except Steered:
-            pass
-        finally:
-            handle.remove()
-        given = {key: kept[key] for key in ("sample", "timestep", "encoder_hidden_states")}
-        return given | {"timestep": given["timestep"].expand(len(prompts)).clone()}
-
-    def fit(self, told: Captions, draw: int, options: Mapping[str, Any]) -> lineas.Steering:
-        source, target = (self.inputs(side, 500 + 2 * draw + k) for k, side in enumerate(told[:2]))
-        return lineas.fit(self.unet, source, target, progress=False, **{"sites": NORMS, **options})
-
-
-class Found(NamedTuple):
-    """What the judge finds in pictures, each a share or a mean of them."""
-
-    concept: float
-    subject: float
-    others: float
-    change: float
-    extras: dict[str, float]
-
-
-def judged(judge: Judge, pictures: Tensor, plain: Tensor, concept: str, subjects: Sequence[str]) -> Found:
-    said = judge(pictures)
-    right = said["subject"].argmax(1) == torch.tensor([judge.words["subjects"].index(s) for s in subjects])
-    extras = dict(zip(judge.words["extras"], (said["extra"] > 0).float().mean(0).tolist(), strict=True))
-    styles = said["style"].argmax(1)
-    if concept in extras:
-        there = extras[concept]
-    else:
-        there = float((styles == judge.words["styles"].index(concept)).float().mean())
-    others = {name: round(share, 4) for name, share in extras.items() if name not in (concept, *UNSURE)}
-    change = float((pictures - plain).abs().mean())
-    return Found(there, float(right.float().mean()), sum(others.values()), change, others)
-
-
 class Bench:
     """Fits and their pictures. The pictures without a steering are made once for each task.
 
@@ -176,35 +56,46 @@ class Bench:
 
     def __init__(self, count: int, samples: int, more: Mapping[str, Any]):
         self.count, self.samples, self.more = count, samples, dict(more)
-        self.prompts = json.loads((MODEL / "prompts.json").read_text())
-        self.generator, self.judge = Generator(), Judge()
-        self._pictures: dict[Any, list[Tensor]] = {}
+        self.studio = Studio(batch_size=count)
+        self._pictures: dict[Any, list[np.ndarray]] = {}
 
-    @torch.no_grad()
     def row(self, concept: str, task: str, setting: str, draw: int) -> dict[str, Any]:
-        told = captions(self.prompts, concept, task, draw, self.count, self.samples)
-        key = concept, task, draw
+        told, key = captions(concept, task, draw, self.count, self.samples), (concept, task, draw)
         if key not in self._pictures:
-            self._pictures = {
-                key: [self.generator.pictures(told.test, draw), self.generator.pictures(told.asked, draw)]
-            }
+            self._pictures = {key: [self.pictures(told.test, draw), self.pictures(told.asked, draw)]}
         plain, asked = self._pictures[key]
 
-        def found(pictures: Tensor) -> dict[str, Any]:
-            return judged(self.judge, pictures, plain, concept, told.subjects)._asdict()
+        def found(pictures: np.ndarray) -> dict[str, Any]:
+            known = self.studio.found(pictures, plain, concept, told)._asdict()
+            return {name: known[name] for name in (*FIGURES, "extras")}
 
         points, words = [{"strength": 0.0, **found(plain)}], {"strength": 1.0, **found(asked)}
         row = {"concept": concept, "task": task, "setting": setting, "draw": draw, "count": self.count}
         row["goal"] = min(points[0]["subject"], words["subject"])
         if setting == "words":
             return row | {"points": [*points, words]}
-        steering = self.generator.fit(told, draw, {**SETTINGS[setting], **self.more})
+        steering = self.fit(told, draw, {"sites": NORMS, **SETTINGS[setting], **self.more})
         for strength in STRENGTHS:
-            with steering.apply(self.generator.unet, strength):
-                points.append({"strength": strength, **found(self.generator.pictures(told.test, draw))})
+            with steering.apply(self.studio.pipe, strength):
+                points.append({"strength": strength, **found(self.pictures(told.test, draw))})
             if points[-1]["subject"] < row["goal"] - LOST:
                 break
         return row | cost(steering) | {"points": points}
+
+    def pictures(self, prompts: Sequence[str], seed: int) -> np.ndarray:
+        return self.studio.pictures(prompts, [torch.Generator().manual_seed(one) for one in seeds(seed, prompts)])
+
+    def fit(self, told: Captions, draw: int, options: Mapping[str, Any]) -> lineas.Steering:
+        """Each side with noise of its own."""
+        source, target = (
+            {"prompt": side, "generator": seeds(500 + 2 * draw + k, side)} for k, side in enumerate(told[:2])
+        )
+        return lineas.fit(self.studio.pipe, source, target, call=CALL, progress=False, **options)
+
+
+def seeds(seed: int, prompts: Sequence[str]) -> list[int]:
+    """The k-th prompt has the k-th noise of the seed, whatever it asks for."""
+    return [1000 * seed + k for k in range(len(prompts))]
 
 
 def cost(steering: lineas.Steering) -> dict[str, Any]:
@@ -225,8 +116,7 @@ def front(row: Mapping[str, Any], subjects: float = MAY_LOSE) -> dict[str, float
     points = row["points"]
     at = [point["strength"] for point in points]
     grid = np.linspace(0, at[-1], 1 + round(20 * at[-1])) if row["setting"] != "words" else np.array(at)
-    keys = ("concept", "subject", "others", "change")
-    lines = {key: np.interp(grid, at, [point[key] for point in points]) for key in keys}
+    lines = {key: np.interp(grid, at, [point[key] for point in points]) for key in FIGURES}
     effect = (lines["concept"] - lines["concept"][0]) * (1 if row["task"] == "induce" else -1)
     lost = row["goal"] - lines["subject"]
     kept = lost <= subjects
@@ -261,7 +151,7 @@ def _mean(values: Sequence[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concepts", default=",".join(CONCEPTS))
-    parser.add_argument("--tasks", default="induce,remove")
+    parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--settings", default=";".join(SETTINGS))
     parser.add_argument("--draws", default="0")
     parser.add_argument("--count", type=int, default=96, help="pictures at each strength")

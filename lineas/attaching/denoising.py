@@ -146,7 +146,7 @@ class Denoising:
     def begins(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """A pass begins: its step, and its rows where they differ."""
         turn = 0
-        if "timestep" in self._names:
+        if self.is_needed and "timestep" in self._names:
             step, turn = self._step(timestep_of(self._names, args, kwargs))
             self.factor = self._factor(step)
         if self.batch is not None or self.tells_rows:

@@ -40,7 +40,7 @@ class SiteMap:
         at_this_site = [maps for maps in steerings if site.name in maps.sites]
         self.units = len(at_this_site[0].weight(site.name))
         self.kind = common((maps.kind(site.name) for maps in at_this_site), f"site {site.name!r}")
-        self.needs_tokens = tokens.counting or tokens.position != "all"
+        self.positions = tokens if isinstance(tokens, Tokens) and tokens.is_needed else None
         self.count = Count()
         self.handle: Any = None  # of whoever attached this
         self.has_run, self.recomputed = False, Recomputed()  # neither counts compiled code
@@ -98,10 +98,10 @@ class SiteMap:
             raise ValueError(
                 f"site {self.name!r}: the steering has weight ({self.units},), the model produced {tuple(h.shape)}"
             )
-        if not self.needs_tokens or isinstance(self.tokens, Denoising):
+        if self.positions is None:
             return h if chosen.is_identity else chosen.mapped(h, dim, maps)
-        now = self.tokens.at(self.name, h, dim)
-        if self.tokens.counting:
+        now = self.positions.at(self.name, h, dim)
+        if self.positions.counting:
             self.count.add(*now.counts(active), h.device)
         if chosen.is_identity or now.steer is False:
             return h

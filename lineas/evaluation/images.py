@@ -12,6 +12,7 @@ from ..attaching.handle import what_is_on
 from ..core.checks import whole
 from ..core.text import warn
 from ..network.identity import name_of
+from ..network.pipelines.rows import check_call
 from ..network.texts import listed_texts
 from ..steering import Steering
 from .conditions import Condition, check_confidence, conditions_of, named_steerings, seeds_of
@@ -19,7 +20,7 @@ from .drawn import Drawn, files_of
 from .named_scorers import picture_scorers_of
 from .picture_scorers import PictureScorer
 from .pictures import generator, pictures_of, pillow
-from .pipes import check_takes_prompts, fresh, left_alone, steered
+from .pipes import check_takes_prompts, fresh, left_alone
 from .report import Measure, Outcome, Report
 
 CHANGE = "pixel_change"
@@ -43,12 +44,12 @@ def measure_pictures(
     whole(batch_size, "batch_size")
     if whole(pictures, "pictures", least=0):
         pillow("pictures")
-    call = _checked(call or {})
+    call = _checked(call or {}, pipe)
     for one in scoring:
         one.check_prompts(len(captions))
         if one.name == CHANGE:
             raise ValueError(f"scorers: expected other names than {CHANGE}, got it")
-    conditions = conditions_of(named, strengths, lambda one, strength: steered(pipe, one, strength, strict))
+    conditions = conditions_of(named, strengths, lambda one, strength: one.apply(pipe, strength, strict=strict))
     gallery = Gallery(pipe, captions, conditions, scoring, call, pictures)
     steps = len(drawn) * len(conditions) * -(-len(captions) // batch_size)
     with tqdm(desc="evaluate", total=steps, disable=not progress) as bar, left_alone(pipe):
@@ -137,10 +138,11 @@ def _captions(prompts: Any) -> list[str]:
     return found
 
 
-def _checked(call: Any) -> dict[str, Any]:
+def _checked(given: Any, pipe: Any) -> dict[str, Any]:
     """The arguments of a pipeline that are the same for all pictures."""
-    if not isinstance(call, Mapping):
-        raise TypeError(f"call: expected a dict of the pipeline's arguments, got {type(call).__name__}")
+    if not isinstance(given, Mapping):
+        raise TypeError(f"call: expected a dict of the pipeline's arguments, got {type(given).__name__}")
+    call = check_call(given, pipe)
     if taken := [name for name in OURS if name in call]:
         raise ValueError(f"call: expected none of {', '.join(OURS)}, which are lineas's; got {', '.join(taken)}")
     if call.get("output_type", "np") not in ("np", "pil", "pt"):
@@ -148,4 +150,4 @@ def _checked(call: Any) -> dict[str, Any]:
     for name, value in call.items():
         if "prompt" in name and value is not None and not isinstance(value, str):
             raise TypeError(f"call: {name}: expected one string for all pictures, got {type(value).__name__}")
-    return dict(call)
+    return call

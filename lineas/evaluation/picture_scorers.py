@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .pictures import as_pictures
-from .scorers import check_better
+from .scorers import check_better, checked
 
 TAKES = ("pictures", "prompts", "base", "rows")
 
@@ -61,11 +61,7 @@ class PictureScorer:
         }
         if missing := [what for what in self.takes if given[what] is None]:
             raise ValueError(f"scorer {self.name!r}: expected {' and '.join(missing)} too, got none")
-        scores = np.asarray(self.function(*(given[what] for what in self.takes)), np.float64)
-        if scores.shape != (n,) or not np.isfinite(scores).all():
-            what = "some that are not finite" if scores.shape == (n,) else f"shape {scores.shape}"
-            raise ValueError(f"scorer {self.name!r}: expected {n} finite numbers, one for each picture; got {what}")
-        return scores
+        return checked(self.name, self.function(*(given[what] for what in self.takes)), n, "picture")
 
     def check_prompts(self, count: int) -> None:
         """ValueError where it was made for another number of them."""

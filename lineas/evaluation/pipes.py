@@ -8,7 +8,6 @@ import torch
 
 from ..network.pipelines.components import arguments_taken, network_of, networks_of, quiet
 from ..network.state import device_of, eager, frozen, seeded
-from ..steering import Steering
 
 
 def check_takes_prompts(pipe: Any) -> None:
@@ -17,10 +16,6 @@ def check_takes_prompts(pipe: Any) -> None:
     if "prompt" not in takes and not more:
         names = ", ".join(takes)
         raise TypeError(f"expected a pipeline that is called with a prompt, got {type(pipe).__name__}: {names:.80}")
-
-
-def steered(pipe: Any, steering: Steering, strength: float, strict: bool) -> AbstractContextManager[Any]:
-    return steering.apply(pipe, strength, strict=strict)
 
 
 @contextmanager

@@ -37,13 +37,16 @@ class Scorer:
 
     def __call__(self, texts: list[str]) -> NDArray[np.float64]:
         """(n,) for n texts. ValueError where the function returns anything else, or what is not finite."""
-        scores = np.asarray(self.function(list(texts)), np.float64)
-        if scores.shape != (len(texts),) or not np.isfinite(scores).all():
-            what = "some that are not finite" if scores.shape == (len(texts),) else f"shape {scores.shape}"
-            raise ValueError(
-                f"scorer {self.name!r}: expected {len(texts)} finite numbers, one for each text; got {what}"
-            )
-        return scores
+        return checked(self.name, self.function(list(texts)), len(texts), "text")
+
+
+def checked(name: str, given: ArrayLike, count: int, what: str) -> NDArray[np.float64]:
+    """(count,): what a scorer returned, for so many of these. ValueError where it is anything else, or not finite."""
+    scores = np.asarray(given, np.float64)
+    if scores.shape != (count,) or not np.isfinite(scores).all():
+        got = "some that are not finite" if scores.shape == (count,) else f"shape {scores.shape}"
+        raise ValueError(f"scorer {name!r}: expected {count} finite numbers, one for each {what}; got {got}")
+    return scores
 
 
 def check_better(better: str) -> None:

@@ -256,6 +256,14 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(options, er
     assert pipe.calls == []
 
 
+def test_an_argument_that_the_pipeline_would_swallow_is_refused(trained):
+    """Stable Diffusion takes any keyword, and says nothing of one that it does not know."""
+    with pytest.raises(
+        TypeError, match="call: StableDiffusionPipeline takes no guidance; nearest names: guidance_scale"
+    ):
+        evaluate(trained[0], None, prompts=["a dog"], call={**CALL, "guidance": 1.0})
+
+
 def test_scorers_for_other_prompts_are_refused_before_anything_is_drawn(pipe):
     one = evaluation.PictureScorer("subject", lambda pictures, rows: np.zeros(len(rows)), prompts=3)
     with pytest.raises(ValueError, match="scorer 'subject': it was made for 3 prompts, got 5"):

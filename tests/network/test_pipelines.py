@@ -144,6 +144,36 @@ def test_pictures_of_a_prompt_are_samples_of_their_own(name):
     torch.testing.assert_close(torch.cat([noise_of(part) for part in parts]), noise)
 
 
+def test_pictures_of_a_prompt_with_noise_of_its_own_start_from_different_noise():
+    rows = {"prompt": SRC[:2], "generator": [3, 4]}
+    (one,) = given("StableDiffusion", rows=rows)
+    (three,) = given("StableDiffusion", rows=rows, call={"num_images_per_prompt": 3})
+    noise = noise_of(three)
+    assert len({row.sum().item() for row in noise}) == 6
+    torch.testing.assert_close(noise[::3], noise_of(one))
+
+
+def test_what_differs_between_prompts_and_is_no_row_is_refused():
+    """In calls of one prompt each, which a class that diffusers does not know gets, it would be that of the first."""
+
+    class Lengths(Plain):
+        class Network(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.norm = nn.LayerNorm(4)
+
+            def forward(self, hidden_states, timestep, length):
+                return self.norm(hidden_states) * length
+
+        def __call__(self, prompt, num_inference_steps=1, guidance_scale=0.0):
+            return self.unet(torch.randn(1, 6, 4), torch.tensor(1.0), torch.tensor(float(len(prompt[0]))))
+
+    with pytest.raises(
+        ValueError, match="expected a row in dimension 0, or the same for all prompts, got others in 0.2"
+    ):
+        given("Plain", pipe=Lengths(), rows=["a", "bcd", "ef"])
+
+
 def test_what_all_rows_share_is_no_sample():
     (batch,) = given("Flux")
     few = batch.rows(1, 3).plain()[1]

@@ -20,7 +20,6 @@ from .rows import check_call, columns_of, images_of_a_prompt, noise_of_rows, pla
 
 __all__ = ["Capture", "check_at"]
 
-PROMPTS = tuple(f"{sign}prompt{k}" for sign in ("", "negative_") for k in ("", "_2", "_3", "_4"))  # one for each row
 At = str | Sequence[int] | None
 Columns = dict[str, list]
 
@@ -186,9 +185,7 @@ class Capture:
         if "batch_size" in self.takes and "prompt" not in self.takes:
             given.setdefault("batch_size", count)
         if "output_type" in self.takes and is_of_diffusers(self.pipe):
-            given.setdefault(
-                "output_type", "latent" if is_of_diffusers(self.pipe) else self.takes["output_type"].default
-            )
+            given.setdefault("output_type", "latent")  # nothing is decoded where all steps are wanted
         noise = self._noise(columns.get("generator"), numbers)
         if "generator" in self.takes:
             given["generator"] = noise if is_of_diffusers(self.pipe) else noise[0]
@@ -199,8 +196,8 @@ class Capture:
     def _noise(self, own: list | None, numbers: Sequence[int]) -> list[torch.Generator]:
         """A generator for each picture: the row's own, that of its number in `call`, or one that `seed` tells."""
         given, rows = self.generators, [n * self.images + k for n in numbers for k in range(self.images)]
-        if own is not None:
-            return [_copied(one) for one in own for _ in range(self.images)]
+        if own is not None:  # of several pictures the first begins with it
+            return [one for each in map(_copied, own) for one in (each, *self._further(each))]
         if isinstance(given, (list, tuple)):
             if max(rows) >= len(given):
                 raise ValueError(
@@ -208,6 +205,10 @@ class Capture:
                 )
             return [_copied(given[row]) for row in rows]
         return noise_of_rows(self.seed if given is None else _copied(given).initial_seed(), rows)
+
+    def _further(self, generator: torch.Generator) -> list[torch.Generator]:
+        """Of the other pictures of a row that has a generator of its own."""
+        return noise_of_rows(generator.initial_seed(), range(1, self.images))
 
 
 def _kept(value: Any) -> Any:

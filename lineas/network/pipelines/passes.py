@@ -166,11 +166,17 @@ def joined(calls: list[list[Given]]) -> list[Given]:
 
 def _side_by_side(passes: Sequence[Given]) -> Given:
     trees = [dict(tree.leaves((one.args, one.kwargs))) for one in passes]
+    if any(leaves.keys() != trees[0].keys() for leaves in trees):
+        raise ValueError(f"expected the same inputs for all prompts, got others at step {passes[0].step}")
     parts = len(next(iter(passes[0].leaves().values())))
 
     def join(path: str, value: Any) -> Any:
         values = [leaves[path] for leaves in trees]
-        if not isinstance(value, Tensor) or not value.ndim or len(value) != parts:
+        if not isinstance(value, Tensor):
+            return value
+        if not value.ndim or len(value) != parts:
+            if not all(torch.equal(value, other) for other in values):
+                raise ValueError(f"expected a row in dimension 0, or the same for all prompts, got others in {path}")
             return value
         return torch.stack(values, 1).flatten(0, 1)  # part by part
 

@@ -94,7 +94,8 @@ def merge(
 
 def _record(pipe: Any, maps: Any, component: str | None) -> dict[str, Any]:
     """What was done to the network of the pipeline."""
-    from lineas.network.pipelines.components import component_of_fit, network_of
+    from lineas.maps.info import component_of_fit
+    from lineas.network.pipelines import network_of
 
     network: Any = network_of(pipe, component_of_fit([maps.info], component))
     return network.lineas_merge

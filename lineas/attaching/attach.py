@@ -7,11 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..core.checks import flag
+from ..maps.info import component_of_fit
 from ..maps.maps import Maps
 from ..network.hooks import CHANNELS_FIRST, Hook
 from ..network.links import module_at
 from ..network.pipelines import is_pipeline, network_of
-from ..network.pipelines.components import component_of, component_of_fit
+from ..network.pipelines.components import component_of
 from ..network.sites import Site, find_sites
 from .base_model import check_base, check_merged, check_others
 from .denoising import At, Denoising, check_guided

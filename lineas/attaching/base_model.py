@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from ..core.text import printable, warn
-from ..maps.info import base_name, maps_digest, maps_that_were_on
+from ..maps.info import base_name, fitted_component, maps_digest, maps_that_were_on
 from ..maps.maps import Maps
 from ..network.adapters import adapters_of
 from ..network.identity import folder_in_pipeline, has_digest, has_whole_weights, name_of
 from ..network.links import core
-from ..network.pipelines.components import NETWORKS, fitted_component
+from ..network.pipelines.components import NETWORKS
 from ..network.state import dtype_of
 from .handle import what_is_on
 

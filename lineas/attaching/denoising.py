@@ -1,6 +1,5 @@
 """What a steering on a pipeline knows of a pass of its network: which step it is, and whose rows the pass has."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -13,7 +12,7 @@ from ..core.text import warn
 from ..maps.info import pipeline_facts
 from ..network import tree
 from ..network.links import arguments_of
-from ..network.pipelines.components import components, is_denoiser, is_of_diffusers
+from ..network.pipelines.components import components, is_denoiser, usual_part
 from ..network.pipelines.passes import Steps, timestep_of
 from .rows import Spread
 
@@ -23,8 +22,6 @@ At = str | slice | Sequence[int] | Mapping[int, float]
 GUIDED = ("both", "prompt")
 EMBEDDINGS = "encoder_hidden_states"  # what the prompt is to most networks
 MOST_PARTS = 4
-# Of diffusers, those whose passes under guidance have the prompt's half in front.
-PROMPT_FIRST = re.compile(r"(StableCascade|Wuerstchen)\w*Pipeline|Lumina(Text2Img)?Pipeline|DiTPipeline")
 
 
 def check_guided(guided: Any) -> str:
@@ -60,9 +57,7 @@ def known_part(infos: Iterable[Mapping[str, Any]], pipe: Any) -> int | None:
             continue
         if parts > 1 and seen.get("class") == type(pipe).__name__:
             return part
-    if not is_of_diffusers(pipe):
-        return None
-    return 0 if PROMPT_FIRST.fullmatch(type(pipe).__name__) else -1
+    return usual_part(pipe)
 
 
 class Denoising:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from ..attaching.handle import what_is_on
 from ..core.checks import whole
 from ..core.text import warn
+from ..maps.info import fitted_component, pipeline_facts
 from ..network.pipelines import is_pipeline, network_of
-from ..network.pipelines.components import fitted_component
 from ..network.pipelines.pictures import pictures_of_rows
 from ..network.pipelines.rows import columns_of, images_of_a_prompt, plain_arguments
 from .ranking import Ranking
@@ -78,8 +78,8 @@ def _checked(pipe: Any, ranking: Ranking, call: Mapping[str, Any] | None) -> int
     """The seed of the ranking, which must be of this pipeline and call."""
     if not is_pipeline(pipe):
         raise TypeError(f"pipe: expected a pipeline, which makes pictures, got a {type(pipe).__name__}")
-    known = ranking.info.get("pipeline")
-    if not isinstance(known, Mapping) or not isinstance(known.get("seed"), int):
+    known = pipeline_facts(ranking.info)
+    if not isinstance(known.get("seed"), int):
         raise ValueError("ranking: expected one of a pipeline's units, made by lineas.experts.rank, got another")
     plain = plain_arguments(call or {})
     if known.get("call") != plain:

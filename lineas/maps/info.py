@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from keyword import iskeyword
 from typing import Any
@@ -44,6 +44,26 @@ def pipeline_facts(info: Mapping[str, Any]) -> dict[str, Any]:
     """What `info` says of the pipeline that maps were fitted in, with whatever values; empty where it says nothing."""
     facts = info.get("pipeline")
     return {str(key): value for key, value in facts.items()} if isinstance(facts, Mapping) else {}
+
+
+def fitted_component(info: Mapping[str, Any]) -> str:
+    """Which network of a pipeline maps are for; empty where `info` says none."""
+    name = pipeline_facts(info).get("component")
+    return name if isinstance(name, str) else ""
+
+
+def component_of_fit(infos: Iterable[Mapping[str, Any]], component: str | None = None) -> str | None:
+    """Which network of a pipeline is meant, if that is told: by the user, or by the `info` of steerings.
+
+    ValueError where it is not the same for all.
+    """
+    fitted = dict.fromkeys(filter(None, map(fitted_component, infos)))
+    names = " and ".join(f"{name!r:.60}" for name in fitted)
+    if len(fitted) > 1:
+        raise ValueError(f"steerings: expected maps of one network of the pipeline, got {names}; attach them apart")
+    if fitted and component is not None and component not in fitted:
+        raise ValueError(f"component: expected the network that was fitted, {names}, got {component!r:.60}")
+    return next(iter(fitted), component)
 
 
 def call_of_fit(info: Mapping[str, Any]) -> dict[str, Any]:

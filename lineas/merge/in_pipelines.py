@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..maps.info import call_of_fit
+from ..maps.info import call_of_fit, component_of_fit
 from ..maps.maps import Maps
 from ..network.links import arguments_of
 from ..network.pipelines.capture import Capture
-from ..network.pipelines.components import arguments_taken, component_of, component_of_fit, network_of, with_component
+from ..network.pipelines.components import arguments_taken, component_of, network_of, with_component
 from ..network.state import device_of, frozen, seeded
 from . import merging
 

@@ -1,7 +1,8 @@
 """Which networks a pipeline holds, and which of them is meant."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,18 +14,19 @@ from ..links import check_network, unwrapped
 __all__ = [
     "arguments_taken",
     "component_of",
-    "component_of_fit",
-    "fitted_component",
     "is_denoiser",
     "is_pipeline",
     "network_of",
     "networks_of",
     "quiet",
+    "usual_part",
     "with_component",
 ]
 
 DENOISERS = ("unet", "transformer", "prior", "denoiser")  # which network is steered unless told, the first there is
 OTHERS = ("transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder", "vae", "controlnet")
+# Of diffusers, those whose passes under guidance have the prompt's half in front.
+PROMPT_FIRST = re.compile(r"(StableCascade|Wuerstchen)\w*Pipeline|Lumina(Text2Img)?Pipeline|DiTPipeline")
 NETWORKS = (*DENOISERS, *OTHERS)  # as pipelines of diffusers usually call them, and their folders
 
 
@@ -53,27 +55,6 @@ def component_of(pipe: Any, component: str | None = None) -> str:
             f"component: {type(pipe).__name__} has no network {component!r:.60}; {nearest(component, known)}"
         )
     return component
-
-
-def component_of_fit(infos: Iterable[Mapping[str, Any]], component: str | None = None) -> str | None:
-    """Which network of a pipeline is meant, if that is told: by the user, or by the `info` of steerings.
-
-    ValueError where it is not the same for all.
-    """
-    fitted = dict.fromkeys(filter(None, map(fitted_component, infos)))
-    names = " and ".join(f"{name!r:.60}" for name in fitted)
-    if len(fitted) > 1:
-        raise ValueError(f"steerings: expected maps of one network of the pipeline, got {names}; attach them apart")
-    if fitted and component is not None and component not in fitted:
-        raise ValueError(f"component: expected the network that was fitted, {names}, got {component!r:.60}")
-    return next(iter(fitted), component)
-
-
-def fitted_component(info: Mapping[str, Any]) -> str:
-    """Which network of a pipeline maps are for, by `info`, which anybody may have written; empty where it says none."""
-    facts = info.get("pipeline")
-    name = facts.get("component") if isinstance(facts, Mapping) else None
-    return name if isinstance(name, str) else ""
 
 
 def network_of(model: Any, component: str | None = None) -> nn.Module:
@@ -125,6 +106,14 @@ def arguments_taken(pipe: Any) -> tuple[dict[str, inspect.Parameter], bool]:
 
 def is_of_diffusers(pipe: Any) -> bool:
     return any(kind.__module__.partition(".")[0] == "diffusers" for kind in type(pipe).__mro__)
+
+
+def usual_part(pipe: Any) -> int | None:
+    """Which part of a pass under guidance has the prompt in a pipeline of this class, as an index; None where nothing
+    tells."""
+    if not is_of_diffusers(pipe):
+        return None
+    return 0 if PROMPT_FIRST.fullmatch(type(pipe).__name__) else -1
 
 
 @contextmanager

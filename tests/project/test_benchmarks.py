@@ -177,6 +177,28 @@ def test_poolings_of_images_are_judged_at_each_strength_and_never_twice(run, tmp
     assert shown.strip() in told
 
 
+def test_methods_on_the_image_model_are_measured_never_twice_and_written_into_a_page(run, tmp_path):
+    pytest.importorskip("diffusers")
+    script, rows, page = SCRIPT.with_name("image_methods.py"), tmp_path / "rows.jsonl", tmp_path / "page.md"
+    asked = ["--concepts", "heart", "--tasks", "induce", "--cases", "unpaired", "--count", 4, "--json", rows]
+    told = run(*asked, "--methods", "words;mean_act", script=script)
+    words, fitted = (json.loads(line) for line in rows.read_text().splitlines())
+    assert [point["strength"] for point in words["points"]] == [0.0, 1.0]
+    assert words["points"][1]["concept"] > 0.5 > words["points"][0]["concept"] == 0
+    assert fitted["points"][0] == words["points"][0]
+    assert fitted["points"][-1]["change"] > fitted["points"][1]["change"] > 0
+    assert fitted["evaluations"] == 1
+    before = rows.read_bytes()
+    run(*asked, "--methods", "mean_act", script=script)
+    assert rows.read_bytes() == before, "what is known is not fitted again"
+    marks = [f"<!-- {name} -->\n<!-- end of {name} -->" for name in ("images", "images by concept")]
+    page.write_text("\n".join(["Before.", *marks, "After."]))
+    run("--json", rows, "--write", page, script=script)
+    assert page.read_text().startswith("Before.\n<!-- images -->\n| task |")
+    for line in told.splitlines()[-2:]:
+        assert line in page.read_text()
+
+
 def test_the_best_strength_of_an_image_fit_keeps_the_subjects(monkeypatch):
     pytest.importorskip("diffusers")
     monkeypatch.syspath_prepend(str(SCRIPT.parent))

@@ -43,6 +43,14 @@ def test_under_guidance_a_fit_sees_the_pass_with_the_prompt(name):
     assert_same_maps(fitted(name), fit(name, call=call))
 
 
+def test_pictures_are_pooled_by_their_maximum_unless_told_and_texts_are_not():
+    assert fitted("StableDiffusion").info["pooling"] == "max"
+    assert fit("StableDiffusion", pooling="mean").info["pooling"] == "mean"
+    assert fit("StableDiffusion", component="text_encoder").info["pooling"] == "mean"
+    told = fit("StableDiffusion", recipe="published", steps=1, max_evaluations=None)
+    assert told.info["pooling"] == "mean", "the published recipe's"
+
+
 def test_the_samples_of_all_steps_count_in_one_map_a_site():
     call = {"num_inference_steps": 3, "guidance_scale": 0.0}
     responses = lineas.evaluation.responses

@@ -8,6 +8,7 @@ from torch import nn
 import lineas
 from lineas.network.inputs import Inputs
 from lineas.network.pipelines import is_pipeline
+from lineas.network.pipelines.components import with_component
 
 # -- sites --
 
@@ -49,6 +50,20 @@ def test_what_holds_no_denoiser_and_what_is_not_called_is_no_pipeline():
     assert not is_pipeline(Tool())
     assert not is_pipeline(Plain)
     assert not is_pipeline(nn.Linear(1, 1))
+
+
+def test_a_pipeline_with_another_network_says_so_in_its_config_and_the_first_one_does_not():
+    from diffusers import UNet2DModel
+
+    pipe = shared("StableDiffusion")
+    another = UNet2DModel(sample_size=8, block_out_channels=(8,), down_block_types=("DownBlock2D",),
+                          up_block_types=("UpBlock2D",), norm_num_groups=2)  # fmt: skip
+    new = with_component(pipe, "unet", another)
+    assert type(new) is type(pipe)
+    assert (new.unet, new.vae) == (another, pipe.vae)
+    assert tuple(new.config.unet) == ("diffusers", "UNet2DModel")
+    assert tuple(pipe.config.unet) == ("diffusers", "UNet2DConditionModel")
+    assert pipe.unet is not another
 
 
 # -- what the network is given --

@@ -127,7 +127,7 @@ def _draw(
     """A picture for each prompt, strength and seed, as a file that is named by them, and a line for each."""
     from lineas.merge.in_pipelines import call_as_fitted
     from lineas.network.pipelines.pictures import pictures_of_rows
-    from lineas.network.pipelines.rows import columns_of, images_of_a_prompt
+    from lineas.network.pipelines.rows import columns_of, fresh_seed, images_of_a_prompt
 
     call = {**call_as_fitted(maps, pipe), **call}
     note(f"called with {call}")
@@ -141,7 +141,7 @@ def _draw(
             for start in range(0, len(prompts), batch_size):
                 rows = range(start, min(start + batch_size, len(prompts)))
                 with maps.apply(pipe, strength, strict=strict):
-                    made = pictures_of_rows(pipe, columns, rows, call=call, seed=seed)
+                    made = pictures_of_rows(pipe, columns, rows, call=call, seed=fresh_seed(seed))  # as evaluate has it
                 for row, (picture,) in zip(rows, made, strict=True):
                     file = str(folder / f"prompt{row:03d}_strength{strength:g}_seed{seed}.png")
                     picture.save(file)

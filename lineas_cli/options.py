@@ -26,7 +26,9 @@ ModelClass = Annotated[
     str, typer.Option(help="A class of transformers to load the model with, AutoModel for instance.")
 ]
 Revision = Annotated[str | None, typer.Option(help="Of a model on the hub: branch, tag or commit.")]
-Dtype = Annotated[str, typer.Option(help="Of the weights: auto (the checkpoint's own), float32, bfloat16, ...")]
+Dtype = Annotated[
+    str, typer.Option(help="Of the weights: auto (the checkpoint's own, of a pipeline float32), float32, bfloat16, ...")
+]
 Device = Annotated[
     str | None,
     typer.Option(help="cpu, cuda, cuda:1, mps, or auto to spread the model; a GPU where there is one if not given."),
@@ -102,13 +104,13 @@ def check_folder(out: str, results: Sequence[str], force: bool) -> None:
         raise FileExistsError(f"--out {out}: expected a folder without results, there is {old}; --force writes over it")
 
 
-def check_file(out: str, force: bool) -> None:
+def check_file(out: str, force: bool, option: str = "--out") -> None:
     """The same of a file."""
     path = Path(os.path.abspath(out))
     if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise OSError(f"--out {out}: expected a file that can be written, in a folder that is there")
+        raise OSError(f"{option} {out}: expected a file that can be written, in a folder that is there")
     if path.exists() and not force:
-        raise FileExistsError(f"--out {out}: expected a new file, this one is there; --force writes over it")
+        raise FileExistsError(f"{option} {out}: expected a new file, this one is there; --force writes over it")
 
 
 def read_texts(name: str, path: str, column: str | None, field: str | None) -> list[texts.Text]:

@@ -191,6 +191,10 @@ def image_to_image():
     return stable_diffusion("StableDiffusionImg2ImgPipeline")
 
 
+def inpainting():
+    return stable_diffusion("StableDiffusionInpaintPipeline", unet=unet(in_channels=9))
+
+
 def controlled():
     import diffusers
 
@@ -292,6 +296,10 @@ def images(seed):
     return [torch.rand(3, 16, 16, generator=draw) for _ in SRC]
 
 
+def left_half():
+    return [(torch.arange(16) < 8).float().expand(1, 16, 16) for _ in SRC]
+
+
 FLOW = {"num_inference_steps": 1, "height": 16, "width": 16}
 CASES = {
     "StableDiffusion": Case(stable_diffusion),
@@ -305,6 +313,11 @@ CASES = {
     "Img2Img": Case(
         image_to_image, {**ONE_STEP, "strength": 1.0}, {"prompt": SRC, "image": images(1)},
         {"prompt": TGT, "image": images(2)},
+    ),
+    "Inpaint": Case(
+        inpainting, {**ONE_STEP, "strength": 1.0, "height": 16, "width": 16},
+        {"prompt": SRC, "image": images(1), "mask_image": left_half()},
+        {"prompt": TGT, "image": images(2), "mask_image": left_half()},
     ),
     "ControlNet": Case(
         controlled, dict(ONE_STEP), {"prompt": SRC, "image": images(1)}, {"prompt": TGT, "image": images(2)}

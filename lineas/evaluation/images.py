@@ -12,14 +12,14 @@ from ..attaching.handle import what_is_on
 from ..core.checks import whole
 from ..core.text import warn
 from ..network.identity import name_of
-from ..network.pipelines.rows import check_call
+from ..network.pipelines.rows import check_call, fresh_seed, noise_of_rows
 from ..network.texts import listed_texts
 from ..steering import Steering
 from .conditions import Condition, check_confidence, conditions_of, named_steerings, seeds_of
 from .drawn import Drawn, files_of
 from .named_scorers import picture_scorers_of
 from .picture_scorers import PictureScorer
-from .pictures import generator, pictures_of, pillow
+from .pictures import pictures_of, pillow
 from .pipes import check_takes_prompts, fresh, left_alone
 from .report import Measure, Outcome, Report
 
@@ -89,7 +89,7 @@ class Gallery:
             rows = list(range(start, min(start + batch_size, len(self.prompts))))
             base = None
             for at in self.conditions:
-                pictures = self._draw(at, rows, seed)
+                pictures = self._draw(at, rows, fresh_seed(seed))
                 base = pictures if base is None else base
                 if base.shape != pictures.shape:
                     raise ValueError(f"expected pictures of one size, got {base.shape[1:]} and {pictures.shape[1:]}")
@@ -104,8 +104,8 @@ class Gallery:
             self.drawn = [Drawn(at.steering, at.strength, seed, captions, tuple(kept[at])) for at in self.conditions]
 
     def _draw(self, at: Condition, rows: Sequence[int], seed: int) -> NDArray[np.float32]:
-        prompts, noise = [self.prompts[row] for row in rows], [generator(seed, row) for row in rows]
-        with at.applied(), fresh(self.pipe, generator(seed, len(self.prompts) + rows[0])):
+        prompts, noise = [self.prompts[row] for row in rows], noise_of_rows(seed, rows)
+        with at.applied(), fresh(self.pipe, noise_of_rows(seed, [len(self.prompts) + rows[0]])[0]):
             output = self.pipe(prompt=prompts, generator=noise, **{"output_type": "np", **self.call})
         self.flagged += sum(map(bool, getattr(output, "nsfw_content_detected", None) or ()))
         return pictures_of(output, len(rows))

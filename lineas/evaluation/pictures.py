@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..network.pipelines.rows import fresh_seed, noise_of_rows
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -107,7 +109,7 @@ def generators(seed: int, count: int) -> list[torch.Generator]:
     Returns
     -------
     list of torch.Generator
-        On the CPU, so that every device begins with the same noise.
+        On the CPU, so that every device begins with the same noise; not the noise that a fit with this seed has seen.
 
     Examples
     --------
@@ -115,9 +117,4 @@ def generators(seed: int, count: int) -> list[torch.Generator]:
     >>> def picture(pipe, prompts, row):  # as `lineas.evaluate` drew it with seed 0
     ...     return pipe(prompts[row], generator=evaluation.generators(0, len(prompts))[row]).images[0]
     """
-    return [generator(seed, row) for row in range(count)]
-
-
-def generator(seed: int, row: int) -> torch.Generator:
-    state = np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)
-    return torch.Generator("cpu").manual_seed(int(state[0]))
+    return noise_of_rows(fresh_seed(seed), range(count))

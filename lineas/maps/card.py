@@ -79,6 +79,10 @@ PICTURE = f"""\
 """
 
 
+def shows_picture(text: str) -> bool:
+    return f"]({GRID})" in text
+
+
 def text_of(maps: Maps, info: Mapping[str, Any], metrics: Mapping[str, Any], has_grid: bool = False) -> str:
     """The whole card. What it is told comes from files and users, so none of it can become markup."""
     model, on_hub, found = base_name(info), hub_name(info), summary.rows(maps)

@@ -49,11 +49,14 @@ def save(
     config = {**FORMAT, "sites": maps.sizes, **{key: names for key, names in listed.items() if names}}
     config |= {"info": info, "history": maps.history}
     more = {} if grid is None else {folder / GRID: as_png(grid, "grid")}
+    of_others = grid is None and is_ours(folder / CARD) and _shows_picture(folder / CARD)
     if is_ours(folder / CARD):
         more[folder / CARD] = card.text_of(maps, info, measured, has_grid=bool(more)).encode()
     elif more:
         warn(f"expected a card of lineas to show the picture, got one of your own, which stays; {GRID} lies beside it")
     write_pair(folder / CONFIG, config, folder / TENSORS, tensors, more)
+    if of_others:  # the picture beside the card, which no longer shows it
+        (folder / GRID).unlink(missing_ok=True)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -92,6 +95,10 @@ def is_ours(card: Path) -> bool:
         return True
     with open(card, "rb") as file:
         return MARK.encode() in file.read(1 << 16)
+
+
+def _shows_picture(path: Path) -> bool:
+    return path.exists() and card.shows_picture(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def _restored(history: Any, path: Path) -> dict[str, list]:

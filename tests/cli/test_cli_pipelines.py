@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 from command_line import fill_with_pipeline, objects, run
-from conftest import IMAGE_CALL, image_captions
+from conftest import IMAGE_CALL, IMAGE_MODEL, image_captions
 
 import lineas
 from lineas.network.pipelines.rows import noise_of_rows
@@ -80,9 +80,9 @@ def test_generate_writes_pictures_of_the_same_noise_at_every_strength(folder, im
     assert sorted(path.name for path in (folder / "drawn").iterdir()) == sorted(names)
     assert rows[0] == {"prompt": PROMPTS[0], "strength": 0.0, "seed": 4, "file": f"drawn/{names[0]}"}
     for seed in (4, 5):
-        base = image_pipe(PROMPTS, generator=noise_of_rows(seed, range(4)), **IMAGE_CALL).images
+        base = image_pipe(PROMPTS, generator=lineas.evaluation.generators(seed, 4), **IMAGE_CALL).images
         with maps.apply(image_pipe, 2.0):
-            steered = image_pipe(PROMPTS, generator=noise_of_rows(seed, range(4)), **IMAGE_CALL).images
+            steered = image_pipe(PROMPTS, generator=lineas.evaluation.generators(seed, 4), **IMAGE_CALL).images
         for k in range(4):
             assert np.abs(pixels(base[k]) - read(f"drawn/prompt{k:03d}_strength0_seed{seed}.png")).max() <= 1
             assert np.abs(pixels(steered[k]) - read(f"drawn/prompt{k:03d}_strength2_seed{seed}.png")).max() <= 1
@@ -100,6 +100,40 @@ def test_generate_calls_the_pipeline_as_the_fit_did_unless_told(folder, maps):
     told = run(f"{line} b --call num_inference_steps=2 --call clip_skip=none").stderr
     assert "called with {'num_inference_steps': 2, 'guidance_scale': 0.0, 'clip_skip': None}" in told
     assert (read("a/prompt000_strength0_seed0.png") != read("b/prompt000_strength0_seed0.png")).any()
+
+
+def test_evaluate_does_what_the_library_does_and_saves_the_pictures_that_generate_draws(folder, image_pipe, maps):
+    judge = f"judge:{IMAGE_MODEL / 'judge.safetensors'}#snow"
+    line = "evaluate painter --pipeline --steering snow --prompts plain.txt --strength 2 --seed 4"
+    printed = run(f"{line} --scorer '{judge}' --pictures 2 --grid grid.png --out report.json")
+    report = lineas.evaluation.Report.from_json("report.json")
+    wanted = lineas.evaluate(
+        image_pipe, {"snow": maps}, strengths=2, seeds=4, scorers=judge, prompts=PROMPTS, pictures=2, progress=False,
+        call=IMAGE_CALL,
+    )  # fmt: skip
+    assert printed.stdout == f"{report}\n"
+    assert report.outcomes == wanted.outcomes
+    assert report.drawn == wanted.drawn
+    assert (read("grid.png") == pixels(report.grid())).all()
+    assert "called with {'num_inference_steps': 1, 'guidance_scale': 0.0}" in printed.stderr
+    run("generate painter --pipeline --steering snow --prompts plain.txt --strength 2 --seed 4 --out drawn")
+    for strength in (0, 2):
+        for k, picture in enumerate(report.pictures(strength)):
+            assert np.abs(pixels(picture) - read(f"drawn/prompt{k:03d}_strength{strength}_seed4.png")).max() <= 1
+    (base, steered) = objects(f"{line} --call num_inference_steps=2")
+    assert (base["steering"], steered["steering"]) == (None, "snow")
+    assert steered["pixel_change"] != report.estimate("pixel_change", 2).value, "at two steps"
+    refusal = run(f"{line} --grid grid.png", code=1).stderr
+    assert "--grid grid.png: expected a new file, this one is there; --force writes over it" in refusal
+
+
+def test_steerings_that_were_fitted_with_other_calls_are_not_evaluated_with_one(folder, image_pipe, maps):
+    other = lineas.fit(
+        image_pipe, PROMPTS, SNOWY, sites=SITES, call={**IMAGE_CALL, "num_inference_steps": 2}, steps=1, progress=False
+    )
+    other.save_pretrained("other")
+    line = "evaluate painter --pipeline --steering snow --steering other --prompt 'a boat'"
+    assert "expected steerings fitted with one call, got snow: {'num_inference_steps': 1" in run(line, code=1).stderr
 
 
 def test_merge_saves_a_pipeline_that_needs_no_steering(folder, image_pipe, maps):
@@ -133,6 +167,14 @@ def test_merge_saves_a_pipeline_that_needs_no_steering(folder, image_pipe, maps)
          "--call: expected KEY=VALUE, such as guidance_scale=0, got 'guidance_scale'"),
         ("generate painter --pipeline --steering snow --prompt a --out x --call a=1 --call a=2",
          "--call: expected each argument once, got a twice"),
+        ("evaluate painter --steering snow --call a=1 --grid x.png --pictures 2",
+         "--call, --grid, --pictures: expected --pipeline with it"),
+        ("evaluate painter --pipeline --steering snow --prompt a --count 2 --position last --no-prompts",
+         "--no-prompts goes without --prompt"),
+        ("evaluate painter --pipeline --steering snow --prompt a --count 2 --position last",
+         "--count, --position: not for a pipeline"),
+        ("evaluate painter --pipeline --steering snow", "expected --prompt TEXT or --prompts FILE for the pictures"),
+        ("evaluate painter --pipeline --steering snow --prompt a --grid x.pdf", "expected a name that ends in .png"),
         ("merge painter --steering snow --plan --component unet", "--component: expected --pipeline with it"),
         ("sites painter --component unet", "--component: expected --pipeline with it"),
     ],

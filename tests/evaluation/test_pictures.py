@@ -47,6 +47,18 @@ def trained():
     return pipe, maps_of(pipe.unet, "mid_block.*norm.*")
 
 
+def test_pictures_do_not_begin_with_the_noise_that_a_fit_with_this_seed_has_seen(pipe):
+    from lineas.network.pipelines.rows import noise_of_rows
+
+    def begin(noise):
+        return {float(torch.randn((), generator=one)) for one in noise}
+
+    for seed in (0, 1, 2**40):
+        drawn, seen = begin(evaluation.generators(seed, 64)), begin(noise_of_rows(seed, range(64)))
+        assert len(drawn) == len(seen) == 64
+        assert not drawn & seen
+
+
 def test_figures_and_pictures_are_those_of_the_pipeline_called_by_hand(trained):
     pipe, steering = trained
     prompts = [one["prompt"] for one in captions()[:5]]

@@ -199,6 +199,8 @@ def test_a_wrong_number_of_relabellings_is_refused_before_the_model_runs():
 
 
 def test_a_plain_network_and_tensors_will_do():
-    net = torch.nn.Sequential(torch.nn.Linear(4, 6))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(4, 6))
     found = experts.significance(net, normal(20, 4), normal(20, 4, seed=1) + 4, "0", n_permutations=999)
     assert len(found.units()["0"]) >= 4

@@ -89,6 +89,10 @@ def test_a_grid_lies_beside_the_card_which_shows_it(kind, tmp_path):
         assert got.getpixel((0, 0)) == (0, 0, 255)
     Steering(MAPS, info=INFO).save_pretrained(tmp_path / "maps")
     assert GRID not in card_of(tmp_path / "maps"), "it would show pictures of other maps"
+    assert not (tmp_path / "maps" / GRID).exists()
+    picture().save(tmp_path / "maps" / GRID)
+    Steering(MAPS, info=INFO).save_pretrained(tmp_path / "maps")
+    assert (tmp_path / "maps" / GRID).exists(), "somebody else's, which no card of ours shows"
 
 
 def test_what_is_no_picture_is_refused_before_anything_is_written(tmp_path):

@@ -84,7 +84,7 @@ def test_a_pipeline_without_prompts_is_probed_by_its_seeds():
     close(case.pictures(maps.merge(pipe, probe={"generator": [1, 2]})), steered)
 
 
-@pytest.mark.parametrize("name", ["Img2Img", "ControlNet"])
+@pytest.mark.parametrize("name", ["Img2Img", "Inpaint", "ControlNet"])
 def test_a_pipeline_that_wants_images_is_merged_with_a_probe_that_has_some(name):
     case, pipe, maps = CASES[name], shared(name), strong_maps(name)
     with pytest.raises(ValueError, match="probe: expected one, since .* wants more than two plain prompts .*; pass wh"):

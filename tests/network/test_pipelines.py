@@ -20,6 +20,7 @@ SITES = {  # how many normalisations, and some of them
     "PixArt": (5, ["transformer_blocks.0.norm1", "norm_out"]),
     "DDPM": (21, ["mid_block.attentions.0.group_norm"]),
     "Img2Img": (33, ["conv_norm_out"]),
+    "Inpaint": (33, ["conv_norm_out"]),
     "ControlNet": (33, ["conv_norm_out"]),
     "Plain": (1, ["norm"]),
     "Doubled": (1, ["norm"]),
@@ -99,7 +100,7 @@ def noise_of(batch):
     return next(iter(batch.tensors()))
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in ("DDPM", "Img2Img")])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("DDPM", "Img2Img", "Inpaint")])
 def test_row_k_of_both_sets_starts_from_the_same_noise(name):
     (src,), (tgt,) = given(name), given(name, rows=CASES[name].tgt)
     assert torch.equal(noise_of(src), noise_of(tgt))
@@ -130,6 +131,8 @@ GUIDED = {
     "Flux": {"true_cfg_scale": 4.0, "negative_prompt": "fire"},
     "StableDiffusion3": {"guidance_scale": 5.0},
     "PixArt": {"guidance_scale": 5.0},
+    "Img2Img": {"guidance_scale": 5.0},
+    "Inpaint": {"guidance_scale": 5.0},
     "ControlNet": {"guidance_scale": 5.0},
     "Plain": {"guidance_scale": 5.0},
     "Doubled": {"guidance_scale": 5.0},

@@ -75,14 +75,18 @@ class Capture:
         return columns_of(inputs, name, self.pipe)
 
     def learn(self, *sets: Columns) -> None:
-        """How rows lie in a pass, from short calls with two rows that differ in their prompts and start alike."""
+        """How rows lie in a pass, from short calls with two rows that differ in their prompts alone, if they do."""
         if any(list(columns) != list(sets[0]) for columns in sets):
             raise ValueError(f"expected the same arguments in all sets, got {' and '.join(str(list(c)) for c in sets)}")
         everything = {key: [value for columns in sets for value in columns[key]] for key in sets[0]}
         if both := [key for key in everything if key in self.call]:
             raise ValueError(f"call: expected what is the same for all rows, got {first_few(both)}, which each row has")
-        if "generator" in everything and len(everything) > 1:  # both rows start alike
-            everything["generator"] = everything["generator"][:1] * len(everything["generator"])
+        prompts = {key: values for key, values in everything.items() if "prompt" in key and "negative" not in key}
+        if prompts and _two_that_differ(prompts)[1]:
+            alike = [key for key in everything if key not in prompts]
+        else:
+            alike = ["generator"] * ("generator" in everything and len(everything) > 1)
+        everything |= {key: everything[key][:1] * len(everything[key]) for key in alike}
         pair = _two_that_differ(everything)
         two, three = (
             self._run({k: [v[r] for r in rows] for k, v in everything.items()}, [0] * len(rows), None)

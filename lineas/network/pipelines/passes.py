@@ -111,7 +111,7 @@ def part_with_prompt(given: Given, count: int, images: int) -> int | None:
     if len(varying) > 1:
         raise ValueError(
             f"expected guidance with one part that has the prompt, got a pass of {parts} parts, {len(varying)} of them "
-            "with it; turn the additional guidance off in call="
+            "with it; turn additional guidance off in call=, or give rows whose prompts differ"
         )
     return varying[0] + 1 if varying else None
 

@@ -10,7 +10,7 @@ from ...core.checks import whole
 from ...core.text import first_few, nearest
 from .components import arguments_taken
 
-__all__ = ["check_call", "columns_of", "images_of_a_prompt", "noise_of_rows", "plain_arguments"]
+__all__ = ["check_call", "columns_of", "fresh_seed", "images_of_a_prompt", "noise_of_rows", "plain_arguments"]
 
 
 def noise_of_rows(seed: int, rows: Sequence[int]) -> list[torch.Generator]:
@@ -18,6 +18,11 @@ def noise_of_rows(seed: int, rows: Sequence[int]) -> list[torch.Generator]:
     prompts are, a row starts from the same noise."""
     states = (np.random.SeedSequence([seed & (2**64 - 1), row]).generate_state(2, np.uint32) for row in rows)
     return [torch.Generator("cpu").manual_seed(int(low) | int(high & 0x7FFFFFFF) << 32) for low, high in states]
+
+
+def fresh_seed(seed: int) -> int:
+    """The seed of noise that a fit with `seed` has not seen, for pictures that show what the fit does."""
+    return int(np.random.SeedSequence(seed & (2**64 - 1), spawn_key=(1,)).generate_state(1, np.uint32)[0])
 
 
 def columns_of(inputs: Any, name: str, pipe: Any) -> dict[str, list]:

@@ -72,27 +72,40 @@ def fit(studio: Studio, told: Captions, draw: int, paired: bool, options: Mappin
     return lineas.fit(studio.pipe, *sides, call=CALL, sites=sites, seed=draw, progress=False, **options)
 
 
-def row(studio: Studio, concept: str, task: str, case: str, method: str, draw: int, count: int) -> Row:
-    told = captions(concept, task, draw, count, SAMPLES, case == "paired")
+class Unsteered:
+    """The pictures of test captions without a steering, kept until others are asked for."""
+
+    def __init__(self, studio: Studio):
+        self.studio, self.kept = studio, ((), np.empty(0))
+
+    def __call__(self, prompts: Sequence[str], draw: int) -> np.ndarray:
+        key = (*prompts, draw)
+        if self.kept[0] != key:
+            self.kept = key, self.studio.pictures(prompts, noise_of_rows(500 + draw, range(len(prompts))))
+        return self.kept[1]
+
+
+def row(unsteered: Unsteered, concept: str, task: str, case: str, method: str, draw: int, count: int) -> Row:
+    told, studio = captions(concept, task, draw, count, SAMPLES, case == "paired"), unsteered.studio
 
     def pictures(prompts: Sequence[str]) -> np.ndarray:
         return studio.pictures(prompts, noise_of_rows(500 + draw, range(count)))
 
-    plain = pictures(told.test)
+    plain = unsteered(told.test, draw)
 
-    def point(strength: float, prompts: Sequence[str]) -> Row:
-        found = studio.found(pictures(prompts), plain, concept, told)
-        return {"strength": strength, **{key: round(getattr(found, key), 4) for key in FIGURES}}
+    def found(drawn: np.ndarray) -> Row:
+        judged = studio.found(drawn, plain, concept, told)
+        return {key: round(getattr(judged, key), 4) for key in FIGURES}
 
     head = {"concept": concept, "task": task, "case": case, "method": method, "draw": draw, "count": count}
-    points = [point(0.0, told.test)]
+    points = [{"strength": 0.0} | found(plain)]
     if method == "words":
-        return head | {"points": [*points, point(1.0, told.asked)]}
+        return head | {"points": [*points, {"strength": 1.0} | found(pictures(told.asked))]}
     options, strengths = METHODS[method]
     steering = fit(studio, told, draw, case == "paired", options)
     for strength in strengths:
         with steering.apply(studio.pipe, strength):
-            points.append(point(strength, told.test))
+            points.append({"strength": strength} | found(pictures(told.test)))
         if points[-1]["subject"] < points[0]["subject"] - LOST:
             break
     return head | {key: steering.info[key] for key in ("evaluations", "seconds")} | {"points": points}
@@ -174,14 +187,14 @@ def main() -> None:
     rows = [json.loads(line) for line in asked.json.read_text().splitlines()] if asked.json.exists() else []
     if not (asked.table or asked.write):
         torch.set_num_threads(1)
-        studio = Studio()
+        unsteered = Unsteered(Studio())
         known = {tuple(r[k] for k in ("concept", "task", "case", "method", "draw")) for r in rows}
         draws = map(int, asked.draws.split(","))
         for draw, case, concept, task, method in itertools.product(
             draws, asked.cases.split(","), asked.concepts.split(","), asked.tasks.split(","), names
         ):
             if (concept, task, case, method, draw) not in known:
-                rows.append(row(studio, concept, task, case, method, draw, asked.count))
+                rows.append(row(unsteered, concept, task, case, method, draw, asked.count))
                 print(concept, task, case, method, draw, front(rows[-1]), flush=True)
                 with asked.json.open("a") as file:
                     file.write(json.dumps(rows[-1]) + "\n")

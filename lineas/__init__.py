@@ -7,10 +7,11 @@ import torch as _torch  # noqa: F401 -- first: it loads the OpenMP runtime of it
 from . import directions, evaluation, experts, ot, penalties, samples, transport
 from .attaching.attach import attach
 from .attaching.handle import Handle, attached, detach
-from .evaluation import evaluate
+from .evaluation import calibrate, evaluate
 from .fitting import callbacks, checkpoint
 from .fitting.fit import fit
 from .maps import algebra
+from .maps.dial import Dial
 from .network.sites import Site, find_sites
 from .steering import Steering
 
@@ -20,12 +21,14 @@ except PackageNotFoundError:  # imported from a source tree that was never insta
     __version__ = "0+unknown"
 
 __all__ = [
+    "Dial",
     "Handle",
     "Site",
     "Steering",
     "algebra",
     "attach",
     "attached",
+    "calibrate",
     "callbacks",
     "checkpoint",
     "detach",

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .maps.algebra import move
+from .maps.dial import COSTS, Dial, Price, said
 from .maps.maps import Maps
 from .ot import wasserstein_1d
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-__all__ = ["plot_history", "plot_strength", "plot_support", "plot_units"]
+__all__ = ["plot_dial", "plot_history", "plot_strength", "plot_support", "plot_units"]
 
 POINTS = 200  # samples beyond this are not drawn one by one
 
@@ -225,6 +226,41 @@ def plot_strength(
         ax.annotate(f"{row['strength']:g}", (x, y), xytext=(7, -11), textcoords="offset points")
     ax.set(xlabel=cost, ylabel=effect, title="Effect and cost by strength")
     ax.margins(0.1)
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_dial(dial: Dial, ax: "Axes | None" = None, *, budget: "str | float | Price | None" = None) -> "Axes":
+    """What strengths cost: the figures that were measured, their intervals as a band, and the curve through them.
+
+    Parameters
+    ----------
+    dial : Dial
+        Of `lineas.calibrate`.
+    ax : matplotlib axes, optional
+    budget : str or float, optional
+        A price, for which the strength is marked.
+
+    Raises
+    ------
+    ValueError, LookupError
+        A price beyond what was measured, or in what was not.
+    """
+    ax = new_axes(ax)
+    name = dial.price if budget is None else dial.measure_of(Price.of(budget))
+    s = np.linspace(0, dial.strengths[-1], POINTS)
+    curve, low, high = np.array([dial.cost(float(x), name) for x in s]).T
+    ax.plot(s, curve, color="black", label=f"{name}, between what was measured")
+    if np.isfinite(low).all():
+        ax.fill_between(s, low, high, color="0.85", label="interval")
+    ax.plot(dial.strengths, [cost.value for cost in dial.costs[name]], "o", color="black", label="measured")
+    if budget is not None:
+        wanted, at = Price.of(budget).value, dial.strength_for(budget)
+        ax.plot([0, at, at], [wanted, wanted, 0], color="0.3", linestyle="--", linewidth=1.2)
+        ax.annotate(f"{said(name, wanted)}: strength {at:.2g}", (0, wanted), (4, 4), textcoords="offset points")
+    if "%" in COSTS[name]:
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:+.0%}")
+    ax.set(xlabel="strength", ylabel=name, title="What strengths cost")
     ax.legend(frameon=False)
     return ax
 

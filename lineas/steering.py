@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from .attaching.denoising import At
 from .attaching.handle import Application, Handle
 from .attaching.positions import Position
 from .maps import algebra, files, hub, statedicts, summary
+from .maps.dial import Dial, Price
 from .maps.maps import Maps
 from .merge import in_pipelines, merging
 from .network.pipelines import is_pipeline
@@ -41,6 +43,44 @@ class Steering(Maps):
     def _repr_html_(self) -> str:
         """The same for a notebook."""
         return summary.as_html(self)
+
+    # -- what strengths cost --
+
+    @property
+    def dial(self) -> Dial | None:
+        """What strengths cost, as it was measured by `fit(..., budget=)` or kept by `with_dial`; None if it was not.
+
+        ValueError where the file that the steering comes from holds something else.
+        """
+        found = self.info.get("dial")
+        return None if found is None else Dial.from_dict(found)
+
+    def with_dial(self, dial: Dial) -> "Steering":
+        """The same maps with what `lineas.calibrate` measured, which `strength_for` and files then know."""
+        if not isinstance(dial, Dial):
+            raise TypeError(f"dial: expected a Dial, got {type(dial).__name__}")
+        x = np.concatenate([self.weights, self.biases])
+        info = {**self.info, "dial": dial.to_dict()}
+        return type(self).from_flat(
+            self.sizes, self.sizes.values(), x, kinds=self.special, history=self.history, info=info
+        )
+
+    def strength_for(self, price: "str | float | Price") -> float:
+        """The largest strength up to which nothing costs more than a price, such as "+2%" or "0.05 nats".
+
+        Raises
+        ------
+        LookupError
+            Nothing was measured: see `lineas.calibrate`. Or nothing in which the price is.
+        ValueError
+            No price, or one beyond what was measured.
+        """
+        if (dial := self.dial) is None:
+            raise LookupError(
+                f"price: expected a dial, which this steering has none of, to know what {price!r} is; "
+                "steering.with_dial(lineas.calibrate(steering, model)) has one"
+            )
+        return dial.strength_for(price)
 
     # -- algebra; `lineas.algebra` has what needs two steerings --
 
@@ -101,7 +141,7 @@ class Steering(Maps):
     def attach(
         self, model: Any, strength: float | Sequence[float] | Tensor = 1.0, *, position: Position = "all",
         count: bool | None = None, strict: bool = True, component: str | None = None, at: At = "all",
-        guided: str = "both",
+        guided: str = "both", price: "str | float | Price | None" = None,
     ) -> "Handle":  # fmt: skip
         """Steer a model until the handle is removed, kept or not: `lineas.attached(model)` finds it again.
 
@@ -122,17 +162,20 @@ class Steering(Maps):
             Names are compared by their last part; a model that was made in memory has none.
         component, at, guided
             Of a pipeline: which network, at which of its steps, and which half under guidance. See `lineas.attach`.
+        price : str or float, optional
+            The strength is what costs this (`strength_for`), times `strength`.
 
         Raises
         ------
         LookupError
-            The model lacks a site.
+            The model lacks a site; a price, and no dial.
         ValueError
             A site has another number of units, with both in the message; a strength that is not finite; not as many
             strengths as rows; a model of another name; a position at a site without tokens.
         RuntimeError
             This steering is on this model already.
         """
+        strength = strength if price is None else self._priced(price, strength)
         return attach(
             model, [self], 0, strength, position=position, count=count, strict=strict, component=component, at=at,
             guided=guided,
@@ -141,7 +184,7 @@ class Steering(Maps):
     def apply(
         self, model: Any, strength: float | Sequence[float] | Tensor = 1.0, *, position: Position = "all",
         count: bool | None = None, strict: bool = True, component: str | None = None, at: At = "all",
-        guided: str = "both",
+        guided: str = "both", price: "str | float | Price | None" = None,
     ) -> Application:  # fmt: skip
         """Steer a model inside a `with` block; it is restored whatever happens inside. See `attach`.
 
@@ -150,9 +193,13 @@ class Steering(Maps):
         return Application(
             partial(
                 self.attach, model, strength, position=position, count=count, strict=strict, component=component, at=at,
-                guided=guided,
+                guided=guided, price=price,
             )
         )  # fmt: skip
+
+    def _priced(self, price: "str | float | Price", strength: float | Sequence[float] | Tensor) -> Any:
+        unit = self.strength_for(price)
+        return [unit * s for s in strength] if isinstance(strength, Sequence) else unit * strength
 
     # -- merging --
 

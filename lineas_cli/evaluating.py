@@ -22,6 +22,7 @@ from .options import (
     arguments,
     check_file,
     check_goes_with,
+    check_price,
     given,
     read_texts,
 )  # fmt: skip
@@ -78,6 +79,9 @@ def evaluate(
         int | None, typer.Option(min=1, help="Texts that pass through the model at once.")
     ] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Longest text in tokens; the rest is cut off.")] = None,
+    best: Annotated[
+        str | None, typer.Option(metavar="PRICE", help="Also which strength does most for at most this, such as +5%.")
+    ] = None,
     confidence: Annotated[float | None, typer.Option(help="Of the intervals; 0.95 if not given.")] = None,
     pipeline: Pipeline = False,
     call: Call = None,
@@ -101,6 +105,8 @@ def evaluate(
     Example:
       lineas evaluate model --steering polite --scorer sentiment --count 2 --src from.txt --tgt to.txt
     """
+    if best is not None:
+        check_price("--best", best)
     if no_prompts and (prompt or prompts or scorer):
         raise typer.BadParameter("--no-prompts goes without --prompt, --prompts and --scorer")
     files = {"texts": texts_file, "prompts": prompts, "src": src, "tgt": tgt}
@@ -121,6 +127,8 @@ def evaluate(
         | {"no_prompts": no_prompts, "position": position != "all"},
     )  # fmt: skip
     given_call = arguments(call)
+    if best is not None and not strength:
+        note("--best: of strengths 0.5 and 1; --strength, several times, has it look at more")
     if grid is not None and not grid.lower().endswith(ENDINGS):
         raise typer.BadParameter(f"--grid {grid}: expected a name that ends in {', '.join(ENDINGS)}")
     for name, file in (("--out", out), ("--grid", grid)):
@@ -154,11 +162,26 @@ def evaluate(
         report.to_json(out)
     for file in given(grid=grid, out=out).values():
         note(f"saved in {file}")
-    if not as_json:
+    if as_json:
+        for row in report.rows():
+            print_json(row)
+    else:
         print(report)
+    if best is not None:
+        _print_best(report, best, as_json)
+
+
+def _print_best(report: Any, price: str, as_json: bool) -> None:
+    found = report.best(price)
+    if as_json:
+        figures = {"effect": found.effect._asdict(), "price": found.price._asdict()}
+        print_json({"best": price, "steering": found.steering, "strength": found.strength, **figures})
         return
-    for row in report.rows():
-        print_json(row)
+    effect, paid = found.effect, found.price
+    print(
+        f"\nbest for {price}: {found.steering} at strength {found.strength:g}, effect {effect.value:+.3g} "
+        f"[{effect.low:+.3g}, {effect.high:+.3g}], price {paid.value:.3g} [{paid.low:.3g}, {paid.high:.3g}]"
+    )
 
 
 def _call_of(maps: dict[str, Any], pipe: Any) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def fit(
     compute_dtype: Annotated[str | None, of_fit("compute_dtype")] = None,
     pooling: Annotated[str | None, of_fit("pooling")] = None,
     position: Annotated[str | None, of_fit("position")] = None,
+    budget: Annotated[str | None, of_fit("budget")] = None,
     pipeline: Pipeline = False,
     component: Annotated[str | None, of_fit("component")] = None,
     call: Annotated[list[str] | None, of_fit("call")] = None,

@@ -26,6 +26,7 @@ from .options import (
     arguments,
     check_folder,
     check_goes_with,
+    check_price,
 )  # fmt: skip
 from .running import note, one_line, print_json
 
@@ -42,6 +43,9 @@ def generate(
     column: Column = None,
     field: Field = None,
     strength: Annotated[list[float] | None, typer.Option(help="1 if not given; may be given several times.")] = None,
+    price: Annotated[
+        list[str] | None, typer.Option(help="Instead: the strength that costs this, such as +2%; several times.")
+    ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also without steering: at strength 0.")] = False,
     position: Position = "all",
     strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Refuse a model of another name.")] = True,
@@ -77,7 +81,10 @@ def generate(
         rows += texts.read(prompts, column=column, field=field).texts
     if not rows:
         raise typer.BadParameter("expected --prompt TEXT or --prompts FILE, got neither")
-    strengths = list(dict.fromkeys([0.0] * (compare or pipeline) + (strength or [1.0])))
+    if price and strength:
+        raise typer.BadParameter("--price: goes without --strength")
+    for one in price or ():
+        check_price("--price", one)
     of_texts = {
         "new_tokens": new_tokens != NEW_TOKENS, "temperature": temperature != TEMPERATURE, "top_p": top_p != TOP_P,
         "position": position != "all",
@@ -91,6 +98,8 @@ def generate(
     import lineas
 
     maps = lineas.Steering.from_pretrained(steering)
+    wanted = [maps.strength_for(one) for one in price or ()] or strength or [1.0]
+    strengths = list(dict.fromkeys([0.0] * (compare or pipeline) + wanted))
     if pipeline:
         pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device)
         seeds = range(seed, seed + count)

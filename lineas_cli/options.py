@@ -64,6 +64,13 @@ def check_goes_with(pipeline: bool, of_pipelines: Mapping[str, Any], of_texts: M
         raise typer.BadParameter(f"{listed}: {'not for a pipeline' if pipeline else 'expected --pipeline with it'}")
 
 
+def check_price(option: str, text: str) -> None:
+    """That it is a price, before any work."""
+    from lineas.maps.dial import Price
+
+    Price.of(text, option)
+
+
 def arguments(pairs: Sequence[str] | None) -> dict[str, Any]:
     """KEY=VALUE as arguments of a call: numbers, true, false and none as such, all else as text."""
     found: dict[str, Any] = {}

@@ -14,8 +14,9 @@ FLOORS = {  # what a line must know decides where it stands: docs/development.md
     "responses": 3, "optim": 3, "attaching": 3, "directions": 3, "plot": 3, "algebra": 3,
     "merge": 4, "experts": 4,
     "steering": 5,
-    "fitting": 6, "evaluation": 6,
-    "__init__": 7, "callbacks": 7, "checkpoint": 7,
+    "evaluation": 6,
+    "fitting": 7,
+    "__init__": 8, "callbacks": 8, "checkpoint": 8,
     "__main__": 9,
 }  # fmt: skip
 HERE = Path(lineas.__file__).parent

@@ -5,6 +5,7 @@
 
 from ..responses.collect import responses
 from .activations import distance
+from .calibration import calibrate
 from .divergence import kl_divergence
 from .diversity import distinct, self_bleu
 from .evaluate import evaluate
@@ -26,6 +27,7 @@ __all__ = [
     "Report",
     "Scorer",
     "TaskResult",
+    "calibrate",
     "classifier",
     "clip",
     "continuations",

@@ -1,6 +1,6 @@
 """One pass over texts for several steerings: how likely the text is under each, and how far each is from the base."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +32,13 @@ class Sums(NamedTuple):
     tokens: NDArray[np.float64]
 
 
+class Reading(NamedTuple):
+    """What texts add up to under one condition, and how far each of their tokens is from the base model."""
+
+    sums: Sums
+    by_token: NDArray[np.float64]  # (tokens of all texts,), in any order
+
+
 def check_causal(model: nn.Module) -> None:
     """TypeError for what is no causal language model, as far as it says so itself."""
     check_network(model)
@@ -55,46 +62,60 @@ def losses_of(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     return torch.where(counts, losses.view_as(ids), 0).sum(1), counts.sum(1)
 
 
-def divergences_of(logits: Tensor, base: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """KL(steered || base) summed over each row's tokens, and how many they are; each (rows,)."""
+def divergences_of(logits: Tensor, base: Tensor, batch: Batch) -> list[Tensor]:
+    """KL(steered || base) after each of a row's tokens, (tokens,) for each row."""
     real = batch.kwargs["attention_mask"] != 0
-    sums = []
+    found = []
     # By row: log-probabilities of a batch are large.
     for steered_logits, base_logits, row in zip(logits, base, real, strict=True):
         steered, plain = (x[row].float().log_softmax(-1) for x in (steered_logits, base_logits))
-        sums.append(nn.functional.kl_div(plain, steered, reduction="sum", log_target=True))
-    return torch.stack(sums), real.sum(1)
+        found.append(nn.functional.kl_div(plain, steered, reduction="none", log_target=True).sum(-1))
+    return found
 
 
 def read(
-    model: nn.Module, texts: Sequence[str], conditions: Sequence[Condition], *, tokenizer: Any, batch_size: int,
-    max_length: int | None = None, divergence: bool = True,
-) -> list[Sums]:  # fmt: skip
+    model: nn.Module, texts: Sequence[str] | Mapping[str, Tensor], conditions: Sequence[Condition], *, tokenizer: Any,
+    batch_size: int, max_length: int | None = None, divergence: bool = True,
+) -> list[Reading]:  # fmt: skip
     """What a causal language model makes of texts under each condition, of which the first is the base model's.
 
-    Texts pass in the order of their lengths, which saves padding; results come in the order of the texts.
+    Texts, which may be a dict of "input_ids" and "attention_mask", pass in the order of their lengths, which saves
+    padding; results come in the order of the texts.
     """
     check_causal(model)
-    texts = listed_texts(texts, "texts")
-    order = sorted(range(len(texts)), key=lambda k: len(texts[k]))
+    order, ordered = _by_length(texts)
     rows: list[list[list[Tensor]]] = [[[] for _ in Sums._fields] for _ in conditions]
+    tokens: list[list[Tensor]] = [[] for _ in conditions]
     device = device_of(model)
     with frozen(model), torch.no_grad():
-        for batch in as_batches([texts[k] for k in order], "texts", model, tokenizer, batch_size, max_length):
-            batch, base = batch.to(device), None
-            for condition, parts in zip(conditions, rows, strict=True):
+        for batch in as_batches(ordered, "texts", model, tokenizer, batch_size, max_length):
+            batch, base = batch.to(device).trimmed(), None
+            for condition, parts, each in zip(conditions, rows, tokens, strict=True):
                 with condition():
                     logits = _logits(model, batch)
                 base = logits if base is None else base
-                zero = torch.zeros(batch.size, device="cpu")
-                away = divergences_of(logits, base, batch) if divergence else (zero, zero)
-                for part, values in zip(parts, (*losses_of(logits, batch), *away), strict=True):
+                away = [one.cpu() for one in divergences_of(logits, base, batch)] if divergence else []
+                each += away
+                sums = torch.tensor([float(one.double().sum()) for one in away] or [0.0] * batch.size, device="cpu")
+                counts = torch.tensor([len(one) for one in away] or [0] * batch.size, device="cpu")
+                for part, values in zip(parts, (*losses_of(logits, batch), sums, counts), strict=True):
                     part.append(values.cpu())
     back = np.argsort(order)
     found = [Sums(*(torch.cat(part).double().numpy()[back] for part in parts)) for parts in rows]
     if not found[0].predicted.any():
         raise ValueError("texts: expected some with at least 2 tokens, got none; there is nothing to predict")
-    return found
+    none = torch.zeros(0, device="cpu")
+    return [Reading(s, torch.cat([none, *t]).double().numpy()) for s, t in zip(found, tokens, strict=True)]
+
+
+def _by_length(texts: Sequence[str] | Mapping[str, Tensor]) -> tuple[list[int], list[str] | dict[str, Tensor]]:
+    """Where each text was, and the texts, the shortest first."""
+    if isinstance(texts, Mapping):
+        order = texts["attention_mask"].sum(1).argsort(stable=True).tolist()
+        return order, {key: value[order] for key, value in texts.items()}
+    texts = listed_texts(texts, "texts")
+    order = sorted(range(len(texts)), key=lambda k: len(texts[k]))
+    return order, [texts[k] for k in order]
 
 
 def kl_divergence(
@@ -126,5 +147,5 @@ def kl_divergence(
         return steering.apply(model, strength, position=position, strict=strict)
 
     options: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": batch_size, "max_length": max_length}
-    found = read(model, list(texts), [nullcontext, steered], **options)[1]
+    found = read(model, list(texts), [nullcontext, steered], **options)[1].sums
     return float(found.divergences.sum() / found.tokens.sum())

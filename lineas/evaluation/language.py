@@ -14,6 +14,7 @@ from ..network.state import device_of, frozen, seeded
 from ..network.texts import find_tokenizer, listed_texts
 from .divergence import check_causal, read
 
+LEAST = 8  # tokens of a text that a model writes from nothing
 LIKELIEST = 50  # tokens that `generate` draws from where a model's own settings do not say
 
 
@@ -39,8 +40,8 @@ def perplexity(
     float, at least 1; the vocabulary's size is guessing.
     """
     options: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": batch_size, "max_length": max_length}
-    (sums,) = read(model, texts, [nullcontext], divergence=False, **options)
-    return math.exp(sums.losses.sum() / sums.predicted.sum())
+    (found,) = read(model, texts, [nullcontext], divergence=False, **options)
+    return math.exp(found.sums.losses.sum() / found.sums.predicted.sum())
 
 
 def continuations(
@@ -89,6 +90,51 @@ def continuations(
             )  # fmt: skip
             texts += tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
     return texts
+
+
+def own_tokens(model: nn.Module, tokenizer: Any, count: int, new_tokens: int, seed: int) -> dict[str, Tensor]:
+    """What a model writes from nothing, from its whole distribution, steered by whatever is on it.
+
+    As tokens: of these, and not of what a tokenizer makes of their text, log perplexity under another model is the
+    first one's entropy plus KL(first || other).
+
+    Returns
+    -------
+    dict with "input_ids" and "attention_mask", (count, 1 + new_tokens), on the CPU; all begin with the same token.
+
+    Raises
+    ------
+    ValueError
+        The tokenizer has no token to begin with; the model ends at once, as one may that was only taught to answer.
+    """
+    check_causal(model)
+    begin = next((token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None), None)
+    if begin is None:
+        raise ValueError("texts: expected some; this tokenizer has no token that a text begins with")
+    ids = torch.full((2 * count, 1), begin, device=device_of(model))
+    ends = _ends(model, tokenizer)
+    with seeded(seed, device_of(model)), frozen(model), torch.no_grad():
+        out = model.generate(  # type: ignore[operator]
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+            max_new_tokens=new_tokens, pad_token_id=begin,
+        ).cpu()  # fmt: skip
+    is_end = torch.isin(out[:, 1:], torch.tensor(ends or [-1], device="cpu"))
+    over = is_end.cumsum(1) - is_end.long()  # what comes behind the first end
+    mask = torch.cat([torch.ones_like(out[:, :1]), (over == 0).long()], 1)
+    long = torch.nonzero(mask.sum(1) > LEAST)[:count, 0]
+    if len(long) < count:
+        raise ValueError(
+            f"texts: expected some; of {2 * count} that this {type(model).__name__} wrote from nothing, {len(long)} "
+            f"have {LEAST} tokens"
+        )
+    return {"input_ids": out[long], "attention_mask": mask[long]}
+
+
+def _ends(model: nn.Module, tokenizer: Any) -> list[int]:
+    """Tokens at which `generate` ends a text."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found = tokenizer.eos_token_id if own is None else own
+    return [] if found is None else [int(one) for one in (found if isinstance(found, (list, tuple)) else [found])]
 
 
 def check_sampling(count: int, new_tokens: int, temperature: float, top_p: float, batch_size: int) -> None:

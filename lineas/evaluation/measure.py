@@ -107,7 +107,7 @@ class Findings:
     def measure_texts(self, texts: Sequence[str], batch_size: int, max_length: int | None) -> None:
         applied = [at.applied for at in self.conditions]
         options: dict[str, Any] = {"tokenizer": self.tokenizer, "batch_size": batch_size, "max_length": max_length}
-        for at, sums in zip(self.conditions, read(self.model, texts, applied, **options), strict=True):
+        for at, (sums, _) in zip(self.conditions, read(self.model, texts, applied, **options), strict=True):
             likelihood = Measure("utility", "lower", "texts", is_log=True)
             self.add("perplexity", likelihood, at, sums.losses, sums.predicted)
             self.add("kl", Measure("utility", "lower", "texts"), at, sums.divergences, sums.tokens)

@@ -13,6 +13,7 @@ import numpy as np
 from .._storage.saving import read_whole, replace_file
 from . import grid, intervals, tables
 from .as_json import as_base64, lists_as_tuples, with_bytes, without_nan
+from .best import Best, best
 from .drawn import Drawn
 from .intervals import Estimate
 
@@ -284,6 +285,33 @@ class Report:
             settings=(*self.settings, *other.settings),
         )
 
+    def best(self, price: "str | float" = "+5%", *, by: str | None = None, steering: str | None = None) -> Best:
+        """The strength that was measured with the most effect whose price is within bounds.
+
+        Parameters
+        ----------
+        price : str or float
+            At most so much: '+5% perplexity', '0.05 nats', or a number of what the report has first of perplexity (its
+            relative change), KL and pixel_change.
+        by : str, optional
+            The measure that counts; the first scorer if not given.
+        steering : str, optional
+            Which one, where several were compared; the best of all if not given.
+
+        Returns
+        -------
+        Best
+            `steering`, `strength`, `effect` and `price`, the last two with their intervals.
+
+        Raises
+        ------
+        LookupError
+            Nothing that was measured is within bounds; no such measure or steering.
+        ValueError, TypeError
+            No price.
+        """
+        return best(self, price, by, steering)
+
     # -- showing --
 
     def table(self, measures: Sequence[str] | None = None) -> str:
@@ -333,7 +361,9 @@ class Report:
         """Write `grid`, whose options are the same, to a file, whose name's ending says in which format."""
         grid.save(self.grid(**options), Path(path))
 
-    def plot(self, effect: str | None = None, ax: "Axes | None" = None) -> "Axes":
+    def plot(
+        self, effect: str | None = None, ax: "Axes | None" = None, *, budget: "str | float | None" = None
+    ) -> "Axes":  # fmt: skip
         """Effect against cost, a point for each strength, a line for each steering (`plot.plot_strength`).
 
         The cost is perplexity, or of pictures pixel_change.
@@ -343,8 +373,10 @@ class Report:
         effect : str, optional
             A measure; the first scorer if not given.
         ax : matplotlib axes, optional
+        budget : str or float, optional
+            A price, '+5%' for instance, at which a line is drawn.
         """
-        return tables.plot(self, effect, ax)
+        return tables.plot(self, effect, ax, budget)
 
     # -- keeping --
 

@@ -6,6 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..core.text import printable
+from ..maps.dial import Price, said
 from .intervals import Estimate
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def as_html(report: Figures, measures: Sequence[str] | None = None) -> str:
     return f"<div><table><thead><tr>{line('th', heads)}</tr></thead><tbody>{body}</tbody></table>{below}</div>"
 
 
-def plot(report: Figures, effect: str | None, ax: "Axes | None") -> "Axes":
+def plot(report: Figures, effect: str | None, ax: "Axes | None", budget: Any = None) -> "Axes":
     from ..plot import plot_strength
 
     if effect is None:
@@ -187,4 +188,14 @@ def plot(report: Figures, effect: str | None, ax: "Axes | None") -> "Axes":
             label="steered" if len(names) == 1 else name,
         )  # fmt: skip
     assert ax is not None
+    if budget is not None:
+        _draw_budget(ax, cost, base[cost], Price.of(budget, "budget"))
     return ax
+
+
+def _draw_budget(ax: "Axes", cost: str, base: float, price: Price) -> None:
+    if price.measure not in (None, cost):
+        raise LookupError(f"budget: expected one in {cost}, which is drawn; got {price.measure}")
+    where = base * (1 + price.value) if cost == "perplexity" else price.value
+    ax.axvline(where, color="0.3", linewidth=1.2, linestyle="--", label=f"budget, {said(cost, price.value)}")
+    ax.legend(frameon=False)

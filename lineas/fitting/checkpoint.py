@@ -49,6 +49,8 @@ class Checkpoint:
         That it has taken so far, over all its parts.
     ridge : float or None
         The strength of the ridge, once the fit has ended.
+    predicted_kl : float or None
+        What the maps are predicted to cost, in nats a token, once the fit has ended and if that is known.
     """
 
     problem: Mapping[str, Any]
@@ -59,6 +61,7 @@ class Checkpoint:
     stopped: str = ""
     seconds: float = 0.0
     ridge: float | None = None
+    predicted_kl: float | None = None
 
     def steering(self) -> Steering:
         """The maps at this moment."""

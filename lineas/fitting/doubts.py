@@ -1,6 +1,7 @@
-"""What a result may mislead about: maps that change nothing, and samples too few to tell a difference from chance."""
+"""What a result may mislead about: maps that change nothing, samples too few to tell a difference from chance, and a
+strength 1 that costs much."""
 
-from math import comb
+from math import comb, expm1, log1p, sqrt
 
 import numpy as np
 
@@ -10,8 +11,10 @@ from .log import ASKED, USED_UP
 from .losses import LEVEL
 from .options import Options
 
+DEAR, SAFE = 0.1, 0.05  # nats a token: what is warned of, and +5% of the perplexity of text of the model's own
 
-def doubts(end: Checkpoint, options: Options, counts: list[int], same: bool) -> str:
+
+def doubts(end: Checkpoint, options: Options, counts: list[int], same: bool, is_priced: bool = False) -> str:
     """A sentence; empty where there is nothing to doubt.
 
     Parameters
@@ -22,11 +25,23 @@ def doubts(end: Checkpoint, options: Options, counts: list[int], same: bool) -> 
         Samples of source and target, of all processes.
     same : bool
         Whether the two sets are the same inputs.
+    is_priced : bool
+        Whether strength 1 will be what costs a budget.
     """
     few = "src and tgt are the same inputs" if same else _few(counts, options.least)
     if is_moved(*np.split(end.maps, 2)).any():
-        return few
+        return "; ".join(filter(None, (few, "" if is_priced else _dear(end.predicted_kl))))
     return f"the maps change nothing: {few or _why_nothing(end, options)}"
+
+
+def _dear(nats: float | None) -> str:
+    if nats is None or nats <= DEAR:
+        return ""
+    return (
+        f"at strength 1 the maps are predicted to move next-token distributions by {nats:.2g} nats a token, about "
+        f"{expm1(nats):+.0%} of perplexity; strength {sqrt(log1p(SAFE) / nats):.2g} costs about {SAFE:+.0%}. "
+        f'budget="{SAFE:+.0%} perplexity" makes that strength 1; lineas.calibrate measures what strengths cost'
+    )
 
 
 def _few(counts: list[int], least: int) -> str:

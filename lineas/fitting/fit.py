@@ -30,6 +30,7 @@ from ..responses.probe import probe
 from ..responses.runner import Runner, blame
 from ..steering import Steering
 from . import losses, methods
+from .budget import at_budget, check_budget
 from .callbacks import Entry, listened
 from .checkpoint import Checkpoint, Keeper, fingerprint, locate, read, refuse_another
 from .differentiable import check_differentiable
@@ -71,6 +72,7 @@ def fit(
     compute_dtype: str | torch.dtype | None = DEFAULT.compute_dtype,
     pooling: str | Sequence[str] | None = DEFAULT.pooling,
     position: str = DEFAULT.position,
+    budget: str | float | None = DEFAULT.budget,
     component: str | None = DEFAULT.component,
     call: Mapping[str, Any] | None = DEFAULT.call,
     at: str | Sequence[int] | None = DEFAULT.at,
@@ -87,8 +89,7 @@ def fit(
     ----------
     model : nn.Module whose modules return tensors or tuples of them, samples first; or a pipeline that calls one
     src, tgt : list of str or of chats, tensor, dict of tensors, BatchEncoding, Dataset or DataLoader
-        Two unpaired sets of at least 2 samples; padding never counts. For a pipeline prompts, or a dict of what its
-        call takes for each row; row k of both starts from the same noise.
+        Two unpaired sets of at least 2 samples. For a pipeline prompts, or a dict of what its call takes for each row.
     {options}
 
     Returns
@@ -119,6 +120,10 @@ def fit(
     started = time.perf_counter()
     inputs = Inputs(model, component=component, call=call, at=at, seed=options.seed)
     network = _checked(inputs.network)
+    if budget is not None:
+        if distributed:
+            raise ValueError("budget: expected distributed=False; calibrate what comes of it in one process")
+        check_budget(budget, model, src)
     world = processes(distributed)
     if distributed and (checkpoint_dir is not None or isinstance(resume_from, (str, os.PathLike))):
         raise ValueError("checkpoint_dir, resume_from: checkpoints are of one process; expected distributed=False")
@@ -173,9 +178,18 @@ def fit(
         "evaluations": passes if formula else len(end.history["loss"]), "seconds": round(end.seconds, 3),
         "stopped": end.stopped,
     }  # fmt: skip
-    if world.rank == 0 and (said := doubts(end, options, facts["samples"], data["src"] == data["tgt"])):
+    if end.predicted_kl is not None:
+        info["predicted_kl"] = end.predicted_kl
+    said = doubts(end, options, facts["samples"], data["src"] == data["tgt"], is_priced=budget is not None)
+    if world.rank == 0 and said:
         warn(said)
-    return Steering.from_flat(maps, maps.values(), end.maps, kinds=kinds, history=end.history, info=info)
+    steering = Steering.from_flat(maps, maps.values(), end.maps, kinds=kinds, history=end.history, info=info)
+    if budget is None:
+        return steering
+    return at_budget(
+        steering, model, src, budget, tokenizer=tokenizer, component=component, call=call, max_length=max_length,
+        seed=options.seed, progress=progress,
+    )  # fmt: skip
 
 
 fit.__doc__ = (fit.__doc__ or "").replace("    {options}", described())
@@ -244,7 +258,9 @@ def _minimise(
                     problem, past.maps, options.penalty, log, steps=options.steps, tolerance=options.tolerance,
                     save=log.save, state=past.state,
                 )  # fmt: skip
-            return log.finish(x, why, options.ridge if ridge is None else problem.strength)
+            nats = np.concatenate(world.share(np.empty(0) if ridge is None else ridge.divergences(x)))
+            strength = options.ridge if ridge is None else problem.strength
+            return log.finish(x, why, strength, float(nats.mean()) if len(nats) else None)
 
 
 def _problem(

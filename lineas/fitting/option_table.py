@@ -23,8 +23,8 @@ class Option:
         A sentence, for the docstring and the command line.
     check : str
         What it must be: "a name" among those that `options.NAMES` has for it, "names" (one of the poolings, or several,
-        or None), "whole" (a number of at least 1, or None), "share" (a number of at least 0, or None), "flag"; empty
-        where the part that uses it checks it.
+        or None), "whole" (a number of at least 1, or None), "share" (a number of at least 0, or None), "price" (as a
+        dial has it, or None), "flag"; empty where the part that uses it checks it.
     only : str
         "fit" for what only a fit through the model takes, "formula" for what only methods that compute maps from
         responses take.
@@ -76,6 +76,9 @@ OPTIONS = (
     Option("pooling", None, "str or several", "A unit's response: mean, max, min or last token, or several of them.",
            "names", command="A unit's response: mean, max, min or last token, or several of them: mean,max."),
     Option("position", "all", "str", "Which tokens are mapped.", "a name"),
+    Option("budget", None, "str or float",
+           "What strength 1 shall cost, such as '+5% perplexity', '0.05 nats' (`lineas.calibrate`).", "price",
+           command="What strength 1 shall cost, such as '+5% perplexity' or '0.05 nats'; as fitted if not given."),
     Option("component", None, "str", "Of a pipeline: the network to steer; its denoiser if not given."),
     Option("call", None, "dict", "Of a pipeline: arguments of its call, such as num_inference_steps.",
            command="Of a pipeline: an argument of its call, guidance_scale=0 for instance; several times for more."),

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..core.checks import flag, whole
+from ..maps.dial import Price
 from ..optim import OPTIMIZERS, PUBLISHED_STEPS
 from ..penalties import Penalty
 from ..responses.pooling import as_poolings
@@ -173,6 +174,8 @@ def _check(option: Option, value: Any) -> None:
         as_poolings(value)
     if option.check == "whole":
         whole(value, name)
+    if option.check == "price":
+        Price.of(value, name)
     if option.check == "share" and not (_is_number(value) and 0 <= value < float("inf")):
         raise ValueError(f"{name}: expected a number of at least 0, got {value!r:.60}")
 

@@ -22,6 +22,7 @@ from ..responses.pooling import Part
 from .distributed import Alone
 
 LARGEST = 1 << 23  # output numbers at a time: a language model's logits are the largest thing that a fit ever holds
+ROOM = 1 << 25  # numbers of all rows that are kept: 128 MB
 FLOOR = 0.3  # of the mean: estimates from few samples must leave no unit free to go anywhere
 
 
@@ -33,11 +34,26 @@ class Ridge:
     ----------
     stretch, cross, shift : (N,) float64
         What a unit's map does to the model's output, to second order; shift has mean 1.
+    rows : (samples, 2 N) float32
+        By sample, the gradient of a drawn label's log-likelihood, for all weights and then all biases, divided by the
+        root of twice the sample's tokens; of as many samples as `ROOM` has place for. None of what is no logits.
     """
 
     stretch: Floats
     cross: Floats
     shift: Floats
+    rows: NDArray[np.float32] | None = None
+
+    def divergences(self, x: NDArray[np.float32]) -> Floats:
+        """KL(model, steered model) a token, in nats, that the maps x are predicted to make of each row's sample.
+
+        To second order, (samples,). The whole Fisher form along the maps, which few samples know well; of its diagonal,
+        which is what the ridge has, units that move together make several times less.
+        """
+        if self.rows is None:
+            return np.empty(0)
+        moves = np.concatenate([x[: len(x) // 2] - 1, x[len(x) // 2 :]]).astype(np.float64)
+        return np.square(self.rows @ moves)
 
     def value_and_gradient(
         self, x: NDArray[np.float32], strength: float, out: NDArray[np.float32] | None = None
@@ -75,6 +91,8 @@ def sensitivity(
     world = world or Alone()
     done = sum(world.share(sum(batch.size for batch in batches))[: world.rank])
     totals, rows = np.zeros((3, layout.units)), 1  # the first sample alone tells how large its output is
+    kept: list[NDArray[np.float32]] = []
+    room = ROOM // (2 * layout.units)
     for batch in batches:
         start = 0
         while start < batch.size:
@@ -89,6 +107,10 @@ def sensitivity(
             half = len(layout.sites)
             by_weight, by_bias = (_side_by_side(g) for g in (gradients[:half], gradients[half:]))
             totals += [(by_weight**2).sum(0), (by_weight * by_bias).sum(0), (by_bias**2).sum(0)]
+            if is_logits and room and output.shape[:1] == (part.size,):
+                scale = 1 / np.sqrt(2 * _tokens(output, part))[:room, None]
+                kept.append((np.concatenate([by_weight[:room], by_bias[:room]], 1) * scale).astype(np.float32))
+                room -= len(kept[-1])
     totals = world.total(totals)
     if not np.isfinite(totals).all():
         raise NonFiniteError("expected finite gradients of the model's output, got others; pass ridge=0")
@@ -96,7 +118,23 @@ def sensitivity(
     if not mean > 0:
         return Ridge(np.ones(layout.units), np.zeros(layout.units), np.ones(layout.units))
     stretch, cross, shift = totals / mean / (1 + FLOOR)
-    return Ridge(stretch + FLOOR / (1 + FLOOR), cross, shift + FLOOR / (1 + FLOOR))
+    by_sample = np.concatenate(kept) if kept else None
+    return Ridge(stretch + FLOOR / (1 + FLOOR), cross, shift + FLOOR / (1 + FLOOR), by_sample)
+
+
+def _mask(output: Tensor, batch: Batch) -> Tensor | None:
+    """Which of the output's places count, (samples, tokens); None where there is no padding."""
+    has_decoder = any(key.startswith("decoder_") for key in batch.kwargs)  # whose output it then is
+    mask = batch.mask_of("decoder_" if has_decoder else "")
+    return mask != 0 if mask is not None and mask.shape == output.shape[:2] else None
+
+
+def _tokens(output: Tensor, batch: Batch) -> Floats:
+    """How many distributions the logits of each sample are, (samples,)."""
+    mask = _mask(output, batch)
+    if mask is not None:
+        return mask.sum(1).double().cpu().numpy()
+    return np.full(batch.size, output.numel() / (batch.size * output.shape[-1]))
 
 
 def _side_by_side(gradients: Sequence[Tensor]) -> Floats:
@@ -134,13 +172,11 @@ def _direction(output: Tensor, is_logits: bool, batch: Batch, seed: int) -> Tens
     """
     direction = torch.zeros_like(output)
     apart = output.shape[:1] == (batch.size,)  # else one number, or whatever, for all samples
-    has_decoder = any(key.startswith("decoder_") for key in batch.kwargs)  # whose output it then is
-    mask = batch.mask_of("decoder_" if has_decoder else "")
-    masks = mask if mask is not None and mask.shape == output.shape[:2] else None
+    masks = _mask(output, batch)
     rows, moves = (x.detach() if apart else x.detach()[None] for x in (output, direction))
     for k, (row, move) in enumerate(zip(rows, moves, strict=True)):
         draw = torch.Generator(output.device).manual_seed(seed + k)
-        where = ... if masks is None else masks[k] != 0
+        where = ... if masks is None else masks[k]
         if is_logits:
             p = row[where].float().softmax(-1)
             label = torch.multinomial(p.reshape(-1, p.shape[-1]), 1, generator=draw).view(*p.shape[:-1], 1)

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..core.checks import number
 from ..core.text import SHOWN, first_units, natural_order, nearest
+from .dial import scaled_prices
 from .kinds import Affine
 from .maps import AnyMaps, Maps
 
@@ -72,7 +73,9 @@ def scaled(maps: AnyMaps, strength: float) -> AnyMaps:
     for name in maps.sites:
         scale, shift, *parts = maps.at_strength(name, s)
         pairs[name], kinds[name] = (scale, shift), type(maps.kind(name))(*parts)
-    return derived(f"scaled by {s:g}", _within_float32(pairs, "scaled"), maps, kinds=kinds)
+    found = derived(f"scaled by {s:g}", _within_float32(pairs, "scaled"), maps, kinds=kinds)
+    found.info.update(scaled_prices(maps.info, s))
+    return found
 
 
 def restricted(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.text import printable
+from .dial import predicted_kl
 from .info import pipeline_facts
 from .maps import Maps
 
@@ -84,6 +85,10 @@ def how_made(info: Mapping[str, Any]) -> list[str]:
     if facts := pipeline_facts(info):
         steps = "" if facts.get("steps") is None else f" of {facts['steps']}"
         notes.append(f"{facts.get('component')} of a {facts.get('class')}, fitted at steps {facts.get('at')}{steps}")
+    if (nats := predicted_kl(info)) is not None:
+        notes.append(f"price: predicted to move next-token distributions by {nats:.3g} nats a token at strength 1")
+    if "scaled_by" in info:
+        notes.append(f"strength 1 costs {info.get('budget')}: {info['scaled_by']} of what was fitted")
     if "made" in info:
         notes.append(f"made from others: {info['made']}")
     return [printable(note[:NOTE]) for note in notes]

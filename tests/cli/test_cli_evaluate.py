@@ -100,3 +100,34 @@ def test_errors_take_one_line_and_an_exit_code(more, code, message, there):
     assert result.stdout == ""
     assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
+
+
+def test_the_best_strength_for_a_price_stands_below(there):
+    pytest.importorskip("vaderSentiment")
+    line = "evaluate model --steering polite --scorer sentiment --count 2 --new-tokens 4 --texts to.txt --strength 0.2"
+    report = f"{line} --strength 0.4 --out report.json"
+    printed = run(f"{report} --best '+500%'").stdout
+    found = lineas.evaluation.Report.from_json("report.json").best("+500%")
+    (said,) = [row for row in printed.splitlines() if row.startswith("best for +500%: polite at strength")]
+    assert f"strength {found.strength:g}, effect {found.effect.value:+.3g} [" in said
+    *rows, best = objects(f"{line} --best '+500%'")
+    assert len(rows) == 2
+    assert best["best"] == "+500%"
+    assert best["strength"] == 0.2
+    assert best["price"]["value"] == rows[1]["perplexity_change"]
+    assert "the cheapest measured, 0.2, costs" in run(f"{line} --best '0.0001 nats'", code=1).stderr
+    assert "--best: expected '+5%'" in run(f"{line} --best cheap", code=1).stderr
+
+
+def test_a_budget_is_kept_and_generate_asks_for_its_price(there):
+    run("fit model --src from.txt --tgt to.txt --out priced --steps 3 --budget '+2% perplexity'")
+    maps = lineas.Steering.from_pretrained("priced")
+    assert maps.info["budget"] == "+2% perplexity"
+    line = "generate model --steering priced --prompt 'The movie' --new-tokens 5 --seed 2"
+    rows = objects(f"{line} --price 1% --price +2% --compare")
+    assert [row["strength"] for row in rows] == [0.0, maps.strength_for("1%"), maps.strength_for("2%")]
+    assert "price: expected at most what was measured" in run(f"{line} --price +900%", code=1).stderr
+    assert "--price: goes without --strength" in run(f"{line} --price 1% --strength 2", code=2).stderr
+    assert "expected a dial, which this steering has none of" in (
+        run("generate model --steering polite --prompt 'The movie' --price 1%", code=1).stderr
+    )

@@ -134,7 +134,7 @@ def test_the_judge_finds_in_pictures_what_their_captions_say(judge, pipe):
     with_heart, without = drawn(pipe, hearts), drawn(pipe, plain)
     assert judge.presence("heart")(with_heart).mean() > 0.75
     assert judge.presence("heart")(without).mean() < 0.05
-    assert judge.presence("plain")(without).mean() > 0.9
+    assert judge.presence("plain")(without).mean() > 0.8
     for name, scorer in (("subject", judge.subject), ("ground", judge.background)):
         names = [one[name] for one in plain]
         assert scorer(names)(without).mean() > 0.8

@@ -137,3 +137,43 @@ def test_an_output_that_is_no_tensor_is_refused_with_its_type():
         lineas.fit(net, normal(5, 4), normal(5, 4), sites="first", progress=False)
     assert_untouched(net, before)
     lineas.fit(net, normal(5, 4), normal(5, 4), sites="first", ridge=0, progress=False)
+
+
+# -- the price along the maps --
+
+
+def test_predicted_divergence_is_that_of_small_maps():
+    """One sample thousands of times: the mean over drawn labels is the Fisher form, half of which is the divergence."""
+    model, x = Classifier(True), normal(1, 3, seed=2)
+    draw = np.random.default_rng(3)
+    moves = 1e-2 * draw.normal(size=6)
+    maps = (np.array([1, 1, 1, 0, 0, 0]) + moves).astype(np.float32)
+    weight, bias = torch.from_numpy(maps).double().split(3)
+    plain = (x[0].double() @ model.matrix.double()).log_softmax(0)
+    steered = ((x[0].double() * weight + bias) @ model.matrix.double()).log_softmax(0)
+    exact = float((plain.exp() * (plain - steered)).sum())
+    found = measure(model, x.repeat(20_000, 1), "first").divergences(maps)
+    assert found.shape == (20_000,)
+    assert found.mean() == pytest.approx(exact, rel=0.05)
+    assert measure(model, x.repeat(3, 1), "first").divergences(np.array([1, 1, 1, 0, 0, 0], np.float32)).max() == 0
+    assert len(measure(Classifier(False), x.repeat(3, 1), "first").divergences(maps)) == 0, "of what is no logits"
+
+
+def test_predicted_divergence_of_texts_is_by_token_and_knows_no_padding(llama, tokenizer):
+    texts = ["the movie was", "a long long text about everything that there is", "so"]
+    sites = r"model\.layers\.0\.post_attention_layernorm"
+    alone = [measure(llama, [t, t], sites, tokenizer=tokenizer, batch_size=1) for t in texts]
+    together = measure(llama, texts, sites, tokenizer=tokenizer)
+    units = len(together.stretch)
+    x = np.concatenate([np.full(units, 1.1), np.full(units, 0.05)]).astype(np.float32)
+    assert together.divergences(x)[0] == pytest.approx(alone[0].divergences(x)[0], rel=1e-3)
+    parts = measure(llama, texts, sites, tokenizer=tokenizer, batch_size=2).divergences(x)
+    np.testing.assert_allclose(parts, together.divergences(x), rtol=1e-3)
+
+
+def test_rows_are_kept_as_far_as_there_is_room(monkeypatch):
+    monkeypatch.setattr(ridge, "ROOM", 2 * 3 * 5)
+    found = measure(Classifier(True), normal(12, 3), "first", batch_size=4)
+    assert found.rows.shape == (5, 6)
+    monkeypatch.setattr(ridge, "ROOM", 5)
+    assert measure(Classifier(True), normal(12, 3), "first").rows is None

@@ -1,0 +1,46 @@
+"""Strength 1 as a budget: maps scaled so that they cost what the user allowed."""
+
+from typing import Any
+
+import numpy as np
+
+from ..core.text import warn
+from ..evaluation.calibration import calibrate, prices_of
+from ..maps import algebra
+from ..maps.dial import Price
+from ..network.texts import as_texts
+from ..steering import Steering
+
+
+def check_budget(budget: Any, model: Any, src: Any) -> None:
+    """TypeError or ValueError, before any work, where a model and its inputs have no such price."""
+    kinds, wanted = prices_of(model, _paid_on(model, src)), Price.of(budget, "budget")
+    if wanted.measure not in (None, *kinds):
+        raise ValueError(f"budget: expected {' or '.join(kinds)} of this model, got {budget!r:.60}")
+
+
+def _paid_on(model: Any, src: Any) -> Any:
+    """Texts that a language model writes itself; of anything else the source."""
+    return None if hasattr(model, "generate") and as_texts(src, "src") is not None else src
+
+
+def at_budget(steering: Steering, model: Any, src: Any, budget: Any, **how: Any) -> Steering:
+    """The same steering with maps scaled, and with the dial by which they were; `how` is for `calibrate`.
+
+    As it is, with a warning, where no strength costs the budget: what was fitted shall not be lost.
+    """
+    if not any(map(len, steering.support().values())):
+        return steering
+    try:
+        dial = calibrate(steering, model, _paid_on(model, src), budget=budget, **how)
+        strength = dial.strength_for(budget)
+    except (ValueError, ArithmeticError) as error:
+        warn(f"strength 1 is as it was fitted, and not at the budget of {budget}: {error}")
+        return steering
+    found = algebra.scaled(steering.with_dial(dial), strength)
+    info = {**steering.info, "scaled_by": round(strength, 4), "budget": str(budget)}
+    info |= {key: value for key, value in found.info.items() if key in ("dial", "predicted_kl")}
+    x = np.concatenate([found.weights, found.biases])
+    return Steering.from_flat(
+        found.sizes, found.sizes.values(), x, kinds=found.special, history=steering.history, info=info
+    )

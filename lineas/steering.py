@@ -15,6 +15,7 @@ from .attaching.attach import attach
 from .attaching.denoising import At
 from .attaching.handle import Application, Handle
 from .attaching.positions import Position
+from .core.checks import number
 from .maps import algebra, files, hub, statedicts, summary
 from .maps.dial import Dial, Price
 from .maps.maps import Maps
@@ -35,6 +36,8 @@ class Steering(Maps):
     ranges, kinds, history, info : optional
         As `Maps` takes them.
     """
+
+    __array_ufunc__ = None  # a NumPy number times a steering is this class's affair
 
     def summary(self) -> str:
         """A table, a line a site: units, support, mean stretch and shift, and the site's loss before and after."""
@@ -105,6 +108,30 @@ class Steering(Maps):
         map different positions, where the result is beyond float32, and where one of two maps holds within a range.
         """
         return algebra.compose(self, before) if isinstance(before, Steering) else NotImplemented
+
+    def __add__(self, other: "Steering") -> "Steering":
+        """`a + b`: the moves of both, side by side: (w_a - 1 + w_b - 1) z + b_a + b_b is added to z.
+
+        The order does not matter, unlike that of `a @ b`, from which it differs by (w_a - 1) (w_b - 1) z and
+        (w_a - 1) b_b. `a - b` takes b's moves away. Errors are those of `a @ b`.
+        """
+        return algebra.added(self, other) if isinstance(other, Steering) else NotImplemented
+
+    def __sub__(self, other: "Steering") -> "Steering":
+        return algebra.added(self, other, -1.0) if isinstance(other, Steering) else NotImplemented
+
+    def __mul__(self, strength: float) -> "Steering":
+        """`0.5 * s` and `s * 0.5` are `s.scaled(0.5)`."""
+        return self.scaled(strength)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, factor: float) -> "Steering":
+        return self.scaled(1 / number(factor, "factor"))
+
+    def __neg__(self) -> "Steering":
+        """`-s` is `s.scaled(-1)`, the opposite move, so that `a - a` is the identity; `s.inverse()` undoes s."""
+        return self.scaled(-1)
 
     def scaled(self, strength: float) -> "Steering":
         """This steering at some strength as one to attach at strength 1: 1 + s (w - 1) and s b, the same bits."""

@@ -164,6 +164,19 @@ def compose(after: AnyMaps, before: AnyMaps) -> AnyMaps:
     return derived("the second of these after the first", _within_float32(pairs, "composed"), before, after)
 
 
+def added(a: AnyMaps, b: AnyMaps, times: float = 1.0) -> AnyMaps:
+    """Both moves at once, b's so many times: w = w_a + times (w_b - 1), b = b_a + times b_b."""
+    first, second = _pair(a, b)
+    pairs: Pairs = {}
+    for name in merged_order(list(first), list(second)):
+        units = len((first.get(name) or second[name])[0])
+        identity = np.ones(units), np.zeros(units)
+        (w1, b1), (w2, b2) = first.get(name, identity), second.get(name, identity)
+        pairs[name] = (w1 + times * (w2 - 1), b1 + times * b2)
+    how = f"the moves of the first and {times:g} times those of the second"
+    return derived(how, _within_float32(pairs, "added"), a, b)
+
+
 def interpolate(a: AnyMaps, b: AnyMaps, t: float) -> AnyMaps:
     """The steering between two: a at t = 0, b at t = 1, linear in weights and biases between and beyond.
 

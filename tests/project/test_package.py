@@ -120,3 +120,13 @@ def test_sdist_builds_and_installs_with_only_a_compiler_and_numpy(tmp_path):
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert ran.stdout.strip() == "[1. 2.] False"
+
+
+def test_formal_and_casual_sentences_are_drawn_by_seed():
+    formal, casual = lineas.samples.formal_and_casual(20, seed=1)
+    assert len(set(formal)) == len(set(casual)) == 20
+    assert lineas.samples.formal_and_casual(20, seed=1) == (formal, casual)
+    assert lineas.samples.formal_and_casual(20, seed=2) != (formal, casual)
+    assert not set(formal) & set(casual)
+    with pytest.raises(ValueError, match="count: expected 1 to 64, got 65"):
+        lineas.samples.formal_and_casual(65)

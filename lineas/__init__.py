@@ -10,6 +10,7 @@ from .attaching.handle import Handle, attached, detach
 from .evaluation import calibrate, evaluate
 from .fitting import callbacks, checkpoint
 from .fitting.fit import fit
+from .fitting.path import Path, path
 from .maps import algebra
 from .maps.dial import Dial
 from .network.sites import Site, find_sites
@@ -23,6 +24,7 @@ except PackageNotFoundError:  # imported from a source tree that was never insta
 __all__ = [
     "Dial",
     "Handle",
+    "Path",
     "Site",
     "Steering",
     "algebra",
@@ -39,6 +41,7 @@ __all__ = [
     "find_sites",
     "fit",
     "ot",
+    "path",
     "penalties",
     "samples",
     "transport",

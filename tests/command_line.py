@@ -5,8 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import IMAGE_MODEL, image_captions, small_model, small_tokenizer
+from conftest import IMAGE_MODEL, image_captions, minding_model, small_tokenizer
 from typer.testing import CliRunner
 
 import lineas
@@ -31,11 +30,7 @@ def objects(line, **how):
 def fill(folder: Path) -> None:
     """A model, two files of texts, and the steering that fit makes of them."""
     tokenizer = small_tokenizer()
-    model = small_model(len(tokenizer))
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(1)
-        for parameter in model.parameters():  # stronger weights, so that steering changes what it writes
-            parameter.add_(0.3 * torch.randn_like(parameter))
+    model = minding_model(len(tokenizer))
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     for name, texts in zip(("from.txt", "to.txt"), samples.movie_reviews(12), strict=True):

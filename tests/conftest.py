@@ -164,6 +164,16 @@ def small_model(vocabulary: int):
     return model.eval()
 
 
+def minding_model(vocabulary: int):
+    """The same with stronger weights, so that what it writes minds a steering."""
+    model = small_model(vocabulary)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
 LANGUAGE_MODELS = ("llama", "qwen2", "gemma2", "gpt2")
 NEGATIVE = [f"{a} is a {b} and dull film" for a in ("this", "that", "it") for b in ("bad", "sad", "poor", "weak")]
 POSITIVE = [

@@ -20,6 +20,7 @@ from ..network.texts import listed_texts
 if TYPE_CHECKING:
     from ..steering import Steering
 
+DOUBLE: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 Condition = Callable[[], AbstractContextManager[Any]]
 
 
@@ -96,7 +97,7 @@ def read(
                 base = logits if base is None else base
                 away = [one.cpu() for one in divergences_of(logits, base, batch)] if divergence else []
                 each += away
-                sums = torch.tensor([float(one.double().sum()) for one in away] or [0.0] * batch.size, device="cpu")
+                sums = torch.tensor([float(one.double().sum()) for one in away] or [0.0] * batch.size, **DOUBLE)
                 counts = torch.tensor([len(one) for one in away] or [0] * batch.size, device="cpu")
                 for part, values in zip(parts, (*losses_of(logits, batch), sums, counts), strict=True):
                     part.append(values.cpu())
@@ -104,7 +105,7 @@ def read(
     found = [Sums(*(torch.cat(part).double().numpy()[back] for part in parts)) for parts in rows]
     if not found[0].predicted.any():
         raise ValueError("texts: expected some with at least 2 tokens, got none; there is nothing to predict")
-    none = torch.zeros(0, device="cpu")
+    none = torch.zeros(0, **DOUBLE)
     return [Reading(s, torch.cat([none, *t]).double().numpy()) for s, t in zip(found, tokens, strict=True)]
 
 

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,9 @@ from .options import Options
 from .ridge import Ridge, sensitivity
 from .source_passes import SourcePasses
 
-__all__ = ["fit"]
+__all__ = ["fit", "fitted"]
+
+Minimise = Callable[..., list[Checkpoint]]  # of runner, sources, targets, free units, options, log and processes
 
 
 def fit(
@@ -115,37 +118,58 @@ def fit(
     >>> steering = lineas.fit(net, torch.randn(32, 4), torch.randn(40, 4) + 1, sites="0", progress=False)
     >>> assert steering.history["loss"][-1] < steering.history["loss"][0]
     """
-    callbacks = listened(callbacks)
-    options = Options.checked(locals(), is_denoiser(model, component))
+    return fitted(locals(), _minimise)[0]
+
+
+fit.__doc__ = (fit.__doc__ or "").replace("    {options}", described())
+
+
+def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
+    """What `fit` does with its arguments: the steerings at the ends that `minimise` comes to."""
+    asked = SimpleNamespace(**given)
+    model, component, budget, resume_from = asked.model, asked.component, asked.budget, asked.resume_from
+    callbacks = listened(asked.callbacks)
+    options = Options.checked(given, is_denoiser(model, component))
     started = time.perf_counter()
-    inputs = Inputs(model, component=component, call=call, at=at, seed=options.seed)
+    inputs = Inputs(model, component=component, call=asked.call, at=asked.at, seed=options.seed)
     network = _checked(inputs.network)
     if budget is not None:
-        if distributed:
+        if asked.distributed:
             raise ValueError("budget: expected distributed=False; calibrate what comes of it in one process")
-        check_budget(budget, model, src)
-    world = processes(distributed)
-    if distributed and (checkpoint_dir is not None or isinstance(resume_from, (str, os.PathLike))):
+        check_budget(budget, model, asked.src)
+    world = processes(asked.distributed)
+    if asked.distributed and (asked.checkpoint_dir is not None or isinstance(resume_from, (str, os.PathLike))):
         raise ValueError("checkpoint_dir, resume_from: checkpoints are of one process; expected distributed=False")
     formula = options.in_closed_form
-    if formula and formula.needs_units and units is None:
-        raise ValueError(f"units: expected some, got None; {method!r} of all units would leave nothing of a site")
-    keeper, past = _past(resume_from, checkpoint_dir)
-    mapped = find_sites(model, sites, component=component)
-    compared = mapped if loss_sites is None else find_sites(model, loss_sites, component=component)
+    if formula and formula.needs_units and asked.units is None:
+        raise ValueError(
+            f"units: expected some, got None; {options.method!r} of all units would leave nothing of a site"
+        )
+    keeper, past = _past(resume_from, asked.checkpoint_dir)
+    mapped = find_sites(model, asked.sites, component=component)
+    compared = mapped if asked.loss_sites is None else find_sites(model, asked.loss_sites, component=component)
     device = device_of(network)
-    bar = bar_of(options.total, _evaluations(past), progress and world.rank == 0 and options.fits)
-    with bar, world, seeded(seed, device), frozen(network), eager(), torch.inference_mode(False), torch.enable_grad():
+    bar = bar_of(options.total, _evaluations(past), asked.progress and world.rank == 0 and options.fits)
+    with (
+        bar,
+        world,
+        seeded(options.seed, device),
+        frozen(network),
+        eager(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        sets, are_default = {"src": asked.src, "tgt": asked.tgt}, asked.sites is None
         sources, targets = (
             [batch.to(device) for batch in batches]
-            for batches in inputs.batches({"src": src, "tgt": tgt}, tokenizer, batch_size, max_length, options.least)
+            for batches in inputs.batches(sets, asked.tokenizer, options.batch_size, options.max_length, options.least)
         )
-        _check_batches(world.share((len(sources), len(targets))), recipe)
-        runner = _runner(network, mapped, compared, sources, targets, options, sites is None, not inputs.makes_pictures)
-        if sites is None and inputs.makes_pictures and not bar.disable:
+        _check_batches(world.share((len(sources), len(targets))), options.recipe)
+        runner = _runner(network, mapped, compared, sources, targets, options, are_default, not inputs.makes_pictures)
+        if are_default and inputs.makes_pictures and not bar.disable:
             bar.write(f"lineas.fit: maps at all normalisations, {len(runner.mapped.sites)} sites")
         maps = {site.name: size for site, size in zip(runner.mapped.sites, runner.mapped.sizes, strict=True)}
-        free = None if units is None else mask_of(units, maps)
+        free = None if asked.units is None else mask_of(asked.units, maps)
         facts = options.facts() | {
             "units": None if free is None else int(free.sum()),
             "samples": [sum(sizes) for sizes in zip(*world.share((_count(sources), _count(targets))), strict=True)],
@@ -156,7 +180,9 @@ def fit(
         problem_facts: dict[str, Any] = {}
         if keeper or past:
             chosen = None if free is None else identity.digest([torch.from_numpy(free)])
-            problem_facts = fingerprint(network, sources, targets, penalty, facts | {"sites": maps, "units": chosen})
+            problem_facts = fingerprint(
+                network, sources, targets, options.penalty, facts | {"sites": maps, "units": chosen}
+            )
         if past:
             refuse_another(problem_facts, past.problem, resume_from)
         past = past or Checkpoint(problem_facts, _start(runner.mapped, maps, resume_from))
@@ -172,27 +198,25 @@ def fit(
         )  # fmt: skip
         if past.stopped:
             log.is_over()
-        end = past if past.stopped else _minimise(runner, sources, targets, free, options, log, world)
-    info = {
-        **identity.of_model(network), "data": data, **facts, "ridge": end.ridge,
-        "evaluations": passes if formula else len(end.history["loss"]), "seconds": round(end.seconds, 3),
-        "stopped": end.stopped,
-    }  # fmt: skip
-    if end.predicted_kl is not None:
-        info["predicted_kl"] = end.predicted_kl
-    said = doubts(end, options, facts["samples"], data["src"] == data["tgt"], is_priced=budget is not None)
+        ends = [past] if past.stopped else minimise(runner, sources, targets, free, options, log, world)
+    found = []
+    for end in ends:
+        info = {
+            **identity.of_model(network), "data": data, **facts, "ridge": end.ridge,
+            "evaluations": passes if formula else len(end.history["loss"]), "seconds": round(end.seconds, 3),
+            "stopped": end.stopped,
+        }  # fmt: skip
+        if end.predicted_kl is not None:
+            info["predicted_kl"] = end.predicted_kl
+        found.append(Steering.from_flat(maps, maps.values(), end.maps, kinds=kinds, history=end.history, info=info))
+    is_priced = budget is not None or len(ends) > 1
+    said = doubts(ends[-1], options, facts["samples"], data["src"] == data["tgt"], is_priced=is_priced)
     if world.rank == 0 and said:
         warn(said)
-    steering = Steering.from_flat(maps, maps.values(), end.maps, kinds=kinds, history=end.history, info=info)
     if budget is None:
-        return steering
-    return at_budget(
-        steering, model, src, budget, tokenizer=tokenizer, component=component, call=call, max_length=max_length,
-        seed=options.seed, progress=progress,
-    )  # fmt: skip
-
-
-fit.__doc__ = (fit.__doc__ or "").replace("    {options}", described())
+        return found
+    how = {name: given[name] for name in ("tokenizer", "component", "call", "max_length", "seed", "progress")}
+    return [at_budget(one, model, asked.src, budget, **how) for one in found]
 
 
 def _checked(model: nn.Module) -> nn.Module:
@@ -238,17 +262,13 @@ def _runner(
 def _minimise(
     runner: Runner, sources: list[Batch], targets: list[Batch], free: NDArray[np.bool_] | None, options: Options,
     log: Log, world: Alone,
-) -> Checkpoint:  # fmt: skip
+) -> list[Checkpoint]:  # fmt: skip
     """From the log's checkpoint on: from its maps, or from the optimiser's state where it has one."""
     past = log.past
     with log:
-        with blame("tgt"):  # responses of the unsteered network never change, so they are collected once
-            responses = [runner.collect([batch]) for batch in targets]
-            held = options.ridge != 0
-            ridge = sensitivity(runner.model, runner.mapped, targets, options.seed, world) if held else None
+        problem = problem_of(runner, sources, targets, free, options, world)
+        log.begins()
         with blame("src"):
-            problem = _problem(SourcePasses(runner, sources, world), responses, ridge, free, options)
-            log.begins()
             if options.recipe == "published":
                 x, why = optim.published(
                     problem, past.maps, options.penalty, log, **options.descent(), save=log.save, state=past.state
@@ -258,9 +278,32 @@ def _minimise(
                     problem, past.maps, options.penalty, log, steps=options.steps, tolerance=options.tolerance,
                     save=log.save, state=past.state,
                 )  # fmt: skip
-            nats = np.concatenate(world.share(np.empty(0) if ridge is None else ridge.divergences(x)))
-            strength = options.ridge if ridge is None else problem.strength
-            return log.finish(x, why, strength, float(nats.mean()) if len(nats) else None)
+        return [log.finish(x, why, ridge_of(problem, options), predicted_kl(problem, x))]
+
+
+def problem_of(
+    runner: Runner, sources: list[Batch], targets: list[Batch], free: NDArray[np.bool_] | None, options: Options,
+    world: Alone,
+) -> ModelLoss:  # fmt: skip
+    """What is to be minimised, with all that is known of the targets."""
+    with blame("tgt"):  # responses of the unsteered network never change, so they are collected once
+        responses = [runner.collect([batch]) for batch in targets]
+        held = options.ridge != 0
+        ridge = sensitivity(runner.model, runner.mapped, targets, options.seed, world) if held else None
+    with blame("src"):
+        return _problem(SourcePasses(runner, sources, world), responses, ridge, free, options)
+
+
+def ridge_of(problem: ModelLoss, options: Options) -> float | None:
+    """The strength of the ridge; what was asked for where there is none."""
+    return options.ridge if problem.ridge is None else problem.strength
+
+
+def predicted_kl(problem: ModelLoss, x: Vector) -> float | None:
+    """What the maps are predicted to cost, in nats a token, where that is known."""
+    ridge, world = problem.ridge, problem.passes.world
+    nats = np.concatenate(world.share(np.empty(0) if ridge is None else ridge.divergences(x)))
+    return float(nats.mean()) if len(nats) else None
 
 
 def _problem(

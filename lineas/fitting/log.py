@@ -115,11 +115,13 @@ class Log:
         copied = {key: value.copy() if isinstance(value, np.ndarray) else value for key, value in state.items()}
         self.keeper.offer(self._checkpoint(copied["x"], copied, ""))
 
-    def finish(
-        self, x: Vector, why: str, ridge: float | None = None, predicted_kl: float | None = None
-    ) -> Checkpoint:  # fmt: skip
+    def ended(self, x: Vector, why: str, ridge: float | None, predicted_kl: float | None) -> Checkpoint:
+        """The result at one end of the fit, of which a path has several."""
+        return replace(self._checkpoint(x, None, why), ridge=ridge, predicted_kl=predicted_kl)
+
+    def finish(self, x: Vector, why: str, ridge: float | None, predicted_kl: float | None) -> Checkpoint:
         """The result, which is kept as well."""
-        end = replace(self._checkpoint(x, None, why), ridge=ridge, predicted_kl=predicted_kl)
+        end = self.ended(x, why, ridge, predicted_kl)
         self.is_over()
         if self.keeper:
             self.keeper.offer(end, now=True)

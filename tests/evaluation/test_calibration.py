@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from conftest import assert_untouched, normal, random_maps, small_model, small_tokenizer, snapshot
+from conftest import assert_untouched, minding_model, normal, random_maps, small_model, small_tokenizer, snapshot
 from image_model import StandIn, maps_of
 
 import lineas
@@ -25,12 +25,7 @@ def words():
 
 @pytest.fixture(scope="module")
 def model(words):
-    network = small_model(len(words))
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(1)
-        for parameter in network.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return network
+    return minding_model(len(words))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SOURCE, TARGET, Mlp, small_model, small_tokenizer
+from conftest import SOURCE, TARGET, Mlp, minding_model, small_tokenizer
 
 import lineas
 from lineas import evaluation
@@ -17,12 +17,7 @@ NEAR = calibration.CLOSE + 0.03
 def language():
     """A model, its tokenizer, and two sets of texts that it tells apart."""
     words = small_tokenizer()
-    network = small_model(len(words))
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(1)
-        for parameter in network.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return network, words, *lineas.samples.movie_reviews(12)
+    return minding_model(len(words)), words, *lineas.samples.movie_reviews(12)
 
 
 @pytest.fixture(scope="module")

@@ -256,8 +256,8 @@ ALONE = "RuntimeError: process 0 lost another one, or waited longer than the gro
         ("other_sites", DISAGREE + SHAPES, DISAGREE + SHAPES),
         (
             "other_limits",
-            r"RuntimeError: process 0 \(gradient\) expected the others at the same point; process 1 done",
-            r"RuntimeError: process 1 \(done\) expected the others at the same point; process 0 gradient",
+            r"RuntimeError: process 0 \(gradient\) expected the others at the same point; process 1 sharing",
+            r"RuntimeError: process 1 \(sharing\) expected the others at the same point; process 0 gradient",
         ),
         ("uneven_batches", *[r"ValueError: expected as many batches .*got \(src, tgt\) \[\(2, 3\), \(3, 1\)\]"] * 2),
         ("sleeping", ALONE, ALONE.replace("0", "1")),

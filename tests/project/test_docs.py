@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import DATA, HUB_NAME, ROOT, small_model, small_tokenizer
+from conftest import DATA, HUB_NAME, ROOT, minding_model, small_tokenizer
 
 import lineas
 
@@ -53,7 +53,7 @@ def checkout(tmp_path, monkeypatch):
     tokenizer = small_tokenizer()
     for auto, load in (
         (transformers.AutoTokenizer, lambda: tokenizer),
-        (transformers.AutoModelForCausalLM, lambda: small_model(len(tokenizer))),
+        (transformers.AutoModelForCausalLM, lambda: minding_model(len(tokenizer))),
     ):
         real = auto.from_pretrained
         monkeypatch.setattr(

@@ -22,6 +22,7 @@ from ..maps.units import mask_of
 from ..network import identity
 from ..network.batch import Batch
 from ..network.inputs import Inputs
+from ..network.outputs import OUTPUT, output_name
 from ..network.pipelines.components import is_denoiser
 from ..network.sites import Site, find_sites
 from ..network.state import device_of, eager, frozen, is_sharded, seeded
@@ -147,7 +148,10 @@ def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
         )
     keeper, past = _past(resume_from, asked.checkpoint_dir)
     mapped = find_sites(model, asked.sites, component=component)
-    compared = mapped if asked.loss_sites is None else find_sites(model, asked.loss_sites, component=component)
+    wants_output = isinstance(asked.loss_sites, str) and asked.loss_sites == OUTPUT and not hasattr(network, OUTPUT)
+    compared = mapped
+    if asked.loss_sites is not None and not wants_output:
+        compared = find_sites(model, asked.loss_sites, component=component)
     device = device_of(network)
     bar = bar_of(options.total, _evaluations(past), asked.progress and world.rank == 0 and options.fits)
     with (
@@ -165,6 +169,8 @@ def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
             for batches in inputs.batches(sets, asked.tokenizer, options.batch_size, options.max_length, options.least)
         )
         _check_batches(world.share((len(sources), len(targets))), options.recipe)
+        if wants_output:
+            compared = find_sites(network, [output_name(network, sources[0].rows(0, 1))])
         runner = _runner(network, mapped, compared, sources, targets, options, are_default, not inputs.makes_pictures)
         if are_default and inputs.makes_pictures and not bar.disable:
             bar.write(f"lineas.fit: maps at all normalisations, {len(runner.mapped.sites)} sites")

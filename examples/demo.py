@@ -18,12 +18,18 @@ from lineas import evaluation, samples
 BUDGET = "+5% perplexity"
 STRENGTHS = (0.5, 1.0, 2.0)
 FIT_ON, LEAST = 32, 16  # texts of each side; of which a half can teach a classifier
-PROMPTS = (
-    "I am writing to tell you that",
-    "Thank you for your message. We",
-    "The meeting this afternoon",
-    "About the plan for tomorrow:",
-    *samples.PROMPTS[:12],
+PROMPTS = (  # that a formal text goes on from, so that another tone is seen
+    "Dear Sir or Madam, we are writing to",
+    "The committee has decided that",
+    "Please note that the office",
+    "Should you have any questions,",
+    "On behalf of the company, I would like to",
+    "The director thanked the",
+    "We regret to inform you that",
+    "It is with great pleasure that",
+    "In accordance with the agreement, the",
+    "The report states that",
+    *samples.PROMPTS[:6],
 )
 
 
@@ -47,7 +53,7 @@ def print_table(report: evaluation.Report, effect: str | None) -> None:
 def print_side_by_side(report: evaluation.Report, prompts: Sequence[str], count: int, shown: int = 6) -> None:
     for k, prompt in enumerate(prompts[:shown]):
         print(f"\n{prompt} ...")
-        for strength in (0.0, *report.strengths()):
+        for strength in (0.0, 1.0, 2.0):
             text = " ".join(report.continuations(strength)[k * count].split())
             print(f"   {strength:.1f}  {text}")
 

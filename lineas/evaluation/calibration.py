@@ -121,6 +121,8 @@ def calibrate(
         raise ValueError("steering: expected maps that change something, got the identity, which costs nothing")
     if on := what_is_on(model):
         warn(f"{len(on['attached'])} steerings are on this model: prices are beside it as it is, with them")
+    if call is None and is_pipeline(model):
+        call = call_as_fitted(steering, model)
     apply: Any = partial(steering.apply, model, position=position, strict=strict, component=component)
     with apply(0.0):  # refused before any work where it does not fit
         pass
@@ -248,7 +250,7 @@ def _of_pictures(
     steering: Steering, pipe: Any, captions: list[str], call: Mapping[str, Any] | None, batch_size: int | None,
     seed: int, confidence: float, strict: bool,
 ) -> tuple[Meter, dict[str, Any]]:  # fmt: skip
-    given = call_as_fitted(steering, pipe) if call is None else dict(call)
+    given = dict(call or {})
 
     def measure(strengths: Sequence[float]) -> list[Measured]:
         report = measure_pictures(

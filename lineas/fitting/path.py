@@ -59,6 +59,11 @@ class Path:
         """Which part of the units each steering moves."""
         return [sum(map(len, one.support().values())) / len(one.weights) for one in self.steerings]
 
+    @property
+    def by_share(self) -> dict[str, Steering]:
+        """Those that move something, named by their share of the units, as `lineas.evaluate` takes them."""
+        return {f"{share:.2%}": one for share, one in zip(self.shares, self.steerings, strict=True) if share}
+
     def at(self, support: str | float) -> Steering:
         """The steering with the most units among those that move no more than a share, such as "1%" or 0.01.
 

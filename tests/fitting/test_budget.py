@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SOURCE, TARGET, Mlp, minding_model, small_tokenizer
+from conftest import IMAGE_CALL, SOURCE, TARGET, Mlp, image_captions, minding_model, small_tokenizer
 
 import lineas
 from lineas import evaluation
@@ -81,6 +81,23 @@ def test_other_networks_and_methods_have_budgets_in_what_their_output_changes():
         assert float(apart) == pytest.approx(0.03, rel=NEAR)
         assert steering.dial.price == "output_change"
         assert "predicted_kl" not in steering.info
+
+
+def test_a_pipelines_budget_is_what_its_pictures_change(image_pipe):
+    prompts, snowy = image_captions(4)
+    steering = lineas.fit(
+        image_pipe, prompts, snowy, sites=["mid_block.resnets.1.norm2", "conv_norm_out"], call=IMAGE_CALL, steps=1,
+        budget=0.02, progress=False,
+    )  # fmt: skip
+    assert steering.dial.price == "pixel_change"
+    assert steering.info["pipeline"]["component"] == "unet"
+    report = lineas.evaluate(
+        image_pipe, steering, prompts=prompts, strengths=1, call=IMAGE_CALL, pictures=0, progress=False
+    )
+    assert report.estimate("pixel_change", 1.0).value == pytest.approx(0.02, rel=NEAR)
+    rows = {"prompt": prompts, "generator": [1, 2, 3, 4]}
+    by_output = lineas.calibrate(steering, image_pipe, rows, progress=False)
+    assert by_output.price == "output_change"
 
 
 def test_a_budget_that_cannot_be_is_refused_before_any_work():

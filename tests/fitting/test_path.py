@@ -65,6 +65,7 @@ def test_the_strongest_penalty_is_the_one_that_just_leaves_nothing(llama_path):
 def test_a_steering_is_found_by_its_share(llama_path):
     shares = llama_path.shares
     assert llama_path.at(1.0) is llama_path.steerings[max(range(10), key=shares.__getitem__)]
+    assert list(llama_path.by_share) == list(dict.fromkeys(f"{share:.2%}" for share in shares if share))
     third = llama_path.at("35%")
     assert sum(map(len, third.support().values())) / len(third.weights) == max(s for s in shares if s <= 0.35)
     with pytest.raises(

@@ -238,3 +238,12 @@ def test_generation_is_timed_bare_merged_and_attached_and_attaching_is_too(run, 
             assert row["ratio"] == pytest.approx(row["tokens/s"] / bare["tokens/s"])
     assert all(0 < row["attach"] <= row["median"] for row in tables["attach"])
     assert "\nmany: Tokens per second, a batch of 16 texts" in told
+
+
+def test_prices_are_put_side_by_side(tmp_path, run):
+    rows = tmp_path / "rows.jsonl"
+    own = [{"+5%": 1.0 + k, "nats": 0.5} for k in (0, 0.1, 0.2)]
+    found = {"task": "tone", "draw": 0, "predicted_kl": 0.2, "evaluations": 9, "own": own}
+    rows.write_text(json.dumps(found | {"news": {"+5%": 0.9, "nats": 0.4}}) + "\n")
+    shown = run("--table", "--json", rows, script=SCRIPT.with_name("prices.py")).splitlines()
+    assert shown[-1] == "| tone | 0 | 1.10 (1.00 to 1.20) | 0.90 | 0.50 | 0.40 | 0.50 |"

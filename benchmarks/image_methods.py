@@ -111,23 +111,37 @@ def row(unsteered: Unsteered, concept: str, task: str, case: str, method: str, d
     return head | {key: steering.info[key] for key in ("evaluations", "seconds")} | {"points": points}
 
 
-def front(found: Row) -> dict[str, float]:
-    """The best that a method does at a strength, between those measured too, that leaves the subjects as they are."""
+def goals(rows: Sequence[Row]) -> dict[tuple, float]:
+    """By task and draw, how many subjects there are where the caption asks for the change, if that is known."""
+    return {_set_of(found): found["points"][-1]["subject"] for found in rows if found["method"] == "words"}
+
+
+def _set_of(found: Row) -> tuple:
+    return tuple(found[key] for key in ("concept", "task", "case", "draw"))
+
+
+def front(found: Row, asked: float = 1.0) -> dict[str, float]:
+    """The best that a method does at a strength, between those measured too, that leaves the subjects as they are: as
+    many as without it, or as where the caption asks for the change, if those are fewer. Of what is grey the judge knows
+    few.
+    """
     points = found["points"]
     at = [point["strength"] for point in points]
     is_words = found["method"] == "words"
     grid = np.array(at) if is_words else np.linspace(0, at[-1], 1 + round(20 * at[-1]))
     lines = {key: np.interp(grid, at, [point[key] for point in points]) for key in FIGURES}
     effect = (lines["concept"] - lines["concept"][0]) * (1 if found["task"] == "induce" else -1)
-    kept = lines["subject"] >= lines["subject"][0] - MAY_LOSE
+    goal = min(lines["subject"][0], asked)
+    kept = lines["subject"] >= goal - MAY_LOSE
     best = len(grid) - 1 if is_words else int(np.where(kept, effect, -np.inf).argmax())
-    net = float((effect - np.maximum(lines["subject"][0] - lines["subject"], 0)).max())
+    net = float((effect - np.maximum(goal - lines["subject"], 0)).max())
     return {"strength": float(grid[best]), "net": net} | {key: float(line[best]) for key, line in lines.items()}
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
     """A line a task, case and method: means over concepts and draws, with standard errors of the concept's share."""
-    best = [(found, front(found)) for found in rows]
+    known = goals(rows)
+    best = [(found, front(found, known.get(_set_of(found), 1.0))) for found in rows]
     yield "| task | sets | method | fits | concept | subject | background | others | change | strength | seconds |"
     yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for task, case, method in itertools.product(TASKS, CASES, METHODS):
@@ -146,11 +160,13 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 def by_concept(rows: Sequence[Row], case: str = "unpaired") -> Iterator[str]:
     """A line a concept and task: what `lineas` does at its best strength, the best of all others there, and words."""
+    known = goals(rows)
     yield "| concept | task | lineas | the best other | its share | words |"
     yield "|---|---|---|---|---|---|"
     for concept, task in itertools.product(CONCEPTS, TASKS):
         mine = [r for r in rows if (r["concept"], r["task"], r["case"]) == (concept, task, case)]
-        nets = {m: np.mean([front(r)["net"] for r in mine if r["method"] == m]) for m in {r["method"] for r in mine}}
+        net = [(r["method"], front(r, known.get(_set_of(r), 1.0))["net"]) for r in mine]
+        nets = {m: np.mean([value for method, value in net if method == m]) for m in {r["method"] for r in mine}}
         rivals = sorted((net, name) for name, net in nets.items() if name not in ("words", "lineas"))
         if {"words", "lineas"} <= nets.keys() and rivals:
             best, name = rivals[-1]

@@ -36,6 +36,7 @@ __all__ = ["Path", "path"]
 OURS = ("penalty", "recipe", "method", "optimizer", "learning_rate", "schedule", "within_range", "budget",
         "checkpoint_dir", "resume_from", "distributed", "max_evaluations", "steps")  # fmt: skip
 STEPS = 3  # at most, after the first, at each strength: the next one begins where they lead
+FIRST = 0.8  # of the strength that just leaves nothing: where the path begins
 PROBE = 1e-3  # a proximal step of this size tells whether a penalty leaves anything
 
 
@@ -114,7 +115,7 @@ def path(
     model: Any, src: Any, tgt: Any, *, penalty: Callable[[float], Penalty] = L1, count: int = 10, least: float = 0.01,
     until: str | float | None = None, **options: Any,
 ) -> Path:  # fmt: skip
-    """Fit with penalties from the one that leaves nothing down, each from where the one before ended.
+    """Fit with penalties from one that leaves next to nothing down, each from where the one before ended.
 
     Parameters
     ----------
@@ -125,7 +126,7 @@ def path(
     count : int
         How many strengths, evenly spaced in their logarithms.
     least : float, between 0 and 1
-        The last strength by the one that just leaves nothing.
+        The last strength by the first.
     until : str or float, optional
         A share of the units, such as "5%": the path ends with the first steering that moves more.
     **options
@@ -188,7 +189,7 @@ def _walk(
             state: dict[str, Any] = {}
             x = log.past.maps
             optim.fast(problem, x, penalty(0.0), log, steps=0, save=state.update)  # where all of them begin
-            strongest = _strongest(penalty, problem, x, state["gradient"])
+            strongest = FIRST * _strongest(penalty, problem, x, state["gradient"])
             for strength in strongest * least ** (np.arange(count) / max(count - 1, 1)):
                 held = penalty(float(strength))
                 for steps, tolerance in ((1, 0.0), (STEPS, options.tolerance)):  # at least one, however little it gains

@@ -38,14 +38,14 @@ def test_each_is_as_good_as_a_fit_of_its_own(llama_path):
     evaluations = 0
     for strength, steering in list(zip(llama_path.strengths, llama_path.steerings, strict=True))[::3]:
         alone = lineas.fit(make(), *sides, penalty=L1(strength), progress=False, **own)
-        assert objective(steering) <= 1.05 * objective(alone)
+        assert objective(steering) <= 1.1 * objective(alone)
         evaluations += alone.info["evaluations"]
     assert len(llama_path.steerings[-1].history["loss"]) < 1.5 * evaluations, "ten for less than four and a half"
 
 
 def test_units_come_one_after_another_and_the_first_is_nearly_nothing(llama_path):
     shares = llama_path.shares
-    assert shares[0] <= 0.05
+    assert 0 < shares[0] <= 0.1
     assert shares[-1] > 0.8
     assert all(b >= 0.9 * a for a, b in itertools.pairwise(shares))
     losses = [row["loss"] for row in llama_path.rows()]
@@ -58,7 +58,7 @@ def test_units_come_one_after_another_and_the_first_is_nearly_nothing(llama_path
 def test_the_strongest_penalty_is_the_one_that_just_leaves_nothing(llama_path):
     make, sides, own = CASES["llama"]
     with pytest.warns(UserWarning, match="the maps change nothing: the penalty leaves nothing"):
-        none = lineas.fit(make(), *sides, penalty=L1(1.02 * llama_path.strengths[0]), progress=False, **own)
+        none = lineas.fit(make(), *sides, penalty=L1(1.3 * llama_path.strengths[0]), progress=False, **own)
     assert not any(map(len, none.support().values()))
 
 

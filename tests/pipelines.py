@@ -175,6 +175,35 @@ def pixart():
     )  # fmt: skip
 
 
+def qwen_image():
+    import diffusers
+    import transformers as hf
+
+    transformer = shaken(
+        lambda: diffusers.QwenImageTransformer2DModel(
+            patch_size=2, in_channels=16, out_channels=4, num_layers=1, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=16, guidance_embeds=False, axes_dims_rope=(8, 4, 4),
+        )
+    )  # fmt: skip
+    text = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "vocab_size": 128, "rope_theta": 1e6, "bos_token_id": 0, "eos_token_id": 1,
+        "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"},
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    config = hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, bos_token_id=0, eos_token_id=1)
+    autoencoder = shaken(
+        lambda: diffusers.AutoencoderKLQwenImage(
+            base_dim=8, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[False, True],
+            latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+        )
+    )  # fmt: skip
+    return diffusers.QwenImagePipeline(
+        transformer=transformer, vae=autoencoder, scheduler=scheduler("FlowMatchEulerDiscreteScheduler"),
+        text_encoder=shaken(lambda: hf.Qwen2_5_VLForConditionalGeneration(config)), tokenizer=t5_tokenizer(),
+    )  # fmt: skip
+
+
 def ddpm():
     import diffusers
 
@@ -307,6 +336,7 @@ CASES = {
     "Flux": Case(flux, {**FLOW, "guidance_scale": 0.0, "max_sequence_length": 16}),
     "StableDiffusion3": Case(stable_diffusion_3, {**FLOW, "guidance_scale": 0.0}),
     "PixArt": Case(pixart, {**ONE_STEP, "use_resolution_binning": False, "clean_caption": False}),
+    "QwenImage": Case(qwen_image, {**FLOW, "true_cfg_scale": 1.0, "max_sequence_length": 16}),
     "DDPM": Case(
         ddpm, {"num_inference_steps": 1}, {"generator": [1, 2, 3, 4]}, {"generator": [5, 6, 7, 8]}, output="np"
     ),

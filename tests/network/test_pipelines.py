@@ -18,6 +18,7 @@ SITES = {  # how many normalisations, and some of them
     "Flux": (7, ["transformer_blocks.0.norm1_context", "single_transformer_blocks.1.norm", "norm_out"]),
     "StableDiffusion3": (8, ["transformer_blocks.1.norm2", "norm_out"]),
     "PixArt": (5, ["transformer_blocks.0.norm1", "norm_out"]),
+    "QwenImage": (6, ["txt_norm", "norm_out"]),
     "DDPM": (21, ["mid_block.attentions.0.group_norm"]),
     "Img2Img": (33, ["conv_norm_out"]),
     "Inpaint": (33, ["conv_norm_out"]),
@@ -131,6 +132,7 @@ GUIDED = {
     "Flux": {"true_cfg_scale": 4.0, "negative_prompt": "fire"},
     "StableDiffusion3": {"guidance_scale": 5.0},
     "PixArt": {"guidance_scale": 5.0},
+    "QwenImage": {"true_cfg_scale": 4.0, "negative_prompt": "fire"},
     "Img2Img": {"guidance_scale": 5.0},
     "Inpaint": {"guidance_scale": 5.0},
     "ControlNet": {"guidance_scale": 5.0},
@@ -190,6 +192,28 @@ def test_what_differs_between_prompts_and_is_no_row_is_refused():
         ValueError, match="expected a row in dimension 0, or the same for all prompts, got others in 0.2"
     ):
         given("Plain", pipe=Lengths(), rows=["a", "bcd", "ef"])
+
+
+def test_rows_in_lists_are_refused_and_so_is_what_is_no_row():
+    class Listed(Plain.Network):
+        def forward(self, hidden_states, timestep, context):
+            return super().forward(torch.stack(hidden_states), timestep, context)
+
+    class Lists(Plain):
+        def __init__(self):
+            self.unet = Listed()
+
+        def __call__(self, prompt, num_inference_steps=1):
+            context = torch.stack(
+                [self.embedding(text) for text in [prompt] if isinstance(text, str)]
+                or [self.embedding(text) for text in prompt]
+            )
+            return self.unet(list(torch.randn(len(context), 6, 4)), torch.tensor(1.0), context)
+
+    with pytest.raises(
+        TypeError, match="expected tensors with a row for each prompt, got a list of 1 tensors; networks"
+    ):
+        given("Plain", pipe=Lists(), call={"num_inference_steps": 1})
 
 
 def test_what_all_rows_share_is_no_sample():

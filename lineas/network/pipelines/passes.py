@@ -89,11 +89,24 @@ def timestep_of(names: Sequence[str], args: tuple, kwargs: Mapping[str, Any]) ->
 
 def _split(given: Given, count: int, images: int) -> tuple[int, int]:
     """Rows of the pass for each of the call, and in how many parts."""
-    total = len(next(iter(given.leaves().values())))
+    first, leaf = next(iter(given.leaves().items()))
+    if isinstance(listed := _holder(first, (given.args, given.kwargs)), list) and len(listed) % (count * images) == 0:
+        raise TypeError(
+            f"expected tensors with a row for each prompt, got a list of {len(listed)} tensors; networks that take "
+            "their rows in lists, as Z-Image's does, cannot be fitted yet"
+        )
+    total = len(leaf)
     if total % count:
         raise ValueError(f"expected a pass with a multiple of {count} rows, got {total}")
     each = total // count
     return each, each // images if each % images == 0 else each
+
+
+def _holder(path: str, value: Any) -> Any:
+    """What holds the leaf."""
+    for key in path.split(".")[:-1]:
+        value = value[key] if isinstance(value, Mapping) else value[int(key)]
+    return value
 
 
 def part_with_prompt(given: Given, count: int, images: int) -> int | None:
@@ -151,7 +164,8 @@ def batch_of(given: Given, count: int, rows: Rows) -> Batch:
     def cut(path: str, value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.ndim:
             return value
-        return value[first : first + size] if rows.by_row[path] else Shared(value)
+        by_row = rows.by_row.get(path, len(value) == now)  # a mask may be there for prompts of other lengths only
+        return value[first : first + size] if by_row else Shared(value)
 
     args, kwargs = tree.mapped_with_path(cut, (given.args, given.kwargs))
     return Batch(args, kwargs, size)

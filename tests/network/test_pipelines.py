@@ -9,6 +9,7 @@ import lineas
 from lineas.network.inputs import Inputs
 from lineas.network.pipelines import is_pipeline
 from lineas.network.pipelines.components import with_component
+from lineas.network.pipelines.passes import Given, part_with_prompt
 
 # -- sites --
 
@@ -195,22 +196,13 @@ def test_what_differs_between_prompts_and_is_no_row_is_refused():
 
 
 def test_rows_in_lists_are_refused():
-    class Listed(Plain.Network):
-        def forward(self, hidden_states, timestep, context):
-            return super().forward(torch.stack(hidden_states), timestep, context)
-
-    class Lists(Plain):
-        def __init__(self):
-            self.unet = Listed()
-
-        def __call__(self, prompt, num_inference_steps=1, guidance_scale=0.0):
-            context = self.embedding(prompt if isinstance(prompt, str) else prompt[0])[None]
-            return self.unet(list(torch.randn(1, 6, 4)), torch.tensor(1.0), context)
-
+    """Of two prompts, as Z-Image's network takes them."""
+    latents, features = [torch.randn(4, 1, 8, 8) for _ in SRC[:2]], [torch.randn(k, 16) for k in (5, 7)]
+    one = Given(0, 0, (latents, torch.tensor([0.5, 0.5]), features), {})
     with pytest.raises(
-        TypeError, match="expected tensors with a row for each prompt, got a list of 1 tensors; networks"
+        TypeError, match="expected tensors with a row for each prompt, got a list of 2 tensors; networks"
     ):
-        given("Plain", pipe=Lists())
+        part_with_prompt(one, 2, 1)
 
 
 def test_what_all_rows_share_is_no_sample():

@@ -1,6 +1,6 @@
 """What strengths cost: by which text it is measured, and how well a fit predicts it.
 
-    python benchmarks/prices.py [--tasks sentiment,tone,toxicity] [--draws 0,1] [--json FILE] [--table]
+    python benchmarks/prices.py [--tasks sentiment,tone,toxicity] [--draws 0,1] [--json FILE] [--table] [--write PAGE]
 
 SmolLM2-135M-Instruct, default fits on 32 + 32 texts. The strength for +5% perplexity and for 0.05 nats a token, by text
 that the model writes itself (three seeds of 32 texts) and by 80 newspaper sentences; beside them the strength at which
@@ -24,6 +24,7 @@ from lineas import samples
 ROOT = Path(__file__).resolve().parents[1]
 JSON = Path(__file__).parent / "data" / "prices.jsonl"
 SEEDS, COUNT, NATS = (0, 1, 2), 32, 0.05
+MARKS = "<!-- prices -->", "<!-- end of prices -->"
 
 
 def toxicity(draw: int) -> tuple[list[str], list[str]]:
@@ -90,9 +91,10 @@ def main() -> None:
     parser.add_argument("--draws", default="0,1")
     parser.add_argument("--json", metavar="FILE", type=Path, default=JSON, help="one line for each fit")
     parser.add_argument("--table", action="store_true", help="fit nothing; show what the file holds")
+    parser.add_argument("--write", metavar="PAGE", type=Path, help="put the table into a page, between its marks")
     asked = parser.parse_args()
     rows = [json.loads(line) for line in asked.json.read_text().splitlines()] if asked.json.exists() else []
-    if not asked.table:
+    if not (asked.table or asked.write):
         sys.path.insert(0, str(ROOT / "examples"))
         import embedded_model
 
@@ -105,7 +107,11 @@ def main() -> None:
                     print(rows[-1], flush=True)
                     with asked.json.open("a") as file:
                         file.write(json.dumps(rows[-1]) + "\n")
-    print("\n".join(table(rows)))
+    shown = "\n".join(table(rows))
+    print(shown)
+    if asked.write:
+        before, after = (asked.write.read_text(encoding="utf-8").split(mark) for mark in MARKS)
+        asked.write.write_text(f"{before[0]}{MARKS[0]}\n{shown}\n{MARKS[1]}{after[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

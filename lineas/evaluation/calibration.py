@@ -149,13 +149,17 @@ def prices_of(model: Any, texts: Any) -> list[str]:
         return ["pixel_change", "output_change"] if are_captions else ["output_change"]
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a network or a pipeline, got {type(model).__name__}")
-    can_generate = getattr(model, "can_generate", None)
-    is_causal = can_generate is not None and can_generate() and not is_encoder_decoder(model)
-    if texts is None and not is_causal:
+    if texts is None and not writes_texts(model):
         raise TypeError(f"texts: expected inputs of a {type(model).__name__}, which writes no texts itself; got none")
-    if is_causal and (texts is None or as_texts(texts, "texts") is not None):
+    if writes_texts(model) and (texts is None or as_texts(texts, "texts") is not None):
         return ["perplexity", "kl", "output_change"]
     return ["output_change"]
+
+
+def writes_texts(model: Any) -> bool:
+    """Whether it is a causal language model."""
+    can_generate = getattr(model, "can_generate", None)
+    return callable(can_generate) and bool(can_generate()) and not is_encoder_decoder(model)
 
 
 def _guess(steering: Steering, price: str, wanted: Price) -> float:
@@ -222,8 +226,8 @@ def _of_texts(
     model: nn.Module, texts: Any, apply: Any, tokenizer: Any, batch_size: int, max_length: int | None, seed: int,
     confidence: float,
 ) -> tuple[Meter, dict[str, Any]]:  # fmt: skip
-    tokenizer = find_tokenizer(model, "texts", tokenizer)
     given = texts is not None
+    tokenizer = find_tokenizer(model, "texts", tokenizer) if given or isinstance(tokenizer, str) else tokenizer
     read_on = list(texts) if given else own_tokens(model, tokenizer, TEXTS, TOKENS, seed)
     options: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": batch_size, "max_length": max_length}
 

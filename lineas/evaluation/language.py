@@ -105,12 +105,10 @@ def own_tokens(model: nn.Module, tokenizer: Any, count: int, new_tokens: int, se
     Raises
     ------
     ValueError
-        The tokenizer has no token to begin with; the model ends at once, as one may that was only taught to answer.
+        There is no token to begin with; the model ends at once, as one may that was only taught to answer.
     """
     check_causal(model)
-    begin = next((token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None), None)
-    if begin is None:
-        raise ValueError("texts: expected some; this tokenizer has no token that a text begins with")
+    begin = _begin(model, tokenizer)
     ids = torch.full((2 * count, 1), begin, device=device_of(model))
     ends = _ends(model, tokenizer)
     with seeded(seed, device_of(model)), frozen(model), torch.no_grad():
@@ -130,10 +128,23 @@ def own_tokens(model: nn.Module, tokenizer: Any, count: int, new_tokens: int, se
     return {"input_ids": out[long], "attention_mask": mask[long]}
 
 
+def _begin(model: nn.Module, tokenizer: Any) -> int:
+    """The token that a text begins with: that of a beginning, or else of an end."""
+    for name in ("bos_token_id", "eos_token_id"):
+        for holder in (tokenizer, getattr(model, "generation_config", None)):
+            if found := _tokens_of(holder, name):
+                return found[0]
+    raise ValueError("texts: expected some; neither tokenizer nor model has a token that a text begins with")
+
+
 def _ends(model: nn.Module, tokenizer: Any) -> list[int]:
     """Tokens at which `generate` ends a text."""
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    found = tokenizer.eos_token_id if own is None else own
+    own = _tokens_of(getattr(model, "generation_config", None), "eos_token_id")
+    return own or _tokens_of(tokenizer, "eos_token_id")
+
+
+def _tokens_of(holder: Any, name: str) -> list[int]:
+    found = getattr(holder, name, None)
     return [] if found is None else [int(one) for one in (found if isinstance(found, (list, tuple)) else [found])]
 
 

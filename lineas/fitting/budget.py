@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 
 from ..core.text import warn
-from ..evaluation.calibration import calibrate, prices_of
+from ..evaluation.calibration import calibrate, prices_of, writes_texts
 from ..maps import algebra
 from ..maps.dial import Price
-from ..network.texts import as_texts
 from ..steering import Steering
 
 
@@ -21,7 +20,7 @@ def check_budget(budget: Any, model: Any, src: Any) -> None:
 
 def _paid_on(model: Any, src: Any) -> Any:
     """Texts that a language model writes itself; of anything else the source."""
-    return None if hasattr(model, "generate") and as_texts(src, "src") is not None else src
+    return None if writes_texts(model) else src
 
 
 def at_budget(steering: Steering, model: Any, src: Any, budget: Any, **how: Any) -> Steering:

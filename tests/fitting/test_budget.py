@@ -83,6 +83,15 @@ def test_other_networks_and_methods_have_budgets_in_what_their_output_changes():
         assert "predicted_kl" not in steering.info
 
 
+def test_a_language_model_that_is_given_tokens_writes_its_own_text_too(language):
+    network, *_ = language
+    ids = torch.randint(2, 400, (12, 6), generator=torch.Generator().manual_seed(0))
+    sides = {"input_ids": ids}, {"input_ids": ids.flip(0) // 2 + 1}
+    steering = lineas.fit(network, *sides, budget="+5% perplexity", progress=False, ridge=0.01)
+    assert steering.dial.price == "perplexity"
+    assert steering.dial.facts["texts"] == 32
+
+
 def test_a_pipelines_budget_is_what_its_pictures_change(image_pipe):
     prompts, snowy = image_captions(4)
     steering = lineas.fit(

@@ -204,6 +204,40 @@ def qwen_image():
     )  # fmt: skip
 
 
+def z_image():
+    import copy
+
+    import diffusers
+    import transformers as hf
+
+    def network():
+        made = diffusers.ZImageTransformer2DModel(
+            in_channels=16, dim=32, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
+            axes_dims=[8, 4, 4], axes_lens=[256, 32, 32],
+        )  # fmt: skip
+        with torch.no_grad():  # made empty
+            for pad in (made.x_pad_token, made.cap_pad_token):
+                pad.fill_(1.0)
+        return made
+
+    config = hf.Qwen3Config(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=128, max_position_embeddings=64, head_dim=8,
+    )  # fmt: skip
+    autoencoder = shaken(
+        lambda: diffusers.AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2, latent_channels=16,
+            block_out_channels=[8, 16], norm_num_groups=4, sample_size=32, scaling_factor=0.36, shift_factor=0.1,
+        )
+    )  # fmt: skip
+    tokenizer = copy.deepcopy(t5_tokenizer())
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }}{% endfor %}"
+    return diffusers.ZImagePipeline(
+        transformer=shaken(network), vae=autoencoder, scheduler=scheduler("FlowMatchEulerDiscreteScheduler"),
+        text_encoder=shaken(lambda: hf.Qwen3Model(config)), tokenizer=tokenizer,
+    )  # fmt: skip
+
+
 def ddpm():
     import diffusers
 
@@ -337,6 +371,7 @@ CASES = {
     "StableDiffusion3": Case(stable_diffusion_3, {**FLOW, "guidance_scale": 0.0}),
     "PixArt": Case(pixart, {**ONE_STEP, "use_resolution_binning": False, "clean_caption": False}),
     "QwenImage": Case(qwen_image, {**FLOW, "true_cfg_scale": 1.0, "max_sequence_length": 16}),
+    "ZImage": Case(z_image, {**FLOW, "guidance_scale": 0.0, "max_sequence_length": 16}),
     "DDPM": Case(
         ddpm, {"num_inference_steps": 1}, {"generator": [1, 2, 3, 4]}, {"generator": [5, 6, 7, 8]}, output="np"
     ),

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from ..core.checks import number, whole
 from ..core.text import warn
 from ..maps.info import pipeline_facts
-from ..network import tree
+from ..network.batch import Listed
 from ..network.links import arguments_of
 from ..network.pipelines.components import components, is_denoiser, usual_part
-from ..network.pipelines.passes import Steps, timestep_of
+from ..network.pipelines.passes import Steps, alike, leaves_of, timestep_in, timestep_of, with_lists
 from .rows import Spread
 
 __all__ = ["Denoising", "check_guided", "factors_of"]
 
 At = str | slice | Sequence[int] | Mapping[int, float]
 GUIDED = ("both", "prompt")
-EMBEDDINGS = "encoder_hidden_states"  # what the prompt is to most networks
+EMBEDDINGS = "encoder_hidden_states", "cap_feats"  # what the prompt is to most networks
 MOST_PARTS = 4
 
 
@@ -112,7 +112,7 @@ class Denoising:
     def watch_passes(self, model: nn.Module) -> None:
         host = components(self.pipe)[self.component]  # what compiles it is outside of what is compiled
         self._names = list(arguments_of(model))
-        if self.factors is not None and "timestep" not in self._names:
+        if self.factors is not None and timestep_in(self._names) is None:
             raise ValueError(
                 f"at: expected a network that takes a timestep, got {type(model).__name__}, which takes "
                 f"{', '.join(self._names)}; its steps cannot be told"
@@ -141,7 +141,7 @@ class Denoising:
     def begins(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """A pass begins: its step, and its rows where they differ."""
         turn = 0
-        if self.is_needed and "timestep" in self._names:
+        if self.is_needed and timestep_in(self._names):
             step, turn = self._step(timestep_of(self._names, args, kwargs))
             self.factor = self._factor(step)
         if self.batch is not None or self.tells_rows:
@@ -186,7 +186,7 @@ class Denoising:
         return self.factors.get(step, 0.0)
 
     def _rows(self, args: tuple, kwargs: Mapping[str, Any]) -> tuple[int, Spread]:
-        tensors = [leaf for _, leaf in tree.leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim]
+        tensors = [leaf for _, leaf in leaves_of(*with_lists(args, dict(kwargs)))]
         rows, parts = len(tensors[0]), self._parts(tensors)
         only = None
         if self.tells_rows and parts > 1:
@@ -206,7 +206,7 @@ class Denoising:
             )
         return rows, Spread(times, parts, only)
 
-    def _parts(self, tensors: Sequence[Tensor]) -> int:
+    def _parts(self, tensors: Sequence[Any]) -> int:
         """How many times a pass has all rows: under guidance twice, from the same noise, with something else beside."""
         rows, is_known = len(tensors[0]), hasattr(self.pipe, "do_classifier_free_guidance")
         if not (self.has_parts and self._is_guided) or (not is_known and self.batch and rows == self.batch[1]):
@@ -219,12 +219,14 @@ class Denoising:
 
     def _is_repeated(self, args: tuple, kwargs: Mapping[str, Any], rows: int, times: int) -> bool:
         """Whether the pass has as many pictures of each prompt: what the prompt is to the network tells."""
-        place = self._names.index(EMBEDDINGS) if EMBEDDINGS in self._names else len(args)
-        given = args[place] if place < len(args) else kwargs.get(EMBEDDINGS)
-        if not isinstance(given, Tensor) or len(given) != rows:
+        args, kwargs = with_lists(args, dict(kwargs))
+        name = next((name for name in EMBEDDINGS if name in self._names), "")
+        place = self._names.index(name) if name else len(args)
+        given = args[place] if place < len(args) else kwargs.get(name)
+        if not isinstance(given, (Tensor, Listed)) or len(given) != rows:
             return False
-        by_prompt = given.unflatten(0, (-1, times))
-        return bool((by_prompt == by_prompt[:, :1]).all())
+        firsts = range(0, rows, times)
+        return all(alike(given[k : k + 1], given[j : j + 1]) for k in firsts for j in range(k + 1, k + times))
 
     # -- what a site asks --
 
@@ -262,6 +264,6 @@ class PassHook:
         return new
 
 
-def _is_alike(tensor: Tensor, parts: int) -> bool:
-    first, *others = tensor.chunk(parts)
-    return all(torch.equal(first, other) for other in others)
+def _is_alike(leaf: Any, parts: int) -> bool:
+    size = len(leaf) // parts
+    return all(alike(leaf[:size], leaf[k * size : (k + 1) * size]) for k in range(1, parts))

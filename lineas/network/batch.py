@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import tree
 
-__all__ = ["Batch", "Shared"]
+__all__ = ["Batch", "Listed", "Shared"]
 
 # What has a column for each token of attention_mask, so that it can be cut where the mask is zero.
 TOKENWISE = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
@@ -26,16 +26,40 @@ class Shared:
 
 
 @dataclass(frozen=True, eq=False)
+class Listed:
+    """A list with a tensor for each sample, such as features of prompts that differ in length."""
+
+    items: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, rows: "slice | Tensor") -> "Listed":
+        if isinstance(rows, slice):
+            return Listed(self.items[rows])
+        return Listed(tuple(self.items[row] for row in rows.tolist()))
+
+    def is_like(self, other: "Listed") -> bool:
+        pairs = zip(self.items, other.items, strict=True)
+        return len(self) == len(other) and all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
     """What one forward pass takes: model(*args, **kwargs), with dicts, lists and tuples in them.
 
-    Every tensor has the samples in dimension 0, but for those of no dimension, and what is `Shared`.
+    Every tensor has the samples in dimension 0, but for those of no dimension, and what is `Shared` or `Listed`.
     """
 
     args: tuple
     kwargs: dict[str, Any]
     size: int
     number: int = 0  # of its set's batches; seeds whatever the model draws
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether samples come in lists, each with a number of tokens of its own."""
+        return any(isinstance(value, Listed) for _, value in tree.leaves((self.args, self.kwargs)))
 
     @property
     def mask(self) -> Tensor | None:
@@ -82,13 +106,22 @@ class Batch:
 
         return self._changed(change)
 
-    def _changed(self, change: Callable[[Any], Any], **others: Any) -> "Batch":
-        args, kwargs = tree.mapped(change, (self.args, self.kwargs))
-        return replace(self, args=args, kwargs=kwargs, **others)
+    def _changed(self, change: Callable[[Any], Any]) -> "Batch":
+        def each(value):
+            return Listed(tuple(map(change, value.items))) if isinstance(value, Listed) else change(value)
+
+        args, kwargs = tree.mapped(each, (self.args, self.kwargs))
+        return replace(self, args=args, kwargs=kwargs)
 
     def plain(self) -> tuple[tuple, dict[str, Any]]:
         """The arguments as the model takes them."""
-        return tree.mapped(lambda value: value.value if isinstance(value, Shared) else value, (self.args, self.kwargs))
+
+        def bare(value):
+            return (
+                value.value if isinstance(value, Shared) else list(value.items) if isinstance(value, Listed) else value
+            )
+
+        return tree.mapped(bare, (self.args, self.kwargs))
 
     def tensors(self) -> Iterator[Tensor]:
         for _, value in tree.leaves(self.plain()):
@@ -103,11 +136,14 @@ class Batch:
 
     def _cut(self, rows: Any, size: int) -> "Batch":
         def cut(value):
+            if isinstance(value, Listed):
+                return value[rows]
             if not isinstance(value, Tensor) or not value.ndim:
                 return value
             return value[rows if isinstance(rows, slice) else rows.to(value.device)]
 
-        return self._changed(cut, size=size)
+        args, kwargs = tree.mapped(cut, (self.args, self.kwargs))
+        return replace(self, args=args, kwargs=kwargs, size=size)
 
     def groups(self) -> list[list[int]]:
         """Rows of similar length, so that with each group's padding cut off the least is left to compute.

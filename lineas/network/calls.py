@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .batch import Batch
@@ -26,7 +27,15 @@ def output_of(output: Any) -> tuple[Tensor, bool]:
         return logits, True
     values = output.values() if isinstance(output, Mapping) else output
     many = values if isinstance(values, Iterable) and not isinstance(values, Tensor) else [values]
-    found = [value for value in many if isinstance(value, Tensor) and value.is_floating_point()]
+    found = [value for value in map(_stacked, many) if isinstance(value, Tensor) and value.is_floating_point()]
     if not found:
         raise TypeError(f"expected a model whose output is, or holds, a tensor; got {type(output).__name__}")
     return found[0], False
+
+
+def _stacked(value: Any) -> Any:
+    """A list with a tensor for each sample as one tensor; where they differ in size, all their numbers side by side."""
+    if not (isinstance(value, list) and value and all(isinstance(item, Tensor) for item in value)):
+        return value
+    one_size = all(item.shape == value[0].shape for item in value)
+    return torch.stack(value) if one_size else torch.cat([item.flatten() for item in value])

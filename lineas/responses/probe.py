@@ -41,7 +41,8 @@ def probe(
             is_folded = h.ndim == 2 and len(h) != few.size
             if is_folded:
                 folded.append(site)
-            rows = h.unflatten(0, (few.size, -1)) if is_folded and len(h) % few.size == 0 else h
+            can_unfold = len(h) % few.size == 0 and not few.has_lists  # whose samples may differ in their tokens
+            rows = h.unflatten(0, (few.size, -1)) if is_folded and can_unfold else h
             dim = channel_dim(module, rows)
             side = "decoder_" if rows.ndim == 3 and rows.shape[1] == decoder_tokens else ""
             seen[site] = rows.shape[dim], dim, side
@@ -73,7 +74,7 @@ def probe(
         if site not in defaults or not fits_some:
             raise ValueError(f"site {site.name!r}: {why}")
         del seen[site]
-    if unfit:
+    if unfit and not few.has_lists:  # of all normalisations, some are of all samples' tokens together
         site, why = next(iter(unfit.items()))
         warn(f"left out {len(unfit)} of {len(defaults)} default sites; the first is {site.name!r}: {why}")
     return Layout(tuple(seen), *(tuple(values) for values in zip(*seen.values(), strict=True)))

@@ -18,6 +18,8 @@ GUIDED = {
     "Flux": {"true_cfg_scale": 4.0, "negative_prompt": ["fire"] * 4, **TWO_STEPS},
     "StableDiffusion3": {"guidance_scale": 5.0, **TWO_STEPS},
     "PixArt": {"guidance_scale": 5.0, **TWO_STEPS},
+    "QwenImage": {"true_cfg_scale": 4.0, "negative_prompt": ["fire"] * 4, **TWO_STEPS},
+    "ZImage": {"guidance_scale": 5.0, **TWO_STEPS},
     "Img2Img": {"guidance_scale": 5.0, "strength": 0.8, **TWO_STEPS},
     "Inpaint": {"guidance_scale": 5.0, **TWO_STEPS},
     "ControlNet": {"guidance_scale": 5.0, **TWO_STEPS},

@@ -9,7 +9,7 @@ import lineas
 from lineas.network.inputs import Inputs
 from lineas.network.pipelines import is_pipeline
 from lineas.network.pipelines.components import with_component
-from lineas.network.pipelines.passes import Given, part_with_prompt
+from lineas.network.pipelines.passes import Given, Rows, batch_of, part_with_prompt, with_lists
 
 # -- sites --
 
@@ -20,6 +20,7 @@ SITES = {  # how many normalisations, and some of them
     "StableDiffusion3": (8, ["transformer_blocks.1.norm2", "norm_out"]),
     "PixArt": (5, ["transformer_blocks.0.norm1", "norm_out"]),
     "QwenImage": (6, ["txt_norm", "norm_out"]),
+    "ZImage": (14, ["layers.0.attention_norm1", "cap_embedder.0"]),  # the latter of all prompts together
     "DDPM": (21, ["mid_block.attentions.0.group_norm"]),
     "Img2Img": (33, ["conv_norm_out"]),
     "Inpaint": (33, ["conv_norm_out"]),
@@ -134,6 +135,7 @@ GUIDED = {
     "StableDiffusion3": {"guidance_scale": 5.0},
     "PixArt": {"guidance_scale": 5.0},
     "QwenImage": {"true_cfg_scale": 4.0, "negative_prompt": "fire"},
+    "ZImage": {"guidance_scale": 5.0},
     "Img2Img": {"guidance_scale": 5.0},
     "Inpaint": {"guidance_scale": 5.0},
     "ControlNet": {"guidance_scale": 5.0},
@@ -195,14 +197,20 @@ def test_what_differs_between_prompts_and_is_no_row_is_refused():
         given("Plain", pipe=Lengths(), rows=["a", "bcd", "ef"])
 
 
-def test_rows_in_lists_are_refused():
-    """Of two prompts, as Z-Image's network takes them."""
-    latents, features = [torch.randn(4, 1, 8, 8) for _ in SRC[:2]], [torch.randn(k, 16) for k in (5, 7)]
-    one = Given(0, 0, (latents, torch.tensor([0.5, 0.5]), features), {})
-    with pytest.raises(
-        TypeError, match="expected tensors with a row for each prompt, got a list of 2 tensors; networks"
-    ):
-        part_with_prompt(one, 2, 1)
+def test_lists_with_a_tensor_for_each_row_are_cut_and_joined_by_row():
+    """As Z-Image's network takes its rows, under guidance all with the prompt first."""
+    lists = [torch.full((k, 16), float(k)) for k in (5, 7, 3, 3)]
+    noise = [torch.randn(4, 1, 8, 8)] * 4
+    args, kwargs = with_lists((noise, torch.ones(4), lists, [torch.zeros(2)]), {"return_dict": False})
+    one = Given(0, 0, args, kwargs)
+    assert {path: len(leaf) for path, leaf in one.leaves().items()} == {"0.0": 4, "0.1": 4, "0.2": 4, "0.3.0": 2}
+    assert part_with_prompt(one, 2, 1) == 1
+    rows = Rows(2, 2, 0, 0, {"0.0": True, "0.1": True, "0.2": True, "0.3.0": False})
+    batch = batch_of(one, 2, rows)
+    assert [len(item) for item in batch.plain()[0][2]] == [5, 7]
+    assert [len(item) for item in batch.take([1]).plain()[0][2]] == [7]
+    assert [len(item) for item in batch.rows(0, 1).to(torch.device("cpu")).plain()[0][0]] == [4]
+    assert [tuple(item.shape) for item in batch.tensors()] == [(4, 1, 8, 8)] * 2 + [(2,), (5, 16), (7, 16), (2,)]
 
 
 def test_what_all_rows_share_is_no_sample():

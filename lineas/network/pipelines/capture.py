@@ -15,7 +15,18 @@ from ..batch import Batch
 from ..links import arguments_of
 from ..state import eager, reseed
 from .components import arguments_taken, component_of, is_of_diffusers, network_of, quiet
-from .passes import Given, Rows, Steps, batch_of, joined, part_with_prompt, rows_of, timestep_of
+from .passes import (
+    Given,
+    Rows,
+    Steps,
+    batch_of,
+    joined,
+    part_with_prompt,
+    rows_of,
+    timestep_in,
+    timestep_of,
+    with_lists,
+)
 from .rows import check_call, columns_of, images_of_a_prompt, noise_of_rows, plain_arguments
 
 __all__ = ["Capture", "check_at"]
@@ -138,7 +149,7 @@ class Capture:
         return None if self.wanted is None else (self.wanted[-1], self.rows.turn)
 
     def _tell_steps(self) -> None:
-        if self.at is None and (self.steps or 1) > 1 and "timestep" in self.names:
+        if self.at is None and (self.steps or 1) > 1 and timestep_in(self.names):
             warn(
                 f"the first of {self.steps} steps counts, while maps act at all of them: expected a model of one step, "
                 'with call={"num_inference_steps": 1, "guidance_scale": 0.0} or the like. With at="all" all steps '
@@ -158,11 +169,11 @@ class Capture:
         many = len(numbers) > 1  # only rows that are side by side can be told apart
 
         def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            step, turn = steps.next(timestep_of(self.names, args, kwargs) if "timestep" in self.names else 0.0)
+            step, turn = steps.next(timestep_of(self.names, args, kwargs) if timestep_in(self.names) else 0.0)
             if probing and step:
                 raise BrokenOff
             if probing or self.wanted is None or step in self.wanted:
-                passes.append(Given(step, turn, *tree.mapped(_kept, (args, kwargs))))
+                passes.append(Given(step, turn, *with_lists(*tree.mapped(_kept, (args, kwargs)))))
             if (step, turn) == last or (probing and many and part_with_prompt(passes[-1], len(numbers), self.images)):
                 raise BrokenOff
 

@@ -26,7 +26,7 @@ __all__ = [
 DENOISERS = ("unet", "transformer", "prior", "denoiser")  # which network is steered unless told, the first there is
 OTHERS = ("transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder", "vae", "controlnet")
 # Of diffusers, those whose passes under guidance have the prompt's half in front.
-PROMPT_FIRST = re.compile(r"(StableCascade|Wuerstchen)\w*Pipeline|Lumina(Text2Img)?Pipeline|DiTPipeline")
+PROMPT_FIRST = re.compile(r"(StableCascade|Wuerstchen|ZImage)\w*Pipeline|Lumina(Text2Img)?Pipeline|DiTPipeline")
 NETWORKS = (*DENOISERS, *OTHERS)  # as pipelines of diffusers usually call them, and their folders
 
 

@@ -1,6 +1,6 @@
 """The passes of a network in a pipeline's call: their steps, and how the rows of the call lie in them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,9 +9,14 @@ from torch import Tensor
 
 from ...core.text import warn
 from .. import tree
-from ..batch import Batch, Shared
+from ..batch import Batch, Listed, Shared
 
-__all__ = ["Given", "Rows", "Steps", "batch_of", "joined", "part_with_prompt", "rows_of", "timestep_of"]
+__all__ = [
+    "Given", "Rows", "Steps", "alike", "batch_of", "joined", "leaves_of", "part_with_prompt", "rows_of", "timestep_in",
+    "timestep_of", "with_lists",
+]  # fmt: skip
+
+TIMESTEPS = "timestep", "t"
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,9 @@ class Given:
     args: tuple
     kwargs: dict[str, Any]
 
-    def leaves(self) -> dict[str, Tensor]:
-        """Tensors that have a dimension 0, by where they are."""
-        found = tree.leaves((self.args, self.kwargs))
-        return {path: leaf for path, leaf in found if isinstance(leaf, Tensor) and leaf.ndim}
+    def leaves(self) -> dict[str, Any]:
+        """Tensors that have a dimension 0, and lists of them by row, by where they are."""
+        return dict(leaves_of(self.args, self.kwargs))
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,39 @@ class Rows:
     by_row: Mapping[str, bool]
 
 
+def leaves_of(args: tuple, kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What has rows, or may have: tensors with a dimension 0 and `Listed`, by where they are."""
+    for path, leaf in tree.leaves((args, kwargs)):
+        if isinstance(leaf, Listed) or (isinstance(leaf, Tensor) and leaf.ndim):
+            yield path, leaf
+
+
+def with_lists(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """The same with lists that have a tensor for each row as `Listed`, where the first input is such a list."""
+    first: Any = next(iter(args), None) if args else next(iter(kwargs.values()), None)
+    if not _is_of_tensors(first):
+        return args, kwargs
+    rows = len(first)
+
+    def listed(value: Any) -> Any:
+        return Listed(tuple(value)) if _is_of_tensors(value) and len(value) == rows else value
+
+    return tuple(map(listed, args)), {key: listed(value) for key, value in kwargs.items()}
+
+
+def _is_of_tensors(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Tensor) for item in value)
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Whether two parts of a tensor, or of a list by row, are the same."""
+    return a.is_like(b) if isinstance(a, Listed) else torch.equal(a, b)
+
+
+def _shape(leaf: Any) -> tuple[int, ...]:
+    return (len(leaf),) if isinstance(leaf, Listed) else tuple(leaf.shape)
+
+
 class Steps:
     """Counts a pipeline's steps by the timesteps that its network is given."""
 
@@ -77,11 +114,17 @@ class Steps:
         return self.step, self.turn
 
 
+def timestep_in(names: Sequence[str]) -> str | None:
+    """What a network, whose arguments have these names, calls its timestep."""
+    return next((name for name in TIMESTEPS if name in names), None)
+
+
 def timestep_of(names: Sequence[str], args: tuple, kwargs: Mapping[str, Any]) -> float | None:
     """The timestep that a network is given, whose arguments have these names; None where it takes none."""
-    value = kwargs.get("timestep")
-    if value is None and "timestep" in names and names.index("timestep") < len(args):
-        value = args[names.index("timestep")]
+    name = timestep_in(names)
+    value = None if name is None else kwargs.get(name)
+    if value is None and name is not None and names.index(name) < len(args):
+        value = args[names.index(name)]
     if isinstance(value, Tensor):
         return float(value.reshape(-1)[0])
     return None if value is None else float(value)
@@ -89,24 +132,11 @@ def timestep_of(names: Sequence[str], args: tuple, kwargs: Mapping[str, Any]) ->
 
 def _split(given: Given, count: int, images: int) -> tuple[int, int]:
     """Rows of the pass for each of the call, and in how many parts."""
-    first, leaf = next(iter(given.leaves().items()))
-    if isinstance(listed := _holder(first, (given.args, given.kwargs)), list) and len(listed) % (count * images) == 0:
-        raise TypeError(
-            f"expected tensors with a row for each prompt, got a list of {len(listed)} tensors; networks that take "
-            "their rows in lists, as Z-Image's does, cannot be fitted yet"
-        )
-    total = len(leaf)
+    total = len(next(iter(given.leaves().values())))
     if total % count:
         raise ValueError(f"expected a pass with a multiple of {count} rows, got {total}")
     each = total // count
     return each, each // images if each % images == 0 else each
-
-
-def _holder(path: str, value: Any) -> Any:
-    """What holds the leaf."""
-    for key in path.split(".")[:-1]:
-        value = value[key] if isinstance(value, Mapping) else value[int(key)]
-    return value
 
 
 def part_with_prompt(given: Given, count: int, images: int) -> int | None:
@@ -116,7 +146,7 @@ def part_with_prompt(given: Given, count: int, images: int) -> int | None:
     for part in range(parts):
         first = part * count * wide
         if any(
-            not torch.equal(leaf[first : first + wide], leaf[first + wide : first + 2 * wide])
+            not alike(leaf[first : first + wide], leaf[first + wide : first + 2 * wide])
             for leaf in given.leaves().values()
             if len(leaf) == each * count
         ):
@@ -142,10 +172,10 @@ def rows_of(two: list[Given], three: list[Given], images: int, what: str) -> Row
     fewer, more = two[k].leaves(), three[k].leaves()
     by_row = {path: len(leaf) == 2 * each and len(more.get(path, ())) == 3 * each for path, leaf in fewer.items()}
     for path, leaf in fewer.items():
-        if path not in more or (not by_row[path] and leaf.shape != more[path].shape):
+        if path not in more or (not by_row[path] and _shape(leaf) != _shape(more[path])):
             raise ValueError(
-                f"expected tensors with a row for each prompt, or the same for all, got {path} {tuple(leaf.shape)} of "
-                f"2 prompts and {tuple(more[path].shape) if path in more else 'none'} of 3"
+                f"expected tensors with a row for each prompt, or the same for all, got {path} {_shape(leaf)} of "
+                f"2 prompts and {_shape(more[path]) if path in more else 'none'} of 3"
             )
     return Rows(each, parts, (part or parts) - 1, two[k].turn, by_row)
 
@@ -162,6 +192,8 @@ def batch_of(given: Given, count: int, rows: Rows) -> Batch:
     first = min(rows.part, parts - 1) * size
 
     def cut(path: str, value: Any) -> Any:
+        if isinstance(value, Listed):
+            return value[first : first + size]
         if not isinstance(value, Tensor) or not value.ndim:
             return value
         by_row = rows.by_row.get(path, len(value) == now)  # a mask may be there for prompts of other lengths only
@@ -186,6 +218,8 @@ def _side_by_side(passes: Sequence[Given]) -> Given:
 
     def join(path: str, value: Any) -> Any:
         values = [leaves[path] for leaves in trees]
+        if isinstance(value, Listed):
+            return Listed(tuple(one.items[part] for part in range(parts) for one in values))
         if not isinstance(value, Tensor):
             return value
         if not value.ndim or len(value) != parts:

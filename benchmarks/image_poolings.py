@@ -42,6 +42,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "max, convolutions": {"pooling": "max", "sites": r".*resnets\.\d\.conv\d"},
     "max, resnets": {"pooling": "max", "sites": r".*resnets\.\d"},
     "max, no ridge": {"pooling": "max", "ridge": 0},
+    "max,min": {"pooling": ("max", "min")},
+    "max, conv_out too": {"pooling": "max", "loss_sites": NORMS + "|conv_out"},
+    "max, resnets too": {"pooling": "max", "loss_sites": NORMS + r"|conv_out|.*resnets\.\d|.*attn\d\.to_out\.0"},
     "max, wasserstein": {"pooling": "max", "loss": "wasserstein"},
     "max, no ridge, wasserstein": {"pooling": "max", "ridge": 0, "loss": "wasserstein"},
 }

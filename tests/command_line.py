@@ -41,8 +41,9 @@ def fill(folder: Path) -> None:
 
 
 def fill_with_pipeline(folder: Path) -> None:
-    """A pipeline, and two files of prompts."""
+    """A pipeline, a judge of its pictures, and two files of prompts."""
     pytest.importorskip("diffusers")
     (folder / "painter").symlink_to(IMAGE_MODEL / "pipeline")
+    (folder / "judge.safetensors").symlink_to(IMAGE_MODEL / "judge.safetensors")
     for name, prompts in zip(("plain.txt", "snowy.txt"), image_captions(4), strict=True):
         (folder / name).write_text("\n".join(prompts), encoding="utf-8")

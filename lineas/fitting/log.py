@@ -119,7 +119,9 @@ class Log:
         """The result at one end of the fit, of which a path has several."""
         return replace(self._checkpoint(x, None, why), ridge=ridge, predicted_kl=predicted_kl)
 
-    def finish(self, x: Vector, why: str, ridge: float | None, predicted_kl: float | None) -> Checkpoint:
+    def finish(
+        self, x: Vector, why: str, ridge: float | None = None, predicted_kl: float | None = None
+    ) -> Checkpoint:  # fmt: skip
         """The result, which is kept as well."""
         end = self.ended(x, why, ridge, predicted_kl)
         self.is_over()

@@ -388,7 +388,9 @@ def test_another_class_of_transformers_loads_encoders(there):
     config = hf.BertConfig(
         vocab_size=500, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
     )
-    hf.BertModel(config).save_pretrained("encoder")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        hf.BertModel(config).save_pretrained("encoder")
     small_tokenizer().save_pretrained("encoder")
     names = [row["name"] for row in objects("sites encoder --model-class AutoModel")]
     assert names == [f"encoder.layer.{k}.attention.output.LayerNorm" for k in range(2)]

@@ -395,7 +395,9 @@ def test_another_class_of_transformers_loads_encoders(there):
     names = [row["name"] for row in objects("sites encoder --model-class AutoModel")]
     assert names == [f"encoder.layer.{k}.attention.output.LayerNorm" for k in range(2)]
     fit = FIT.replace("model", "encoder", 1)
-    (report,) = objects(f"{fit} --model-class AutoModel --max-evaluations 2 --dtype float32 --device cpu")
+    (report,) = objects(
+        f"{fit} --model-class AutoModel --loss wasserstein --ridge 0 --max-evaluations 2 --dtype float32 --device cpu"
+    )
     assert [row["site"] for row in report["sites"]] == names
     assert "model class of transformers" in run(f"{fit} --model-class Nothing", code=2).stderr
 

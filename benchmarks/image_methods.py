@@ -159,18 +159,31 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def by_concept(rows: Sequence[Row], case: str = "unpaired") -> Iterator[str]:
-    """A line a concept and task: what `lineas` does at its best strength, the best of all others there, and words."""
+    """A line a concept and task: what `lineas` does at its best strength, the best of all others there, and words; and
+    how far they are apart, draw by draw, with standard errors."""
     known = goals(rows)
-    yield "| concept | task | lineas | the best other | its share | words |"
-    yield "|---|---|---|---|---|---|"
+    yield "| concept | task | lineas | the best other | its share | apart | words | apart |"
+    yield "|---|---|---|---|---|---|---|---|"
     for concept, task in itertools.product(CONCEPTS, TASKS):
-        mine = [r for r in rows if (r["concept"], r["task"], r["case"]) == (concept, task, case)]
-        net = [(r["method"], front(r, known.get(_set_of(r), 1.0))["net"]) for r in mine]
-        nets = {m: np.mean([value for method, value in net if method == m]) for m in {r["method"] for r in mine}}
-        rivals = sorted((net, name) for name, net in nets.items() if name not in ("words", "lineas"))
+        nets: dict[str, dict[int, float]] = {}
+        for found in rows:
+            if (found["concept"], found["task"], found["case"]) == (concept, task, case):
+                net = front(found, known.get(_set_of(found), 1.0))["net"]
+                nets.setdefault(found["method"], {})[found["draw"]] = net
+        shares = {method: float(np.mean(list(draws.values()))) for method, draws in nets.items()}
+        rivals = sorted((share, name) for name, share in shares.items() if name not in ("words", "lineas"))
         if {"words", "lineas"} <= nets.keys() and rivals:
             best, name = rivals[-1]
-            yield f"| {concept} | {task} | {nets['lineas']:.2f} | {name} | {best:.2f} | {nets['words']:.2f} |"
+            cells = [concept, task, f"{shares['lineas']:.2f}", name, f"{best:.2f}", _apart(nets["lineas"], nets[name])]
+            cells += [f"{shares['words']:.2f}", _apart(nets["lineas"], nets["words"])]
+            yield f"| {' | '.join(cells)} |"
+
+
+def _apart(one: Mapping[int, float], other: Mapping[int, float]) -> str:
+    """By draws that both have."""
+    apart = [one[draw] - other[draw] for draw in one if draw in other]
+    error = np.std(apart, ddof=1) / len(apart) ** 0.5 if len(apart) > 1 else np.nan
+    return f"{np.mean(apart):+.2f} ± {error:.2f}"
 
 
 def write(rows: Sequence[Row], page: Path) -> None:

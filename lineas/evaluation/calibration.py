@@ -35,6 +35,7 @@ from .language import own_tokens
 __all__ = ["calibrate"]
 
 BUDGET = {"perplexity": 0.05, "kl": 0.05, "pixel_change": 0.05, "output_change": 0.05}
+OF_TEXTS = "perplexity", "kl"
 AROUND = (0.5, 1.0, 2.0)  # times the first guess, which are measured first
 CLOSE = 0.05  # of the budget: a strength so close to its price is what was looked for
 ROUNDS = 6
@@ -113,10 +114,11 @@ def calibrate(
     kinds = prices_of(model, texts)
     if price is not None and price not in kinds:
         raise ValueError(f"price: expected {' or '.join(kinds)} of this model and texts, got {price!r:.60}")
-    price = price or kinds[0]
-    wanted = Price.of(BUDGET[price] if budget is None else budget, "budget")
-    if wanted.measure not in (None, *kinds):
-        raise ValueError(f"budget: expected {' or '.join(kinds)} of this model and texts, got {budget!r:.60}")
+    wanted = None if budget is None else budget_in(kinds, budget)
+    price = price or (kinds[0] if wanted is None or wanted.measure in (None, *OF_TEXTS) else str(wanted.measure))
+    wanted = wanted or Price.of(BUDGET[price])
+    if wanted.measure not in (None, price) and not {wanted.measure, price} <= {*OF_TEXTS}:
+        raise ValueError(f"budget: expected one in {price}, which price= says, got {budget!r:.60}")
     if not any(map(len, steering.support().values())):
         raise ValueError("steering: expected maps that change something, got the identity, which costs nothing")
     if on := what_is_on(model):
@@ -151,9 +153,17 @@ def prices_of(model: Any, texts: Any) -> list[str]:
         raise TypeError(f"model: expected a network or a pipeline, got {type(model).__name__}")
     if texts is None and not writes_texts(model):
         raise TypeError(f"texts: expected inputs of a {type(model).__name__}, which writes no texts itself; got none")
-    if writes_texts(model) and (texts is None or as_texts(texts, "texts") is not None):
-        return ["perplexity", "kl", "output_change"]
-    return ["output_change"]
+    if texts is None:
+        return list(OF_TEXTS)
+    return [*OF_TEXTS, "output_change"] if writes_texts(model) and as_texts(texts, "texts") else ["output_change"]
+
+
+def budget_in(kinds: Sequence[str], budget: Any) -> Price:
+    """The budget, in one of these; TypeError or ValueError where it is none."""
+    wanted = Price.of(budget, "budget")
+    if wanted.measure not in (None, *kinds):
+        raise ValueError(f"budget: expected {' or '.join(kinds)} of this model and texts, got {budget!r:.60}")
+    return wanted
 
 
 def writes_texts(model: Any) -> bool:

@@ -5,17 +5,14 @@ from typing import Any
 import numpy as np
 
 from ..core.text import warn
-from ..evaluation.calibration import calibrate, prices_of, writes_texts
+from ..evaluation.calibration import budget_in, calibrate, prices_of, writes_texts
 from ..maps import algebra
-from ..maps.dial import Price
 from ..steering import Steering
 
 
 def check_budget(budget: Any, model: Any, src: Any) -> None:
     """TypeError or ValueError, before any work, where a model and its inputs have no such price."""
-    kinds, wanted = prices_of(model, _paid_on(model, src)), Price.of(budget, "budget")
-    if wanted.measure not in (None, *kinds):
-        raise ValueError(f"budget: expected {' or '.join(kinds)} of this model, got {budget!r:.60}")
+    budget_in(prices_of(model, _paid_on(model, src)), budget)
 
 
 def _paid_on(model: Any, src: Any) -> Any:

@@ -143,6 +143,17 @@ def test_strengths_at_which_a_model_overflows_are_left_out(model, words):
 # -- pictures and other networks --
 
 
+def test_a_language_model_may_be_priced_by_its_output(model, maps, words):
+    dial = lineas.calibrate(maps, model, TEXTS, budget="5% output_change", tokenizer=words, progress=False)
+    assert dial.price == "output_change"
+    refusal(ValueError, "budget: expected one in output_change, which price= says, got '0.05 nats'", maps, model, TEXTS,
+            price="output_change", budget="0.05 nats", tokenizer=words)  # fmt: skip
+    refusal(ValueError, "price: expected perplexity or kl of this model", maps, model, price="output_change")
+    by_kl = lineas.calibrate(maps, model, TEXTS, price="kl", budget="+5%", tokenizer=words, progress=False)
+    assert by_kl.price == "kl"
+    assert by_kl.cost(by_kl.strength_for("+5%"), "perplexity").value == pytest.approx(0.05, rel=0.01)
+
+
 def test_pictures_cost_what_they_change():
     pipe = StandIn()
     steering = maps_of(pipe.unet, "0")
@@ -195,7 +206,7 @@ def test_what_cannot_be_calibrated_is_refused(model, maps, words, mlp):
     refusal(TypeError, "model: expected a network or a pipeline, got str", maps, "gpt2")
     refusal(TypeError, "texts: expected inputs of a Mlp, which writes no texts itself; got none", maps, mlp)
     refusal(TypeError, "texts: expected captions for a StandIn, got none", maps, StandIn())
-    refusal(ValueError, "price: expected perplexity or kl or output_change of this model", maps, model, price="joy")
+    refusal(ValueError, "price: expected perplexity or kl of this model", maps, model, price="joy")
     refusal(
         ValueError,
         "price: expected output_change of this model and texts, got 'kl'",

@@ -112,7 +112,7 @@ def test_a_pipelines_budget_is_what_its_pictures_change(image_pipe):
 def test_a_budget_that_cannot_be_is_refused_before_any_work():
     net = Mlp().eval()
     for budget, match in (
-        ("0.05 nats", "budget: expected output_change of this model, got '0.05 nats'"),
+        ("0.05 nats", "budget: expected output_change of this model and texts, got '0.05 nats'"),
         ("much", "budget: expected '.5%'"),
         (-1, "budget: expected a price above 0"),
     ):

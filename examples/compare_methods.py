@@ -300,36 +300,78 @@ def _figure(values: Sequence[float]) -> str:
     return f"{found.value:+.3f}" + f" ± {found.high - found.value:.3f}" * (found.n > 1)
 
 
+# A column of the picture each, of few methods, which colours tell apart for everybody, in print too (Okabe & Ito).
+FAMILIES = {
+    "recipes": ("published",),
+    "fewer units": ("lineas, 3%", "lineas, 1%", "lineas, 1% by L1", "lineas, L1"),
+    "transport": ("mean_act", "gaussian_act", "linear_act"),
+    "shifts": ("caa", "actadd", "iti_c", "repe"),
+    "damping": ("aura", "det0"),
+}
+COLOURS, STYLES = ("#D55E00", "#0072B2", "#009E73", "#CC79A7"), ("--", "-.", ":", (0, (5, 1)))
+SHOWN = 0.25  # of perplexity: beyond it nobody goes
+ROOM = 1.28  # for the names of the lines
+
+
 def draw_fronts(rows: Sequence[Row], path: Path) -> None:
-    """Effect against perplexity, a panel a task, a line a method with its strengths."""
+    """Effect against perplexity: a row a task, a column a family, `lineas` in each; standard errors as bands."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
     tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
-    figure, panels = pyplot.subplots(1, len(tasks), figsize=(7 * len(tasks), 5.5), layout="constrained", squeeze=False)
-    markers = "os^vD*PX<>hdp8H"
-    for ax, task in zip(panels[0], tasks, strict=True):
-        for k, method in enumerate(METHODS):
-            found = points(rows, task, method)
-            if not found:
-                continue
-            most = max(point.draws for point in found)  # a mean of those draws alone that are not ruined would mislead
-            found = [point for point in found if point.draws == most]
-            x, y = [0.0, *(100 * p.perplexity for p in found)], [0.0, *(p.effect for p in found)]
-            ours = method.startswith("lineas")
-            ax.errorbar(
-                x, y, yerr=[0.0, *(np.nan_to_num(p.error) for p in found)], marker=markers[k], markersize=5,
-                color="black" if ours else "0.55", markerfacecolor="black" if ours else "white",
-                linestyle="-" if ours else (":", "--", "-.")[k % 3], linewidth=1.6 if ours else 1, capsize=2,
-                label=method,
-            )  # fmt: skip
-        ax.set(xlabel="perplexity of neutral text, %", ylabel="effect", title=task, xlim=(-5, 100 * RUIN))
-        ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-        ax.legend(frameon=False, fontsize=8, ncols=2)
+    families = {name: [m for m in some if any(r["method"] == m for r in rows)] for name, some in FAMILIES.items()}
+    families = {name: some for name, some in families.items() if some} or {"": []}
+    shape = len(tasks), len(families)
+    figure, panels = pyplot.subplots(
+        *shape, figsize=(2.9 * shape[1] + 0.6, 3.1 * shape[0]), layout="constrained", squeeze=False, sharex=True,
+        sharey="row",
+    )  # fmt: skip
+    names: dict[Any, list[tuple[float, str, str]]] = {}
+    for row, task in zip(panels, tasks, strict=True):
+        for ax, (family, methods) in zip(row, families.items(), strict=True):
+            ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+            ends = [_draw_line(ax, rows, task, "lineas", "black", "-")]
+            for method, colour, style in zip(methods, COLOURS, STYLES, strict=False):
+                ends.append(_draw_line(ax, rows, task, method, colour, style))
+            names[ax] = [end for end in ends if end]
+            ax.set(
+                title=f"{task}: {family}", xlim=(-0.5, 100 * SHOWN * ROOM), xticks=range(0, round(100 * SHOWN) + 1, 5)
+            )
+            ax.title.set_fontsize(10)
+        row[0].set_ylabel("effect")
+    for ax in panels[-1]:
+        ax.set_xlabel("perplexity, +%")
+    for ax, ends in names.items():
+        _name_lines(ax, ends)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def _draw_line(
+    ax: Any, rows: Sequence[Row], task: str, method: str, colour: str, style: Any
+) -> tuple[float, str, str] | None:
+    """With its strengths as points: how high it ends, its name and its colour."""
+    found = points(rows, task, method)
+    if not found:
+        return None
+    most = max(point.draws for point in found)  # a mean of those draws alone that are not ruined would mislead
+    found = [point for point in found if point.draws == most and point.perplexity <= SHOWN]
+    x, y = np.array([0.0, *(100 * p.perplexity for p in found)]), np.array([0.0, *(p.effect for p in found)])
+    half = np.array([0.0, *(float(np.nan_to_num(p.error)) for p in found)])
+    ax.plot(x, y, color=colour, linestyle=style, marker="o", markersize=3, linewidth=2 if method == "lineas" else 1.4)
+    ax.fill_between(x, y - half, y + half, color=colour, alpha=0.12, linewidth=0)
+    return float(y[-1]), method, colour
+
+
+def _name_lines(ax: Any, ends: list[tuple[float, str, str]]) -> None:
+    """At the right edge, in the order in which the lines end, and apart from each other."""
+    low, high = ax.get_ylim()
+    gap, below = (high - low) / 14, -np.inf
+    for height, name, colour in sorted(ends):
+        below = max(height, below + gap, low + gap / 2)
+        ax.text(100 * SHOWN * ROOM - 0.4, below, name, fontsize=8, color=colour, ha="right", va="center")
 
 
 def write(rows: Sequence[Row], page: Path) -> None:

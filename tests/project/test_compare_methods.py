@@ -135,16 +135,28 @@ def test_the_picture_leaves_out_means_of_the_draws_that_are_left(compare, monkey
 
     rows = rows_of(compare, {"caa": [(0.5, 0.2, 0.1), (1.0, 0.4, 0.3)]})
     del rows[-1]["effect"]  # of strength 1, in one draw of three
-    drawn, errorbar = [], Axes.errorbar
+    drawn, plot, names, text = [], Axes.plot, [], Axes.text
 
     def listen(self, x, y, **options):
         drawn.append(x)
-        return errorbar(self, x, y, **options)
+        return plot(self, x, y, **options)
 
-    monkeypatch.setattr(Axes, "errorbar", listen)
+    def read(self, x, y, name, **options):
+        names.append(name)
+        return text(self, x, y, name, **options)
+
+    monkeypatch.setattr(Axes, "plot", listen)
+    monkeypatch.setattr(Axes, "text", read)
     compare.draw_fronts(rows, tmp_path / "fronts.png")
     assert len(drawn) == 1
     assert drawn[0] == pytest.approx([0.0, 20.0])
+    assert names == ["caa"]
+
+
+def test_every_method_is_in_one_panel_of_the_picture(compare):
+    shown = [method for some in compare.FAMILIES.values() for method in some]
+    assert sorted([*shown, "lineas"]) == sorted(compare.METHODS)
+    assert max(map(len, compare.FAMILIES.values())) <= len(compare.COLOURS) == len(compare.STYLES)
 
 
 def lineas_perplexity(compare, model, tokenizer):

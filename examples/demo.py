@@ -85,7 +85,7 @@ def read_texts(path: str) -> list[str]:
 
 def run(
     *, src: str | None = None, tgt: str | None = None, model_path: str | None = None, seed: int = 0,
-    max_evaluations: int | None = None, prompts: Sequence[str] = PROMPTS, count: int = 12, sentences: int = 60,
+    max_evaluations: int | None = None, prompts: Sequence[str] = PROMPTS, count: int = 8, sentences: int = 60,
     out: str = "out/demo.png",
 ) -> tuple[lineas.Steering, evaluation.Report]:  # fmt: skip
     """The whole demo; the tests call it with less of everything."""

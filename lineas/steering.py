@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -62,11 +61,7 @@ class Steering(Maps):
         """The same maps with what `lineas.calibrate` measured, which `strength_for` and files then know."""
         if not isinstance(dial, Dial):
             raise TypeError(f"dial: expected a Dial, got {type(dial).__name__}")
-        x = np.concatenate([self.weights, self.biases])
-        info = {**self.info, "dial": dial.to_dict()}
-        return type(self).from_flat(
-            self.sizes, self.sizes.values(), x, kinds=self.special, history=self.history, info=info
-        )
+        return self.told({**self.info, "dial": dial.to_dict()}, self.history)
 
     def strength_for(self, price: "str | float | Price") -> float:
         """The largest strength up to which nothing costs more than a price, such as "+2%" or "0.05 nats".

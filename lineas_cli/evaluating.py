@@ -107,6 +107,8 @@ def evaluate(
     """
     if best is not None:
         check_price("--best", best)
+        if no_prompts or (pipeline and not scorer):
+            raise typer.BadParameter("--best: expected a --scorer, whose effect it compares, got none")
     if no_prompts and (prompt or prompts or scorer):
         raise typer.BadParameter("--no-prompts goes without --prompt, --prompts and --scorer")
     files = {"texts": texts_file, "prompts": prompts, "src": src, "tgt": tgt}

@@ -63,9 +63,7 @@ def best(report: Measured, price: Any, by: str | None, steering: str | None) -> 
 def price_in(report: Measured, price: Price) -> str:
     """In which measure of the report a price is."""
     known = [name for name in COSTS if name in report.measures]
-    if price.measure is None and price.is_percent:
-        known = [name for name in known if name != "kl"]
-    name = price.measure or next(iter(known), "")
+    name = price.measure_among(known)
     if name not in report.measures:
         raise LookupError(f"price: expected one of what was measured, {', '.join(known) or 'nothing'}; got {name!r}")
     return name

@@ -131,7 +131,9 @@ def calibrate(
     facts: dict[str, Any] = {"model": name_of(model) or type(model).__name__, "seed": seed}
     with tqdm(desc="calibrate", disable=not progress, total=ROUNDS) as bar, eager():
         if price == "pixel_change":
-            meter, own = _of_pictures(steering, model, list(texts), call, batch_size, seed, confidence, strict)
+            meter, own = _of_pictures(
+                steering, model, list(texts), call, batch_size, seed, confidence, strict, component
+            )
         elif price == "output_change":
             meter, own = _of_outputs(
                 model, texts, apply, tokenizer, batch_size, max_length, component, call, seed, confidence
@@ -175,7 +177,7 @@ def writes_texts(model: Any) -> bool:
 def _guess(steering: Steering, price: str, wanted: Price) -> float:
     """Where the budget may be: what the fit predicted of a divergence, whose root goes with the strength."""
     predicted = predicted_kl(steering.info)
-    if not predicted or price not in ("perplexity", "kl"):
+    if not predicted or price not in OF_TEXTS:
         return 1.0
     nats = math.log1p(wanted.value) if wanted.measure != "kl" and price == "perplexity" else wanted.value
     return min(max(math.sqrt(nats / predicted), 2**-6), 2.0**6)
@@ -262,14 +264,14 @@ def _of_texts(
 
 def _of_pictures(
     steering: Steering, pipe: Any, captions: list[str], call: Mapping[str, Any] | None, batch_size: int | None,
-    seed: int, confidence: float, strict: bool,
+    seed: int, confidence: float, strict: bool, component: str | None,
 ) -> tuple[Meter, dict[str, Any]]:  # fmt: skip
     given = dict(call or {})
 
     def measure(strengths: Sequence[float]) -> list[Measured]:
         report = measure_pictures(
             pipe, steering, prompts=captions, strengths=strengths, seeds=seed, call=given, pictures=0, progress=False,
-            batch_size=batch_size or 8, confidence=confidence, strict=strict,
+            batch_size=batch_size or 8, confidence=confidence, strict=strict, component=component,
         )  # fmt: skip
         return [{CHANGE: _cost(report.estimate(CHANGE, s))} for s in strengths]
 
@@ -307,8 +309,8 @@ def _of_outputs(
 
 def _rows(network: nn.Module, batch: Batch) -> Tensor:
     """What the network puts out for each sample, (rows, numbers), 0 where it is padding."""
-    output = output_of(called(network, batch))[0].double()
+    output = output_of(called(network, batch))[0].cpu().double()  # in this order: not every GPU has doubles
     mask = batch.mask
     if mask is not None and mask.shape == output.shape[:2]:
-        output = output * (mask != 0).view(*mask.shape, *[1] * (output.ndim - 2))
-    return output.cpu().flatten(1)
+        output = output * (mask != 0).cpu().view(*mask.shape, *[1] * (output.ndim - 2))
+    return output.flatten(1)

@@ -20,7 +20,6 @@ from ..network.texts import listed_texts
 if TYPE_CHECKING:
     from ..steering import Steering
 
-DOUBLE: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 Condition = Callable[[], AbstractContextManager[Any]]
 
 
@@ -95,18 +94,18 @@ def read(
                 with condition():
                     logits = _logits(model, batch)
                 base = logits if base is None else base
-                away = [one.cpu() for one in divergences_of(logits, base, batch)] if divergence else []
-                each += away
-                sums = torch.tensor([float(one.double().sum()) for one in away] or [0.0] * batch.size, **DOUBLE)
-                counts = torch.tensor([len(one) for one in away] or [0] * batch.size, device="cpu")
+                away = divergences_of(logits, base, batch) if divergence else [logits[0, :0, 0]] * batch.size
+                counts = torch.tensor([len(one) for one in away], device="cpu")
+                flat = torch.cat(away).cpu().double()  # at once: a GPU would be waited for text by text
+                each.append(flat)
+                sums = torch.stack([one.sum() for one in flat.split(counts.tolist())])
                 for part, values in zip(parts, (*losses_of(logits, batch), sums, counts), strict=True):
                     part.append(values.cpu())
     back = np.argsort(order)
     found = [Sums(*(torch.cat(part).double().numpy()[back] for part in parts)) for parts in rows]
     if not found[0].predicted.any():
         raise ValueError("texts: expected some with at least 2 tokens, got none; there is nothing to predict")
-    none = torch.zeros(0, **DOUBLE)
-    return [Reading(s, torch.cat([none, *t]).double().numpy()) for s, t in zip(found, tokens, strict=True)]
+    return [Reading(s, torch.cat(t).numpy()) for s, t in zip(found, tokens, strict=True)]
 
 
 def _by_length(texts: Sequence[str] | Mapping[str, Tensor]) -> tuple[list[int], list[str] | dict[str, Tensor]]:

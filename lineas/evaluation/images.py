@@ -31,7 +31,7 @@ def measure_pictures(
     pipe: Any, steering: Steering | Mapping[str, Steering] | None = None, *, prompts: Sequence[str] = (),
     strengths: float | Sequence[float] = (0.5, 1.0), seeds: int | Sequence[int] = 0, scorers: Any = (),
     call: Mapping[str, Any] | None = None, batch_size: int = 8, pictures: int = 8, strict: bool = True,
-    confidence: float = 0.95, progress: bool = True,
+    confidence: float = 0.95, progress: bool = True, component: str | None = None,
 ) -> Report:  # fmt: skip
     """`evaluate`, which says what is what, of a text-to-image pipeline."""
     check_takes_prompts(pipe)
@@ -49,7 +49,9 @@ def measure_pictures(
         one.check_prompts(len(captions))
         if one.name == CHANGE:
             raise ValueError(f"scorers: expected other names than {CHANGE}, got it")
-    conditions = conditions_of(named, strengths, lambda one, strength: one.apply(pipe, strength, strict=strict))
+    conditions = conditions_of(
+        named, strengths, lambda one, strength: one.apply(pipe, strength, strict=strict, component=component)
+    )
     gallery = Gallery(pipe, captions, conditions, scoring, call, pictures)
     steps = len(drawn) * len(conditions) * -(-len(captions) // batch_size)
     with tqdm(desc="evaluate", total=steps, disable=not progress) as bar, left_alone(pipe):

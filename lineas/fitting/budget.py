@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import numpy as np
-
 from ..core.text import warn
 from ..evaluation.calibration import budget_in, calibrate, prices_of, writes_texts
 from ..maps import algebra
@@ -30,13 +28,10 @@ def at_budget(steering: Steering, model: Any, src: Any, budget: Any, **how: Any)
     try:
         dial = calibrate(steering, model, _paid_on(model, src), budget=budget, **how)
         strength = dial.strength_for(budget)
-    except (ValueError, ArithmeticError) as error:
+    except (ValueError, LookupError, RuntimeError, ArithmeticError) as error:  # out of memory, for instance
         warn(f"strength 1 is as it was fitted, and not at the budget of {budget}: {error}")
         return steering
     found = algebra.scaled(steering.with_dial(dial), strength)
     info = {**steering.info, "scaled_by": round(strength, 4), "budget": str(budget)}
     info |= {key: value for key, value in found.info.items() if key in ("dial", "predicted_kl")}
-    x = np.concatenate([found.weights, found.biases])
-    return Steering.from_flat(
-        found.sizes, found.sizes.values(), x, kinds=found.special, history=steering.history, info=info
-    )
+    return found.told(info, steering.history)

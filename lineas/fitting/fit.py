@@ -48,6 +48,7 @@ from .source_passes import SourcePasses
 
 __all__ = ["fit", "fitted"]
 
+OF_CALIBRATE = "tokenizer", "component", "call", "batch_size", "max_length", "seed", "progress"
 Minimise = Callable[..., list[Checkpoint]]  # of runner, sources, targets, free units, options, log and processes
 
 
@@ -221,7 +222,7 @@ def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
         warn(said)
     if budget is None:
         return found
-    how = {name: given[name] for name in ("tokenizer", "component", "call", "max_length", "seed", "progress")}
+    how = {name: given[name] for name in OF_CALIBRATE}
     return [at_budget(one, model, asked.src, budget, **how) for one in found]
 
 

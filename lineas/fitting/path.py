@@ -35,6 +35,7 @@ __all__ = ["Path", "path"]
 
 OURS = ("penalty", "recipe", "method", "optimizer", "learning_rate", "schedule", "within_range", "budget",
         "checkpoint_dir", "resume_from", "distributed", "max_evaluations", "steps")  # fmt: skip
+TRIALS = 20  # evaluations that a strength may take, rejected ones included: only callbacks end a path early
 STEPS = 3  # at most, after the first, at each strength: the next one begins where they lead
 FIRST = 0.8  # of the strength that just leaves nothing: where the path begins
 PROBE = 1e-3  # a proximal step of this size tells whether a penalty leaves anything
@@ -169,6 +170,7 @@ def path(
     strengths: list[float] = []
     walk = partial(_walk, penalty, whole(count, "count"), least, share, strengths)
     asked = {**vars(DEFAULT), **options, "model": model, "src": src, "tgt": tgt, "penalty": penalty(0.0)}
+    asked["max_evaluations"] = 1 + TRIALS * count
     steerings = fitted(asked, walk)
     for strength, one in zip(strengths, steerings, strict=True):
         one.info["penalty"] = repr(penalty(strength))

@@ -133,7 +133,7 @@ def _tokens(output: Tensor, batch: Batch) -> Floats:
     """How many distributions the logits of each sample are, (samples,)."""
     mask = _mask(output, batch)
     if mask is not None:
-        return mask.sum(1).double().cpu().numpy()
+        return mask.sum(1).cpu().double().numpy()
     return np.full(batch.size, output.numel() / (batch.size * output.shape[-1]))
 
 

@@ -1,7 +1,7 @@
 """Algebra of steerings: invert, compose, scale, mix, cut down, compare. Arithmetic in float64, results in float32."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -166,13 +166,7 @@ def compose(after: AnyMaps, before: AnyMaps) -> AnyMaps:
 
 def added(a: AnyMaps, b: AnyMaps, times: float = 1.0) -> AnyMaps:
     """Both moves at once, b's so many times: w = w_a + times (w_b - 1), b = b_a + times b_b."""
-    first, second = _pair(a, b)
-    pairs: Pairs = {}
-    for name in merged_order(list(first), list(second)):
-        units = len((first.get(name) or second[name])[0])
-        identity = np.ones(units), np.zeros(units)
-        (w1, b1), (w2, b2) = first.get(name, identity), second.get(name, identity)
-        pairs[name] = (w1 + times * (w2 - 1), b1 + times * b2)
+    pairs = {name: (w1 + times * (w2 - 1), b1 + times * b2) for name, (w1, b1), (w2, b2) in _both(a, b)}
     how = f"the moves of the first and {times:g} times those of the second"
     return derived(how, _within_float32(pairs, "added"), a, b)
 
@@ -209,13 +203,7 @@ def interpolate(a: AnyMaps, b: AnyMaps, t: float) -> AnyMaps:
     for steering in (a, b):
         _check_maps(steering)
     t = number(t, "t")
-    first, second = _pair(a, b)
-    pairs: Pairs = {}
-    for name in merged_order(list(first), list(second)):
-        units = len((first.get(name) or second[name])[0])
-        identity = np.ones(units), np.zeros(units)
-        (w1, b1), (w2, b2) = first.get(name, identity), second.get(name, identity)
-        pairs[name] = ((1 - t) * w1 + t * w2, (1 - t) * b1 + t * b2)
+    pairs = {name: ((1 - t) * w1 + t * w2, (1 - t) * b1 + t * b2) for name, (w1, b1), (w2, b2) in _both(a, b)}
     return derived(f"{1 - t:g} of the first, {t:g} of the second", _within_float32(pairs, "interpolated"), a, b)
 
 
@@ -322,6 +310,15 @@ def _pair(a: Maps, b: Maps) -> tuple[Pairs, Pairs]:
     both = {name: kind for name, kind in special_kinds(a, b).items() if name in first and name in second}
     refuse_special("one map for two", both)
     return first, second
+
+
+def _both(a: Maps, b: Maps) -> Iterator[tuple[str, tuple[NDArray, NDArray], tuple[NDArray, NDArray]]]:
+    """Each site with the maps of both; the identity where one lacks it."""
+    first, second = _pair(a, b)
+    for name in merged_order(list(first), list(second)):
+        units = len((first.get(name) or second[name])[0])
+        identity = np.ones(units), np.zeros(units)
+        yield name, first.get(name, identity), second.get(name, identity)
 
 
 def refuse_special(what: str, kinds: Mapping[str, Affine]) -> None:

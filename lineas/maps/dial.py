@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -62,6 +62,11 @@ class Price(NamedTuple):
         if found.is_percent and found.measure in ("kl", "kl_95"):
             raise ValueError(f"{name}: expected nats, which are no percentages, got {given!r:.60}")
         return found
+
+    def measure_among(self, known: Iterable[str]) -> str:
+        """What it is in: what it says, or the first of these, nats if it is no percentage; empty if there is none."""
+        fitting = (name for name in known if not (self.is_percent and name in ("kl", "kl_95")))
+        return self.measure or next(fitting, "")
 
 
 @dataclass(frozen=True)
@@ -164,9 +169,7 @@ class Dial:
 
     def measure_of(self, price: Price) -> str:
         """What a price is in: what it says; a percentage that does not say so is not in nats."""
-        if price.measure is None and price.is_percent and self.price in ("kl", "kl_95"):
-            return self._known("perplexity")
-        return self._known(price.measure or self.price)
+        return self._known(price.measure_among([self.price, *self.costs]))
 
     def _known(self, name: str) -> str:
         if name not in self.costs:

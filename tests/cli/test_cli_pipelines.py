@@ -173,6 +173,7 @@ def test_merge_saves_a_pipeline_that_needs_no_steering(folder, image_pipe, maps)
          "--no-prompts goes without --prompt"),
         ("evaluate painter --pipeline --steering snow --prompt a --count 2 --position last",
          "--count, --position: not for a pipeline"),
+        ("evaluate painter --pipeline --steering snow --prompt a --best 0.1", "--best: expected a --scorer, whose effect"),
         ("evaluate painter --pipeline --steering snow", "expected --prompt TEXT or --prompts FILE for the pictures"),
         ("evaluate painter --pipeline --steering snow --prompt a --grid x.pdf", "expected a name that ends in .png"),
         ("merge painter --steering snow --plan --component unet", "--component: expected --pipeline with it"),

@@ -6,7 +6,16 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from conftest import assert_untouched, minding_model, normal, random_maps, small_model, small_tokenizer, snapshot
+from conftest import (
+    IMAGE_CALL,
+    assert_untouched,
+    minding_model,
+    normal,
+    random_maps,
+    small_model,
+    small_tokenizer,
+    snapshot,
+)
 from image_model import StandIn, maps_of
 
 import lineas
@@ -163,6 +172,15 @@ def test_pictures_cost_what_they_change():
     s = dial.strength_for(0.02)
     report = lineas.evaluate(pipe, steering, prompts=prompts, strengths=s, pictures=0, progress=False)
     assert report.estimate("pixel_change", s).value == pytest.approx(0.02, rel=calibration.CLOSE + 0.03)
+
+
+def test_pictures_are_measured_with_the_component_that_is_told(image_pipe):
+    encoder = maps_of(image_pipe.text_encoder, ".*layer_norm2")
+    told = {"component": "text_encoder", "call": IMAGE_CALL, "progress": False}
+    dial = lineas.calibrate(encoder, image_pipe, ["a cat", "a boat"], budget=0.01, **told)
+    assert dial.cost(dial.strength_for(0.01)).value == pytest.approx(0.01)
+    with pytest.raises(LookupError):
+        lineas.calibrate(encoder, image_pipe, ["a cat", "a boat"], budget=0.01, call=IMAGE_CALL, progress=False)
 
 
 def test_any_other_network_costs_what_its_output_changes(mlp):

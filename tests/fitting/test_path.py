@@ -81,6 +81,7 @@ def test_a_path_ends_where_it_is_told_to():
     shares = walk(until="30%").shares
     assert shares[-1] > 0.3 >= max(shares[:-1])
     assert len(walk(count=3, least=0.5).strengths) == 3
+    assert len(walk("llama", count=30).strengths) == 30, "more than the fifty evaluations of a fit"
 
 
 def test_sites_are_chosen_by_another_penalty():

@@ -68,7 +68,7 @@ def random_inputs(samples: int, tokens: int, vocabulary: int, seed: int = 0) -> 
 class Setting:
     """A model and two sets of inputs, ready to step."""
 
-    def __init__(self, model, src, tgt, *, sites=None, economize=True, compute_dtype=None):
+    def __init__(self, model, src, tgt, *, sites=None, economize=True, compute_dtype=None, graphs=False):
         self.model, self.penalty = model, lineas.penalties.SparseGroupLasso(1e-6, 1e-6)
         device = device_of(model)
         self.sources = [batch.to(device) for batch in as_batches(src, "src", model)]
@@ -76,7 +76,7 @@ class Setting:
         layout = probe(model, lineas.find_sites(model, sites), self.sources[0])
         runner = Runner(model, layout, layout, "mean")
         savings = runner.possible_savings([*self.sources, *self.targets]) if economize else Savings()
-        runner = Runner(model, layout, layout, "mean", savings=savings, compute_dtype=compute_dtype)
+        runner = Runner(model, layout, layout, "mean", savings=savings, compute_dtype=compute_dtype, graphs=graphs)
         responses = [runner.collect([batch]) for batch in self.targets]
         self.problem = ModelLoss(SourcePasses(runner, self.sources), responses)
         self.x = self.problem.identity()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import _core, device
+from .parts import quantile_parts
 from .room import Room
 from .threads import thread_count
 
@@ -52,6 +53,29 @@ class _AffinePool(torch.autograd.Function):
         )  # fmt: skip
         grad_h, grad_scale, grad_shift = (torch.from_numpy(a) for a in arrays)
         return grad_h.view(h.dtype), grad_scale, grad_shift, None, None, None
+
+
+class _FusedAffinePool(torch.autograd.Function):
+    """The same by the kernels of a GPU."""
+
+    @staticmethod
+    def forward(ctx, h, scale, shift, pool, channels_first, kernels):
+        ctx.save_for_backward(h, scale, pool)
+        ctx.channels_first, ctx.kernels = channels_first, kernels
+        ctx.set_materialize_grads(False)
+        return kernels.affine_pool(h, scale, shift, pool, channels_first)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out, grad_pooled):
+        h, scale, pool = ctx.saved_tensors
+        if grad_pooled is None:
+            grad_pooled = scale.new_zeros(len(h), len(scale))
+        wants_h = ctx.needs_input_grad[0]
+        grads = ctx.kernels.affine_pool_grad(
+            grad_out, grad_pooled.contiguous(), h, scale, pool, ctx.channels_first, wants_h
+        )
+        return *grads, None, None, None
 
 
 def affine_pool(
@@ -100,6 +124,9 @@ def affine_pool(
             f"scale {tuple(scale.shape)}, shift {tuple(shift.shape)}, pool {tuple(pool.shape)}"
         )
     if not runs_in_c(h, scale, shift, pool):
+        if kernels := device.fused(h):
+            maps = (x.float().contiguous() for x in (scale, shift, pool))
+            return _FusedAffinePool.apply(h, *maps, channels_first, kernels)
         return device.affine_pool(h, scale, shift, pool, channels_first)
     precision = torch.promote_types(h.dtype, torch.float32)
     maps = (x.to(precision).contiguous() for x in (scale, shift, pool))
@@ -108,6 +135,8 @@ def affine_pool(
 
 def affine(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """scale * h + shift, out of place and in h's dtype. Both broadcast over h; in float32 also where h is not."""
+    if h.is_cuda:
+        return device.affine(h, scale, shift)
     mapped = (h * scale).add_(shift)
     return mapped if mapped.dtype == h.dtype else mapped.to(h.dtype)
 
@@ -191,20 +220,13 @@ def prepare_target(y: NDArray, n: int | None = None, *, threads: int | None = No
     values = _core.sort_values(np.ascontiguousarray(y), thread_count(threads, y.size))
     if n in (None, len(values)):
         return Target(values)
-    parts = _parts(n, len(values))
+    parts = quantile_parts(n, len(values))
     means, spread = np.zeros((n, values.shape[1])), np.zeros(values.shape[1])
     for i, j, mass in parts:
         means[i] += n * mass * values[j]
     for i, j, mass in parts:
         spread += mass * (values[j] - means[i]) ** 2
     return Target(means.astype(values.dtype), spread)
-
-
-def _parts(n: int, m: int) -> list[tuple[int, int, float]]:
-    """(i, j, mass): how much of the i-th of n equal parts of the unit interval lies in the j-th of m."""
-    cuts = np.unique(np.concatenate([np.arange(n + 1) * m, np.arange(m + 1) * n]))  # in units of 1 / (n m)
-    starts, masses = cuts[:-1], np.diff(cuts) / (n * m)
-    return list(zip((starts // m).tolist(), (starts // n).tolist(), masses.tolist(), strict=True))
 
 
 def loss(

@@ -15,6 +15,7 @@ from torch import nn
 from .. import optim
 from ..attaching.handle import what_is_on
 from ..core.arrays import Vector
+from ..core.device import facts as kernel_facts
 from ..core.text import warn
 from ..maps.algebra import refuse_special
 from ..maps.kinds import Affine, WithinRange
@@ -81,6 +82,7 @@ def fit(
     component: str | None = DEFAULT.component,
     call: Mapping[str, Any] | None = DEFAULT.call,
     at: str | Sequence[int] | None = DEFAULT.at,
+    graphs: bool = DEFAULT.graphs,
     seed: int = DEFAULT.seed,
     progress: bool = DEFAULT.progress,
     callbacks: Iterable[Callable[[Entry], Any]] = DEFAULT.callbacks,
@@ -104,10 +106,9 @@ def fit(
 
     Raises
     ------
-    TypeError, ValueError, LookupError
-        On input that cannot work, before any step, with what was expected and what came.
-    OSError, FloatingPointError
-        No checkpoint can be written or found; the published recipe diverged. The model is as it was.
+    TypeError, ValueError, LookupError, OSError, FloatingPointError
+        On input that cannot work, before any step, with what was expected and what came; no checkpoint can be written
+        or found; the published recipe diverged. The model is as it was.
 
     Notes
     -----
@@ -211,7 +212,7 @@ def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
         info = {
             **identity.of_model(network), "data": data, **facts, "ridge": end.ridge,
             "evaluations": passes if formula else len(end.history["loss"]), "seconds": round(end.seconds, 3),
-            "stopped": end.stopped,
+            "stopped": end.stopped, **kernel_facts(runner.device), **runner.graphs.facts(),
         }  # fmt: skip
         if end.predicted_kl is not None:
             info["predicted_kl"] = end.predicted_kl
@@ -262,8 +263,10 @@ def _runner(
     if options.fits:
         check_differentiable(plain, sources[0])
     # Where nothing is fitted no site is passed twice, and what comes before the first one cannot be spared.
-    savings = plain.possible_savings([*sources, *targets], prefix=options.fits)
-    return Runner(*where, savings=savings, compute_dtype=options.compute_dtype)
+    # Graphs spare it by themselves.
+    made = Runner(*where, compute_dtype=options.compute_dtype, graphs=options.graphs and options.fits)
+    made.save(plain.possible_savings([*sources, *targets], prefix=options.fits and not made.graphs.wanted))
+    return made
 
 
 def _minimise(
@@ -322,7 +325,7 @@ def _problem(
     if loss.needs_noise or (ridge is not None and strength is None):
         unsteered = passes.at(passes.runner.mapped.identity()).responses
         all_targets, _ = passes.world.gather(lambda: np.concatenate(targets))
-        noise = losses.sampling_noise(unsteered, all_targets)
+        noise = losses.sampling_noise(unsteered, all_targets, passes.runner.device)
         if strength is None:
             strength = losses.share_of_noise(unsteered, all_targets, noise, passes.runner.compared.coefficients())
     return ModelLoss(passes, targets, loss, noise=noise, ridge=ridge, strength=strength or 0.0, free=free)

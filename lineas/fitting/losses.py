@@ -3,6 +3,7 @@
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 
 from ..core import ops
 from ..core.arrays import Floats, Vector
@@ -84,14 +85,15 @@ def find(loss: str | Loss) -> Loss:
     return LOSSES[loss] if isinstance(loss, str) else loss
 
 
-def sampling_noise(source: Vector, target: Vector) -> PermutationNull:
+def sampling_noise(source: Vector, target: Vector, device: torch.device | None = None) -> PermutationNull:
     """What each unit's W_2^2 comes to where nothing but chance tells source (n, N) from target (m, N).
 
-    A mean of so many relabellings is as good with more samples; the cost stays O(N) a sample.
+    A mean of so many relabellings is as good with more samples; the cost stays O(N) a sample. `device`: the model's,
+    whose kernels do it where they can.
     """
     samples = len(source) + len(target)
     return permutation_null(
-        source, target, n_permutations=max(RELABELLINGS * AT_SAMPLES // max(samples, AT_SAMPLES), 99)
+        source, target, n_permutations=max(RELABELLINGS * AT_SAMPLES // max(samples, AT_SAMPLES), 99), device=device
     )
 
 

@@ -84,6 +84,8 @@ OPTIONS = (
            command="Of a pipeline: an argument of its call, guidance_scale=0 for instance; several times for more."),
     Option("at", None, "str or list", "Of a pipeline: the steps that count: first, all, or their numbers.",
            command="Of a pipeline: the steps that count: first, all, or numbers such as 0,2."),
+    Option("graphs", True, "bool", "On a GPU: replay what passes have in common as CUDA graphs, where that works.",
+           "flag", "fit", command=None),
     Option("seed", 0, "int", "Of the noise of a pipeline, and for models that draw random numbers."),
     Option("progress", True, "bool", "Show a bar: the objective, the support, and how long it may take.", "flag",
            command=None),

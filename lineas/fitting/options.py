@@ -48,6 +48,7 @@ class Options:
     compute_dtype: torch.dtype | None
     pooling: str | tuple[str, ...] | None
     position: str
+    graphs: bool
     seed: int
 
     @classmethod
@@ -133,7 +134,7 @@ class Options:
             "pooling": list(self.pooling) if isinstance(self.pooling, tuple) else self.pooling,
         }
         other = "formula" if self.fits else "fit"
-        without = {option.name for option in OPTIONS if option.only == other}
+        without = {"graphs"} | {option.name for option in OPTIONS if option.only == other}
         without |= set() if self.within_range else {"within_range"}
         return {name: value for name, value in known.items() if name not in without}
 

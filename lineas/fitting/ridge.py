@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..core import _core
 from ..core.arrays import Floats
 from ..core.errors import NonFiniteError
+from ..core.mirror import memory_free
 from ..core.threads import thread_count
 from ..network.batch import Batch
 from ..network.calls import call, output_of
@@ -21,7 +22,9 @@ from ..responses.padding import put_back, set_aside
 from ..responses.pooling import Part
 from .distributed import Alone
 
-LARGEST = 1 << 23  # output numbers at a time: a language model's logits are the largest thing that a fit ever holds
+# Output numbers at a time: a language model's logits are the largest thing that a fit ever holds. On a GPU, where a
+# small pass costs as much as a large one, no more than there is memory for.
+LARGEST, LARGEST_ON_GPU, BYTES = 1 << 23, 1 << 28, 24
 ROOM = 1 << 25  # numbers of all rows that are kept: 128 MB
 FLOOR = 0.3  # of the mean: estimates from few samples must leave no unit free to go anywhere
 
@@ -90,7 +93,9 @@ def sensitivity(
     """
     world = world or Alone()
     done = sum(world.share(sum(batch.size for batch in batches))[: world.rank])
-    totals, rows = np.zeros((3, layout.units)), 1  # the first sample alone tells how large its output is
+    totals = np.zeros((3, layout.units))
+    most = most_at_once(batches[0])
+    rows = max(1, most // _bound(model, batches[0]))
     kept: list[NDArray[np.float32]] = []
     room = ROOM // (2 * layout.units)
     for batch in batches:
@@ -98,18 +103,19 @@ def sensitivity(
         while start < batch.size:
             part = batch.rows(start, min(start + rows, batch.size))
             output, is_logits, leaves = _run(model, layout, part)
-            rows = max(1, LARGEST * part.size // output.numel())
+            rows = max(1, most * part.size // output.numel())
             start, done = start + part.size, done + part.size
             if not output.requires_grad:  # quantised layers behind the last loss site may pass nothing back
                 continue
             direction = _direction(output, is_logits, part, seed + done - part.size)
             gradients = torch.autograd.grad(output, leaves, direction, materialize_grads=True, allow_unused=True)
             half = len(layout.sites)
-            by_weight, by_bias = (_side_by_side(g) for g in (gradients[:half], gradients[half:]))
-            totals += [(by_weight**2).sum(0), (by_weight * by_bias).sum(0), (by_bias**2).sum(0)]
+            w, b = (_side_by_side(g) for g in (gradients[:half], gradients[half:]))
+            totals += torch.stack([(w * w).sum(0), (w * b).sum(0), (b * b).sum(0)]).cpu().numpy()
             if is_logits and room and output.shape[:1] == (part.size,):
                 scale = 1 / np.sqrt(2 * _tokens(output, part))[:room, None]
-                kept.append((np.concatenate([by_weight[:room], by_bias[:room]], 1) * scale).astype(np.float32))
+                rows_of_both = torch.cat([w[:room], b[:room]], 1) * torch.from_numpy(scale).to(w.device)
+                kept.append(rows_of_both.float().cpu().numpy())
                 room -= len(kept[-1])
     totals = world.total(totals)
     if not np.isfinite(totals).all():
@@ -120,6 +126,22 @@ def sensitivity(
     stretch, cross, shift = totals / mean / (1 + FLOOR)
     by_sample = np.concatenate(kept) if kept else None
     return Ridge(stretch + FLOOR / (1 + FLOOR), cross, shift + FLOOR / (1 + FLOOR), by_sample)
+
+
+def most_at_once(batch: Batch) -> int:
+    """How many numbers of output a pass may have."""
+    device = next(batch.tensors()).device
+    if device.type != "cuda":
+        return LARGEST
+    return min(LARGEST_ON_GPU, memory_free(device) // BYTES)
+
+
+def _bound(model: nn.Module, batch: Batch) -> int:
+    """At most how many numbers a sample's output has, where that is known: for tokens and their mask, no dimension of
+    a weight a token is larger. Else that is for the first sample alone to tell."""
+    if batch.mask is None or next(batch.tensors()).device.type != "cuda":
+        return 1 << 62
+    return batch.mask.shape[1] * max(max(weight.shape, default=1) for weight in model.parameters())
 
 
 def _mask(output: Tensor, batch: Batch) -> Tensor | None:
@@ -137,9 +159,10 @@ def _tokens(output: Tensor, batch: Batch) -> Floats:
     return np.full(batch.size, output.numel() / (batch.size * output.shape[-1]))
 
 
-def _side_by_side(gradients: Sequence[Tensor]) -> Floats:
-    """(samples, N)."""
-    return torch.cat([g.flatten(1).cpu() for g in gradients], 1).double().numpy()
+def _side_by_side(gradients: Sequence[Tensor]) -> Tensor:
+    """(samples, N) float64, on a GPU if they are, else on the CPU: not every device has float64."""
+    flat = torch.cat([g.flatten(1) for g in gradients], 1)
+    return (flat if flat.device.type == "cuda" else flat.cpu()).double()
 
 
 def _run(model: nn.Module, layout: Layout, batch: Batch) -> tuple[Tensor, bool, list[Tensor]]:

@@ -1,6 +1,7 @@
 """The source set through the steered model: responses under maps, and the way back to the maps' gradient."""
 
 from collections.abc import Sequence
+from weakref import proxy
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from ..core.errors import NonFiniteError
 from ..core.room import Room
 from ..network.batch import Batch
 from ..responses.runner import Runner
+from ..responses.trip import Trip
 from .distributed import Alone
 
 
@@ -35,6 +37,7 @@ class SourcePasses:
         self.samples = sum(self.world.share(sum(batch.size for batch in batches)))
         weights = (weight.dtype for weight in runner.model.parameters())
         self.may_overflow = torch.float16 in (runner.compute_dtype, *weights)
+        self.trips = [Trip(runner, batch) for batch in batches]
         self._last: SourcePass | None = None
 
     def minibatch(self, k: int) -> "SourcePasses":
@@ -42,10 +45,8 @@ class SourcePasses:
 
     def at(self, x: Vector) -> "SourcePass":
         """All sources under the maps x. NonFiniteError where the model overflows."""
-        if self._last is not None:
-            if self._last.is_fresh(x):
-                return self._last
-            self._last.graph.clear()  # of a trial that was rejected: never two at once
+        if self._last is not None and self._last.is_fresh(x):
+            return self._last
         self._last = None
         self._last = SourcePass(self, x)
         return self._last
@@ -63,42 +64,50 @@ class SourcePass:
     """
 
     def __init__(self, passes: SourcePasses, x: Vector):
-        self.passes, self.leaf, self._at = passes, torch.from_numpy(x).requires_grad_(), x.copy()
-        self.graph: list[torch.Tensor] = []
+        self.passes, self._at = proxy(passes), x.copy()  # no cycle: a GPU's memory shall be free when a fit ends
         self.responses, self.own = passes.world.gather(self._collect, x)
 
     def _collect(self) -> Vector:
-        passes = self.passes
-        if len(passes.batches) > 1:
-            return passes.runner.collect(passes.batches, self.leaf)
-        self.graph.append(passes.runner.run(passes.batches[0], self.leaf))
-        return passes.runner.gather(self.graph[0])
+        trips = self.passes.trips
+        if len(trips) == 1:
+            return trips[0].there(self._at, returns=True)
+        # One buffer from the start, for the reason that `Runner.collect` has.
+        rows, start = np.empty((sum(t.batch.size for t in trips), self.passes.runner.compared.units), np.float32), 0
+        for trip in trips:
+            rows[start : start + trip.batch.size] = trip.there(self._at, returns=False)
+            start += trip.batch.size
+        return rows
 
     def is_fresh(self, x: Vector) -> bool:
         """Whether it was run at x, and nothing has been taken back through it yet."""
-        return bool(self.graph or len(self.passes.batches) > 1) and np.array_equal(self._at, x)
+        trips = self.passes.trips
+        return (len(trips) > 1 or trips[0].can_return) and np.array_equal(self._at, x)
 
     def pull_back(self, slopes: NDArray[np.float32], unit: np.float32) -> Vector:
         """This process's part of the gradient for the maps (2 N,), from the loss's slope for each response (n, N).
 
         `unit` is about the size of the slopes: those of 1e-7 would be lost in half precision.
         """
-        total, start, own = np.zeros(self.leaf.shape, np.float32), 0, slopes[self.own]
-        for batch in self.passes.batches:
-            responses = self.graph.pop() if self.graph else self.passes.runner.run(batch, self.leaf)
-            total += self._of_batch(responses, own[start : start + batch.size], unit)
-            start += batch.size
+        total, start, own = np.zeros(len(self._at), np.float32), 0, slopes[self.own]
+        responses = self.responses[self.own]
+        for trip in self.passes.trips:
+            rows = slice(start, start + trip.batch.size)
+            if len(self.passes.trips) > 1 or not trip.can_return:
+                trip.there(self._at, returns=True)
+            total += self._of_batch(trip, own[rows], unit, responses[rows])
+            start = rows.stop
         return total
 
-    def _of_batch(self, responses: torch.Tensor, slopes: NDArray[np.float32], unit: np.float32) -> Vector:
+    def _of_batch(self, trip: Trip, slopes: NDArray[np.float32], unit: np.float32, responses: Vector) -> Vector:
         """By torch's backward. float16, which would lose slopes that are not scaled, may overflow where they are: there
         it takes a larger unit."""
         may_overflow = self.passes.may_overflow
         for power in (0, 8, 16, 24) if may_overflow else (0,):
             step = np.ldexp(unit, power)
             scaled = np.divide(slopes, step, out=self.passes.room.take("slopes in units", slopes.shape))
-            part = torch.from_numpy(scaled).to(responses.device, responses.dtype)
-            total = torch.autograd.grad(responses, self.leaf, part, retain_graph=may_overflow)[0].numpy() * step
-            if not may_overflow or np.isfinite(total).all():
-                return total
+            gradient = trip.back(scaled, keeps=may_overflow)
+            if not may_overflow or np.isfinite(gradient).all():
+                trip.forget()
+                trip.prove(self._at, responses, scaled, gradient, may_overflow)
+                return gradient * step
         raise NonFiniteError("expected a finite gradient, got an overflow of float16; take bfloat16")

@@ -161,6 +161,11 @@ def _accelerate_hooks(module: nn.Module) -> tuple[Any, ...]:
     return tuple(getattr(hook, "hooks", (hook,)))
 
 
+def loads_weights(module: nn.Module) -> bool:
+    """Whether hooks of accelerate move its inputs or weights about."""
+    return getattr(module, "_hf_hook", None) is not None
+
+
 def must_finish(module: nn.Module) -> bool:
     """Whether no forward pass through this module may be cut short: at its end it drops the weights it had loaded."""
     return any(getattr(hook, "offload", False) for hook in _accelerate_hooks(module))

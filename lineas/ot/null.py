@@ -3,9 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..core import _core, checks
+from ..core import device as on_device
 from ..core.threads import thread_count
 
 
@@ -39,8 +41,9 @@ def _relabellings(n: int, m: int, count: int, seed: int) -> NDArray[np.uint64]:
 
 
 def permutation_null(
-    source: ArrayLike, target: ArrayLike, p: float = 2, *, n_permutations: int = 1000, seed: int = 0
-) -> PermutationNull:
+    source: ArrayLike, target: ArrayLike, p: float = 2, *, n_permutations: int = 1000, seed: int = 0,
+    device: torch.device | str | None = None,
+) -> PermutationNull:  # fmt: skip
     """What sampling alone does to every unit's W_p^p: its distribution when the samples are relabelled at random.
 
     A relabelling calls n of the n + m pooled samples source and the others target, the same ones for all units, and so
@@ -57,6 +60,9 @@ def permutation_null(
         How many relabellings are drawn, at least 1.
     seed : int
         Of the relabellings; the same seed gives the same bits. No global random state is touched.
+    device : torch.device or str, optional
+        A GPU, whose kernels then do it where they can: of float32 samples and p = 2, with sums in float32. Else, and
+        everywhere else, the CPU's cores do.
 
     Returns
     -------
@@ -99,5 +105,8 @@ def permutation_null(
             raise ValueError(f"{name}: expected at least {least}, got {given}")
     labels = _relabellings(len(x), len(y), int(n_permutations), int(seed))
     pooled = np.concatenate([x, y])
+    on_gpu = p == 2 and pooled.dtype == np.float32 and on_device.kernels_of(device)
+    if device is not None and on_gpu:
+        return PermutationNull(*on_device.permutation_null(on_gpu, pooled, labels, len(x), 1 + n_permutations, device))
     threads = thread_count(work=pooled.size * (1 + n_permutations))
     return PermutationNull(*_core.permutation_null(pooled, labels, len(x), 1 + n_permutations, float(p), threads))

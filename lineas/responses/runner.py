@@ -1,6 +1,6 @@
 """Run a frozen model, collect the pooled responses of all sites into one host buffer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import NamedTuple
@@ -20,8 +20,13 @@ from ..network.hooks import hooked
 from ..network.links import trail
 from ..network.sites import Site
 from ..network.state import device_of, dtype_of, must_finish, reseed
+from .graphs import Graphs
 from .layout import Layout
 from .pooling import Part, as_poolings
+
+
+class Begun(Exception):
+    """The first map has been asked for."""
 
 
 class Finished(Exception):
@@ -38,14 +43,19 @@ def blame(inputs: str) -> Iterator[None]:
 
 
 class MapTensors:
-    """The flat vector [weights, biases], by site and on whatever device the site is; one gradient for it comes back."""
+    """The flat vector [weights, biases], by site and on whatever device the site is; one gradient for it comes back.
 
-    def __init__(self, x: Tensor, layout: Layout):
-        self.x, self.sizes = x, layout.sizes
+    `before` is called when the first site asks for its map.
+    """
+
+    def __init__(self, x: Tensor, layout: Layout, before: Callable[[], None] | None = None):
+        self.x, self.sizes, self.before = x, layout.sizes, before
         self.place = {site: k for k, site in enumerate(layout.sites)}
         self._by_device: dict[torch.device, tuple[Tensor, ...]] = {}
 
     def __call__(self, site: Site, device: torch.device) -> tuple[Tensor, Tensor]:
+        if self.before and not self._by_device:
+            self.before()
         if device not in self._by_device:
             self._by_device[device] = self.x.to(device).split([*self.sizes, *self.sizes])
         parts, k = self._by_device[device], self.place[site]
@@ -85,11 +95,13 @@ class Runner:
         What it may leave out: nothing, or what another runner of the same sites found (`possible_savings`).
     compute_dtype : torch.dtype, optional
         To which matrix products are autocast, where it is not the weights'.
+    graphs : bool
+        Whether a GPU may replay trips (`graphs.Graphs`).
     """
 
     def __init__(
         self, model: nn.Module, mapped: Layout, compared: Layout, pooling: str | Sequence[str], seed: int = 0, *,
-        savings: Savings = NOTHING, compute_dtype: torch.dtype | None = None,
+        savings: Savings = NOTHING, compute_dtype: torch.dtype | None = None, graphs: bool = False,
     ):  # fmt: skip
         self.model, self.mapped, self.poolings = model, mapped, as_poolings(pooling)
         self.compared = compared.pooled(len(self.poolings))
@@ -102,9 +114,14 @@ class Runner:
         around = {module for site in compared.sites for module in trail(model, site.path)[:-1]}
         self.may_stop = not any(map(must_finish, around))
         self.checkpointing = checkpointing(model, compared.sites[-1])
-        self.savings, self.compute_dtype = savings, compute_dtype
-        self._skips_prefix, self._room = savings.skips_prefix, savings.room
+        self.compute_dtype = compute_dtype
+        self.graphs = Graphs(self, graphs)
+        self.save(savings)
         self._plans: WeakKeyDictionary[Batch, tuple[list[Part], Tensor | None]] = WeakKeyDictionary()
+
+    def save(self, savings: Savings) -> None:
+        """From now on, leave out what may be left out."""
+        self.savings, self._skips_prefix, self._room = savings, savings.skips_prefix, savings.room
 
     def possible_savings(self, batches: Sequence[Batch], prefix: bool = True) -> Savings:
         """What this model allows to leave out, by a look with single samples; the runner itself leaves nothing out.
@@ -136,6 +153,8 @@ class Runner:
         away = torch.randn(2, len(identity), generator=draw, dtype=torch.float32, device="cpu")
         maps = [MapTensors(x, self.mapped) for x in identity + 0.1 * away]
         part, record = Part(sample, self.poolings), PrefixRecord(lists)
+        if self.may_stop and not self._runs_before(part, PrefixRecord(lists)):
+            return False
 
         def respond(*how) -> Tensor:
             reseed(self.seed, self.device)
@@ -149,17 +168,30 @@ class Runner:
         except Exception:  # whatever this model misses when a block does not run, it shall have
             return False
 
-    def run(self, batch: Batch, x: Tensor | None = None) -> Tensor:
+    def _runs_before(self, part: Part, record: PrefixRecord) -> bool:
+        """Whether any block runs before the first map; the pass ends there."""
+
+        def stop() -> None:
+            raise Begun
+
+        identity = torch.from_numpy(self.mapped.identity())
+        reseed(self.seed, self.device)
+        with suppress(Begun):
+            self._pass(part, MapTensors(identity, self.mapped, stop), record)
+        return bool(record.ran)
+
+    def run(self, batch: Batch, x: Tensor | None = None, before_maps: Callable[[], None] | None = None) -> Tensor:
         """Responses of the compared sites side by side, (batch, N), under the maps x = [weights, biases], or none.
 
         Differentiable for x. The forward pass ends at the last compared site, unless that would leave weights loaded. A
         model that draws random numbers draws the same ones for a batch every time, so that equal maps give equal
-        responses; the caller restores the generators (`state.seeded`).
+        responses; the caller restores the generators (`state.seeded`). `before_maps` is called
+        when the pass comes to the first map: nothing before it depends on x.
         """
         if batch not in self._plans:
             self._plans[batch] = self._plan(batch)
         parts, order = self._plans[batch]
-        maps = None if x is None else MapTensors(x, self.mapped)
+        maps = None if x is None else MapTensors(x, self.mapped, before_maps)
         reseed(self.seed + batch.number, self.device)
         responses = [self._pass(part, maps) if maps is None else self._short_pass(part, maps) for part in parts]
         return responses[0] if order is None else torch.cat(responses)[order]
@@ -235,7 +267,10 @@ class Runner:
 
         NonFiniteError names the site where one is not finite.
         """
-        host = np.ascontiguousarray(responses.detach().to("cpu", torch.float32).numpy())
+        return self.checked(np.ascontiguousarray(responses.detach().to("cpu", torch.float32).numpy()), site)
+
+    def checked(self, host: NDArray[np.float32], site: Site | None = None) -> NDArray[np.float32]:
+        """These responses; NonFiniteError names the site where one is not finite."""
         bad = _core.first_nonfinite(host)
         if bad >= 0:
             site = site or self.compared.site_of(bad % self.compared.units)

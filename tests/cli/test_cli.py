@@ -218,7 +218,7 @@ def test_every_option_of_fit_reaches_the_library_under_its_own_name(there, monke
     run(FIT + flags + "".join(f" --{name.replace('_', '-')} {value}" for name, value in told.items()))
     told |= {"within_range": True, "call": {"a": 1, "b": "text"}}
     assert {key: value for key, value in heard.items() if key not in ("tokenizer", "progress")} == told
-    of_python = {"model", "src", "tgt", "tokenizer", "units", "penalty", "callbacks", "distributed"}
+    of_python = {"model", "src", "tgt", "tokenizer", "units", "penalty", "callbacks", "distributed", "graphs"}
     of_recipe = {"optimizer", "learning_rate"}
     assert set(signature(lineas.fit).parameters) == {*told, "progress", *of_python, *of_recipe}
     heard.clear()

@@ -88,7 +88,7 @@ def test_what_goes_with_the_other_way_of_finding_maps_only_is_refused():
     other = {"schedule": "sequential", "within_range": True, "recipe": "published", "loss": "excess", "ridge": 1.0,
              "penalty": lineas.penalties.L1(1.0), "optimizer": "sgd", "learning_rate": 0.1, "steps": 3,
              "max_evaluations": 3, "callbacks": [print], "checkpoint_dir": "x", "resume_from": "x",
-             "loss_sites": "second"}  # fmt: skip
+             "loss_sites": "second", "graphs": False}  # fmt: skip
     assert set(other) == {option.name for option in OPTIONS if option.only}
     for name, value in other.items():
         method = "lineas" if BY_NAME[name].only == "formula" else "mean_act"
@@ -100,7 +100,8 @@ def test_what_goes_with_the_other_way_of_finding_maps_only_is_refused():
 def test_info_has_the_values_that_had_a_part_in_the_result(method):
     steering = lineas.fit(Mlp(), *SIDES, sites="first", method=method, seed=3, progress=False)
     other = "formula" if method == "lineas" else "fit"
-    expected = {field.name for field in fields(Options) if BY_NAME[field.name].only != other} - {"within_range"}
+    expected = {field.name for field in fields(Options) if BY_NAME[field.name].only != other}
+    expected -= {"within_range", "graphs"}
     assert expected <= set(steering.info)
     assert not {o.name for o in OPTIONS if o.only == other} & (set(steering.info) - {"ridge", "loss_sites"})
     assert steering.info["seed"] == 3

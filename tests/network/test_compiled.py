@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import SOURCE, TARGET, Mlp, assert_untouched, count_hooks, flat, snapshot, tiny
+from conftest import SOURCE, TARGET, Mlp, assert_untouched, count_hooks, flat, random_maps, snapshot, tiny
 from network_cases import IDS, Blocks, fit, seeded
 from torch import nn
 
@@ -187,3 +187,20 @@ def test_wrappers_of_wrappers_are_left_in_the_mode_they_were_in(fresh_compiler):
     before = snapshot(model)
     assert fit(model, sides=(SOURCE, TARGET), sites="first").sites == ["first"]
     assert_untouched(model, before)
+
+
+def test_another_strength_is_no_reason_to_compile_anew():
+    model, backend = tiny("llama"), Recorder()
+    steering = random_maps(model)
+    run = whole(model, backend)
+    with torch.no_grad(), steering.attach(model) as handle:
+        run(IDS)
+        once = backend.graphs
+        for strength in (0.5, 0.7, 1.3):
+            handle.set_strength(strength)
+            torch.testing.assert_close(run(IDS).logits, model(IDS).logits)
+        assert backend.graphs == once
+        for strengths in ([0.5] + [0.75] * (len(IDS) - 1), [0.25] + [1.0] * (len(IDS) - 1)):
+            handle.set_strength(strengths)
+            torch.testing.assert_close(run(IDS).logits, model(IDS).logits)
+        assert backend.graphs == once + 1  # for rows that differ

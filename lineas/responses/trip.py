@@ -1,0 +1,114 @@
+"""A batch through the model under maps, and the slopes of its responses back to the maps' gradient."""
+
+import time
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..core.arrays import Vector
+from ..core.mirror import Mirror, memory_used, wait
+from ..network.batch import Batch
+from .graphs import Replay
+from .runner import Runner
+
+
+class Trip:
+    """There with `there`, which a single `back` may follow. On a GPU, by graphs once they have proved themselves."""
+
+    def __init__(self, runner: Runner, batch: Batch):
+        self.runner, self.batch, self.graphs = runner, batch, runner.graphs
+        self._maps: tuple[Tensor, Tensor] | None = None  # the leaf, and the responses that autograd knows it by
+        self._replay: Replay | None = None
+        self._is_new, self._mirrors = runner.graphs.wanted, _Mirrors(runner, batch)
+
+    def there(self, x: Vector, returns: bool) -> NDArray[np.float32]:
+        """Responses (n, N) on the host under maps x; `returns`, where `back` is to follow. NonFiniteError where one is
+        not finite."""
+        self.forget()
+        if self._replay:
+            return self.runner.checked(self._replay.there(x))
+        leaf, started, used = self._mirrors.leaf(x), time.perf_counter(), memory_used(self.runner.device)
+        with torch.set_grad_enabled(returns):
+            responses = self.runner.run(self.batch, leaf)
+        launched, kept = time.perf_counter(), memory_used(self.runner.device) - used
+        found = self._mirrors.fetched(responses)
+        if returns:
+            self._maps = leaf, responses
+            if self._is_new:
+                self._is_new = self.graphs.is_worth_it(launched - started, time.perf_counter() - launched, kept)
+        return self.runner.checked(found)
+
+    @property
+    def can_return(self) -> bool:
+        return self._maps is not None or (self._replay is not None and self._replay.is_fresh)
+
+    def back(self, slopes: NDArray[np.float32], keeps: bool = False) -> Vector:
+        """The gradient (2 N,) from the slopes (n, N) of the last responses; `keeps`, if one more `back` may follow."""
+        if self._replay:
+            return self._replay.back(slopes)
+        assert self._maps is not None
+        leaf, responses = self._maps
+        there = self._mirrors.slopes(slopes, responses)
+        (gradient,) = torch.autograd.grad(responses, leaf, there, retain_graph=keeps)
+        found = self._mirrors.gradient(gradient)
+        if not keeps:
+            self._maps = None
+        return found
+
+    def forget(self) -> None:
+        """What `back` would have needed: never two at once."""
+        self._maps = None
+        if self._replay:
+            self._replay.is_fresh = False
+
+    def prove(
+        self, x: Vector, responses: Vector, slopes: NDArray[np.float32], gradient: Vector, keeps: bool
+    ) -> None:  # fmt: skip
+        """Capture what has just been done the ordinary way, if it has not been tried, and see whether it does it."""
+        if self._is_new:
+            self._is_new = False
+            self._replay = self.graphs.proved(self.runner, self.batch, x, responses, slopes, gradient, keeps)
+
+
+class _Mirrors:
+    """Where maps, responses, slopes and gradient cross between host and device."""
+
+    def __init__(self, runner: Runner, batch: Batch):
+        self.device = runner.device
+        self._made: dict[str, Mirror] = {}
+        self._shapes = {"x": (2 * runner.mapped.units,), "responses": (batch.size, runner.compared.units)}
+
+    def _of(self, name: str, like: str) -> Mirror:
+        if name not in self._made:
+            self._made[name] = Mirror(self._shapes[like], self.device)
+        return self._made[name]
+
+    def leaf(self, x: Vector) -> Tensor:
+        if self.device.type != "cuda":
+            return torch.from_numpy(x).requires_grad_()
+        mirror = self._of("maps", "x")
+        mirror.write(x)
+        return mirror.upload().detach().requires_grad_()
+
+    def slopes(self, slopes: NDArray[np.float32], responses: Tensor) -> Tensor:
+        if self.device.type != "cuda":
+            return torch.from_numpy(slopes).to(responses.device, responses.dtype)
+        mirror = self._of("slopes", "responses")
+        mirror.write(slopes)
+        return mirror.upload().to(responses.dtype)
+
+    def fetched(self, responses: Tensor) -> NDArray[np.float32]:
+        return self._fetched("responses", "responses", responses)
+
+    def gradient(self, gradient: Tensor) -> Vector:
+        return self._fetched("gradient", "x", gradient)
+
+    def _fetched(self, name: str, like: str, values: Tensor) -> NDArray[np.float32]:
+        if self.device.type != "cuda":
+            return np.ascontiguousarray(values.detach().to("cpu", torch.float32).numpy())
+        mirror = self._of(name, like)
+        mirror.fetch(values.detach())
+        wait(self.device)
+        return mirror.host.numpy().copy()

@@ -259,14 +259,14 @@ def _runner(
     if late:
         raise ValueError(f"these sites run after the last loss site, so no loss can reach them: {', '.join(late)}")
     where = model, layout.part(mapped), layout.part(compared), options.poolings, options.seed
-    plain = Runner(*where)  # in the weights' own dtype: it looks for small differences
+    graphs = options.graphs and options.fits
+    plain = Runner(*where, graphs=graphs)  # in the weights' own dtype: it looks for small differences
     if options.fits:
         check_differentiable(plain, sources[0])
-    # Where nothing is fitted no site is passed twice, and what comes before the first one cannot be spared.
-    # Graphs spare it by themselves.
-    made = Runner(*where, compute_dtype=options.compute_dtype, graphs=options.graphs and options.fits)
-    made.save(plain.possible_savings([*sources, *targets], prefix=options.fits and not made.graphs.wanted))
-    return made
+    # Where nothing is fitted no site is passed twice, and what comes before the first one cannot be spared; where
+    # graphs are, it is spared by them.
+    savings = plain.possible_savings([*sources, *targets], prefix=options.fits and not plain.graphs.wanted)
+    return Runner(*where, savings=savings, compute_dtype=options.compute_dtype, graphs=graphs)
 
 
 def _minimise(

@@ -114,14 +114,10 @@ class Runner:
         around = {module for site in compared.sites for module in trail(model, site.path)[:-1]}
         self.may_stop = not any(map(must_finish, around))
         self.checkpointing = checkpointing(model, compared.sites[-1])
-        self.compute_dtype = compute_dtype
+        self.savings, self.compute_dtype = savings, compute_dtype
         self.graphs = Graphs(self, graphs)
-        self.save(savings)
+        self._skips_prefix, self._room = savings.skips_prefix, savings.room
         self._plans: WeakKeyDictionary[Batch, tuple[list[Part], Tensor | None]] = WeakKeyDictionary()
-
-    def save(self, savings: Savings) -> None:
-        """From now on, leave out what may be left out."""
-        self.savings, self._skips_prefix, self._room = savings, savings.skips_prefix, savings.room
 
     def possible_savings(self, batches: Sequence[Batch], prefix: bool = True) -> Savings:
         """What this model allows to leave out, by a look with single samples; the runner itself leaves nothing out.

@@ -9,6 +9,7 @@ from .attaching.attach import attach
 from .attaching.handle import Handle, attached, detach
 from .evaluation import calibrate, evaluate
 from .fitting import callbacks, checkpoint
+from .fitting.conflict import conflict
 from .fitting.fit import fit
 from .fitting.path import Path, path
 from .maps import algebra
@@ -33,6 +34,7 @@ __all__ = [
     "calibrate",
     "callbacks",
     "checkpoint",
+    "conflict",
     "detach",
     "directions",
     "evaluate",

@@ -51,6 +51,7 @@ def fit(
     within_range: Annotated[bool, of_fit("within_range", "--within-range")] = False,
     recipe: Annotated[str | None, of_fit("recipe")] = None,
     loss: Annotated[str | None, of_fit("loss")] = None,
+    loss_weights: Annotated[str | None, of_fit("loss_weights")] = None,
     ridge: Annotated[float | None, of_fit("ridge")] = None,
     optimizer: Annotated[str | None, of_fit("optimizer")] = None,
     learning_rate: Annotated[float | None, of_fit("learning_rate")] = None,

@@ -67,6 +67,7 @@ def fit(
     within_range: bool = DEFAULT.within_range,
     recipe: str = DEFAULT.recipe,
     loss: str | Loss = DEFAULT.loss,
+    loss_weights: str = DEFAULT.loss_weights,
     ridge: float | None = DEFAULT.ridge,
     penalty: Penalty | None = DEFAULT.penalty,
     optimizer: str | None = DEFAULT.optimizer,
@@ -116,8 +117,7 @@ def fit(
 
     Examples
     --------
-    >>> import torch, lineas
-    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> import torch, lineas; net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> steering = lineas.fit(net, torch.randn(32, 4), torch.randn(40, 4) + 1, sites="0", progress=False)
     >>> assert steering.history["loss"][-1] < steering.history["loss"][0]
     """
@@ -322,13 +322,19 @@ def _problem(
     """What is to be minimised. What it must know of the unsteered sources comes from a pass at the identity, where a
     fit usually starts: its first evaluation is then that pass."""
     loss, noise, strength = losses.find(options.loss), None, options.ridge
-    if loss.needs_noise or (ridge is not None and strength is None):
+    layout, is_weighted = passes.runner.compared, options.loss_weights != "equal"
+    coefficient = layout.coefficients()
+    if loss.needs_noise or is_weighted or (ridge is not None and strength is None):
         unsteered = passes.at(passes.runner.mapped.identity()).responses
         all_targets, _ = passes.world.gather(lambda: np.concatenate(targets))
-        noise = losses.sampling_noise(unsteered, all_targets, passes.runner.device)
-        if strength is None:
-            strength = losses.share_of_noise(unsteered, all_targets, noise, passes.runner.compared.coefficients())
-    return ModelLoss(passes, targets, loss, noise=noise, ridge=ridge, strength=strength or 0.0, free=free)
+        coefficient = losses.unit_weights(options.loss_weights, unsteered, all_targets, layout)
+        if loss.needs_noise or strength is None:
+            noise = losses.sampling_noise(unsteered, all_targets, passes.runner.device)
+        if noise is not None and strength is None:
+            strength = losses.share_of_noise(unsteered, all_targets, noise, coefficient)
+    return ModelLoss(
+        passes, targets, loss, noise=noise, ridge=ridge, strength=strength or 0.0, free=free, coefficient=coefficient
+    )
 
 
 def _past(

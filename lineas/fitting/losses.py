@@ -8,6 +8,7 @@ import torch
 from ..core import ops
 from ..core.arrays import Floats, Vector
 from ..ot import PermutationNull, permutation_null
+from ..responses.layout import Layout
 
 LEVEL = 0.05  # of the test that lets a unit into the "significant" loss
 RELABELLINGS, AT_SAMPLES = 1000, 256  # for so many samples, and proportionally fewer for more
@@ -78,11 +79,32 @@ class Significant:
 
 LOSSES: dict[str, Loss] = {"wasserstein": Wasserstein(), "excess": Excess(), "significant": Significant()}
 AUTO = "excess"
+WEIGHTINGS = ("equal", "standardised")
 
 
 def find(loss: str | Loss) -> Loss:
     """The loss of that name, or a user's own."""
     return LOSSES[loss] if isinstance(loss, str) else loss
+
+
+def unit_weights(weighting: str, source: Vector, target: Vector, layout: Layout) -> Floats:
+    """What each unit's distance counts, (N,): of a site all alike, or 1 / variance, of mean 1 over the site's units.
+
+    The variance is the mean of those within the source (n, N) and within the target (m, N), both unsteered. One below a
+    thousandth of its site's median counts as that: a unit that is nearly constant would be all of the loss.
+    """
+    coefficient = layout.coefficients()
+    if weighting == "equal":
+        return coefficient
+    variance = (source.var(0, dtype=np.float64) + target.var(0, dtype=np.float64)) / 2
+    weights = np.ones_like(coefficient)
+    for k in range(len(layout.sites)):
+        where = layout.slice(k)
+        least = 1e-3 * np.median(variance[where])
+        if least > 0:
+            inverse = 1 / np.maximum(variance[where], least)
+            weights[where] = inverse / inverse.mean()
+    return coefficient * weights
 
 
 def sampling_noise(source: Vector, target: Vector, device: torch.device | None = None) -> PermutationNull:

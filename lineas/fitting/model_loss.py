@@ -32,6 +32,8 @@ class ModelLoss:
     strength : float
         Of the ridge, in mean coefficients of a unit: one of average sensitivity goes about 1 / (1 + strength) of its
         way.
+    coefficient : (N,), optional
+        What each compared unit's distance counts; of a site all alike if not given.
     free : (N,) bool, optional
         Which mapped units may move. The gradient is zero for the others, and so they stay where they are.
     """
@@ -39,14 +41,14 @@ class ModelLoss:
     def __init__(
         self, passes: SourcePasses, targets: Sequence[Vector], loss: Loss = LOSSES["wasserstein"], *,
         noise: PermutationNull | None = None, ridge: Ridge | None = None, strength: float = 0.0,
-        free: NDArray[np.bool_] | None = None,
+        free: NDArray[np.bool_] | None = None, coefficient: Floats | None = None,
     ):  # fmt: skip
         self.passes, self.runner, self.targets, self.loss, self.noise = passes, passes.runner, targets, loss, noise
         self.ridge, self.strength, self.free = ridge, strength, free
         self.sizes, self.samples = self.runner.mapped.sizes, passes.samples
         all_targets, _ = passes.world.gather(lambda: np.concatenate(targets))
         self.target = ops.prepare_target(all_targets, self.samples)
-        self.coefficient = self.runner.compared.coefficients()
+        self.coefficient = self.runner.compared.coefficients() if coefficient is None else coefficient
         self._places, self._scaled = _places(self.runner), (1.0, self.coefficient)
         self._minibatches: dict[tuple[int, int], ModelLoss] = {}
 
@@ -60,7 +62,7 @@ class ModelLoss:
         pair = k % sources, k % targets
         if pair not in self._minibatches:
             part = self.passes.minibatch(pair[0]), [self.targets[pair[1]]]
-            self._minibatches[pair] = ModelLoss(*part, free=self.free)
+            self._minibatches[pair] = ModelLoss(*part, free=self.free, coefficient=self.coefficient)
         return self._minibatches[pair]
 
     def evaluate(self, x: Vector, scale: float = 1.0) -> optim.Evaluation:

@@ -61,6 +61,8 @@ OPTIONS = (
            "flag", "formula"),
     Option("recipe", "fast", "str", "fast, or published: the paper's schedule.", "a name", "fit"),
     Option("loss", "auto", "str or Loss", "auto, wasserstein, excess or significant.", "a name", "fit"),
+    Option("loss_weights", "equal", "str", "What units count: equal, or standardised, each by 1 / its variance.",
+           "a name", "fit"),
     Option("ridge", None, "float", "How much to hold back; from the data if not given.", "share", "fit"),
     Option("penalty", None, "Penalty", "What chooses units or sites, one of `lineas.penalties`, or your own.",
            only="fit", command=None),

@@ -12,7 +12,7 @@ from ..maps.dial import Price
 from ..optim import OPTIMIZERS, PUBLISHED_STEPS
 from ..penalties import Penalty
 from ..responses.pooling import as_poolings
-from .losses import AUTO, LOSSES, Loss
+from .losses import AUTO, LOSSES, WEIGHTINGS, Loss
 from .losses import find as find_loss
 from .methods import METHODS, SCHEDULES, Formula, Method, find
 from .option_table import OPTIONS, Option
@@ -22,7 +22,7 @@ FAST_EVALUATIONS = 50  # the most the fast recipe may use unless told; it usuall
 OF_PICTURES = "max"  # pooling: a small object is nothing to a mean over pixels; see docs/results.md
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 NAMES: dict[str, tuple[str | None, ...]] = {
-    "method": METHOD_NAMES, "recipe": RECIPES, "loss": ("auto", *LOSSES),
+    "loss_weights": WEIGHTINGS, "method": METHOD_NAMES, "recipe": RECIPES, "loss": ("auto", *LOSSES),
     "position": POSITIONS, "schedule": (None, *SCHEDULES), "optimizer": (None, *OPTIMIZERS),
 }  # fmt: skip
 OWN: dict[str, Any] = {"method": Callable, "loss": Loss}  # what a user may give instead of a name
@@ -37,6 +37,7 @@ class Options:
     within_range: bool
     recipe: str
     loss: str | Loss
+    loss_weights: str
     ridge: float | None
     penalty: Penalty | None
     optimizer: str | None

@@ -209,7 +209,7 @@ def test_every_option_of_fit_reaches_the_library_under_its_own_name(there, monke
     monkeypatch.setattr(lineas, "fit", listen)
     monkeypatch.setattr("lineas_cli.fitting._check", lambda options: None)  # they do not go together
     told = {"sites": "a", "loss_sites": "b", "method": "linear_act", "schedule": "at_once", "recipe": "fast",
-            "loss": "excess", "ridge": 0.5,
+            "loss": "excess", "loss_weights": "standardised", "ridge": 0.5,
             "steps": 4, "max_evaluations": 5, "batch_size": 6, "max_length": 7, "compute_dtype": "bfloat16",
             "pooling": "last", "position": "all", "seed": 8, "budget": "+5%",
             "component": "vae", "at": "all", "checkpoint_dir": "run", "resume_from": "run"}  # fmt: skip

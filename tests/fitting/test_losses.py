@@ -9,6 +9,8 @@ import lineas
 from lineas.core import ops
 from lineas.core.reference import wasserstein
 from lineas.fitting import losses
+from lineas.network.sites import Site
+from lineas.responses.layout import Layout
 
 
 def fit(loss, **options):
@@ -131,3 +133,33 @@ def test_units_that_never_respond_are_left_alone_and_end_no_fit(options):
     assert np.isfinite(steering.history["objective"]).all()
     assert steering.history["objective"][-1] < 0.7 * steering.history["objective"][0]
     assert steering.support()["1"].max() < 4
+
+
+def test_standardised_units_count_by_one_over_their_variance_and_sites_as_before():
+    layout = Layout((Site("a", 3, "Linear"), Site("b", 2, "Linear")), (3, 2), (-1, -1), ("", ""))
+    source, target = np.random.default_rng(0).normal(size=(2, 500, 5)) * [1, 2, 4, 1, 1e-9]
+    found = losses.unit_weights("standardised", source, target, layout)
+    np.testing.assert_allclose(losses.unit_weights("equal", source, target, layout), [1 / 6] * 3 + [1 / 4] * 2)
+    np.testing.assert_allclose(found[:3] / found[0], [1, 1 / 4, 1 / 16], rtol=0.2)
+    np.testing.assert_allclose([found[:3].sum(), found[3:].sum()], [0.5, 0.5])
+    # A unit that is all but constant counts as if it varied a thousandth as much as the median.
+    assert found[4] / found[3] == pytest.approx(2000, rel=0.2)
+
+
+def test_a_fit_with_standardised_units_is_one_of_units_that_were_standardised():
+    """Units at other scales, with the maps that this takes, fit as they do at their own."""
+    draw = np.random.default_rng(0)
+    scales = torch.tensor([1.0, 3.0, 10.0, 0.3])
+    sides = [torch.from_numpy(draw.normal(size=(40, 4)).astype(np.float32)) + k * torch.ones(4) for k in range(2)]
+    found = []
+    for scale in (torch.ones(4), scales):
+        net = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.Identity())
+        with torch.no_grad():
+            net[0].weight.copy_(torch.diag(scale))
+        options = {"sites": "0", "ridge": 0.0, "loss_weights": "standardised", "progress": False}
+        found.append(lineas.fit(net, *sides, **options))
+        assert found[-1].info["loss_weights"] == "standardised"
+    np.testing.assert_allclose(found[1].weight("0"), found[0].weight("0"), atol=0.02)
+    np.testing.assert_allclose(found[1].bias("0") / scales.numpy(), found[0].bias("0"), atol=0.02)
+    plain = lineas.fit(net, *sides, sites="0", ridge=0.0, progress=False)
+    assert plain.info["loss_weights"] == "equal"

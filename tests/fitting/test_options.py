@@ -86,6 +86,7 @@ def test_names_are_known_for_every_option_that_must_be_one():
 
 def test_what_goes_with_the_other_way_of_finding_maps_only_is_refused():
     other = {"schedule": "sequential", "within_range": True, "recipe": "published", "loss": "excess", "ridge": 1.0,
+             "loss_weights": "standardised",
              "penalty": lineas.penalties.L1(1.0), "optimizer": "sgd", "learning_rate": 0.1, "steps": 3,
              "max_evaluations": 3, "callbacks": [print], "checkpoint_dir": "x", "resume_from": "x",
              "loss_sites": "second", "graphs": False}  # fmt: skip

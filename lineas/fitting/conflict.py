@@ -1,0 +1,208 @@
+"""conflict(): how two steerings of one model stand to each other, before they are used together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..core.arrays import Floats
+from ..evaluation.calibration import TEXTS, TOKENS, writes_texts
+from ..evaluation.language import own_tokens
+from ..maps.algebra import Pairs, merged_order, pairs_of
+from ..maps.maps import Maps
+from ..network.inputs import Inputs
+from ..network.sites import find_sites
+from ..network.state import device_of, eager, frozen, seeded
+from ..responses.layout import Layout
+from ..responses.probe import probe
+from .ridge import sensitivity
+
+__all__ = ["Conflict", "SiteConflict", "conflict"]
+
+HEADS = ("site", "units", "shared", "alike", "order")
+
+
+class SiteConflict(NamedTuple):
+    """One site that both steerings map.
+
+    Attributes
+    ----------
+    units, shared : int
+        Units there; how many of them both steerings move.
+    alike : float
+        Cosine of their moves (weight - 1, bias): 1 the same, -1 opposed, NaN where one does not move.
+    order : float
+        By how much b after a differs from a after b, as a part of what both do to the biases.
+    """
+
+    site: str
+    units: int
+    shared: int
+    alike: float
+    order: float
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """What `lineas.conflict` found of steerings a and b.
+
+    Attributes
+    ----------
+    sites : tuple of SiteConflict
+    alike, order : float
+        The same over all sites; NaN and 0 where they share none.
+    on_output : float or None
+        Cosine of what the two do to the model's output: -1 where they cancel. None without a model.
+    kept : (float, float) or None
+        What is left of each one's own push on the output while the other is on, predicted to first order: 1 nothing is
+        lost, 0 it is gone, above 1 they help each other.
+    prices : (float, float, float) or None
+        Predicted nats a token of a, of b, and of both.
+    order_price : float or None
+        Predicted nats a token between a after b and b after a.
+    """
+
+    sites: tuple[SiteConflict, ...]
+    alike: float
+    order: float
+    on_output: float | None = None
+    kept: tuple[float, float] | None = None
+    prices: tuple[float, float, float] | None = None
+    order_price: float | None = None
+
+    def __str__(self) -> str:
+        width = max(len("site"), *(len(one.site) for one in self.sites)) if self.sites else len("site")
+        lines = [f"{HEADS[0]:{width}}" + "".join(f"{head:>8}" for head in HEADS[1:])]
+        lines += [f"{s.site:{width}}{s.units:8}{s.shared:8}{s.alike:8.2f}{s.order:8.3f}" for s in self.sites]
+        lines.append(f"over all sites: alike {self.alike:.2f}, order {self.order:.3f}")
+        if self.kept and self.prices:
+            stay = "{:.0%} and {:.0%}".format(*self.kept)
+            prices = "{:.3g}, {:.3g}, both {:.3g}".format(*self.prices)
+            lines.append(f"on the output: alike {self.on_output:.2f}; of their pushes {stay} stay")
+            lines.append(f"nats a token: {prices}; between the two orders {self.order_price:.3g}")
+        return "\n".join(lines)
+
+
+def conflict(
+    a: Maps, b: Maps, model: Any = None, texts: Any = None, *, tokenizer: Any = None, component: str | None = None,
+    call: Mapping[str, Any] | None = None, batch_size: int | None = None, max_length: int | None = None, seed: int = 0,
+) -> Conflict:  # fmt: skip
+    """Whether two steerings go together, before anything is steered: do they push alike, and does their order matter?
+
+    Parameters
+    ----------
+    a, b : Steering
+        Of the same network, at the strengths at which they are to be used: `0.3 * a`.
+    model : nn.Module or pipeline, optional
+        Whose output is logits: then also what the two do to its output, where units that hardly matter count little.
+    texts : as `src` of `lineas.fit`, optional
+        Where to look: inputs that are neither's source. If not given, what a language model writes itself.
+    tokenizer, component, call, batch_size, max_length, seed : as in `lineas.fit`
+
+    Returns
+    -------
+    Conflict
+        Print it, or read its `sites`, `alike`, `order`, `on_output`, `kept`, `prices` and `order_price`.
+
+    Raises
+    ------
+    TypeError, ValueError, LookupError
+        No steerings, or of other sites or sizes than the model's; an output that is no logits; `texts` without a model.
+
+    Notes
+    -----
+    Without a model O(units). With one, a forward and a backward pass over the texts, as the ridge of a fit takes
+    (`fit`): rows g of the Fisher form give (g . a)(g . b), averaged, and what a pushes along its own direction while b
+    is on is 1 + (g . a)(g . b) / (g . a)^2 of what it pushes alone. The two orders differ in the biases by
+    w_b b_a + b_b - w_a b_b - b_a. Source: Amari, Natural Gradient Works Efficiently in Learning, Neural Computation 10
+    (1998), for the form.
+
+    Examples
+    --------
+    >>> import lineas
+    >>> a, b = lineas.Steering({"0": ([1, 2], [1, 0])}), lineas.Steering({"0": ([1, 1], [-1, 1])})
+    >>> round(lineas.conflict(a, b).alike, 2)
+    -0.5
+    """
+    for name, one in (("a", a), ("b", b)):
+        if not isinstance(one, Maps):
+            raise TypeError(f"{name}: expected a Steering, got {type(one).__name__}")
+    if model is None and texts is not None:
+        raise ValueError("texts: expected a model to look at them with, got none")
+    pairs = pairs_of(a), pairs_of(b)
+    names = merged_order(*pairs)
+    sizes = {name: {len(one[name][0]) for one in pairs if name in one} for name in names}
+    if odd := next((name for name in names if len(sizes[name]) > 1), None):
+        raise ValueError(f"site {odd!r}: expected as many units in both, got {sorted(sizes[odd])}")
+    units = {name: min(sizes[name]) for name in names}
+    first, second = (_moves(one, units) for one in pairs)
+    sites = tuple(
+        _of_site(name, first[name], second[name]) for name in names if all(name in one for one in pairs)
+    )  # fmt: skip
+    whole = _of_site("", *(np.concatenate([*one.values(), np.empty((2, 0))], 1) for one in (first, second)))
+    found = Conflict(sites, whole.alike, whole.order)
+    if model is None:
+        return found
+    how = {"tokenizer": tokenizer, "batch_size": batch_size, "max_length": max_length}
+    rows, layout = _rows(model, texts, names, component, call, seed, how)
+    for site, size in zip(layout.sites, layout.sizes, strict=True):
+        if units[site.name] != size:
+            raise ValueError(f"site {site.name!r}: expected {size} units, as the model has, got {units[site.name]}")
+    turned = {name: np.stack([np.zeros(units[name]), _turned(first[name], second[name])]) for name in names}
+    of_a, of_b, of_order = (
+        rows @ np.concatenate([one[site.name] for site in layout.sites], 1).ravel() for one in (first, second, turned)
+    )
+    price_a, price_b, both = (float(np.square(push).mean()) for push in (of_a, of_b, of_a + of_b))
+    common = float((of_a * of_b).mean())
+    with np.errstate(invalid="ignore", divide="ignore"):  # where one of them does nothing
+        on_output, *kept = np.float64(common) / [np.sqrt(price_a * price_b), price_a, price_b]
+    return replace(
+        found, on_output=float(on_output), kept=(float(1 + kept[0]), float(1 + kept[1])),
+        prices=(price_a, price_b, both), order_price=float(np.square(of_order).mean()),
+    )  # fmt: skip
+
+
+def _moves(pairs: Pairs, units: Mapping[str, int]) -> dict[str, Floats]:
+    """Site -> (2, d), weight - 1 and bias; zeros where there is no map."""
+    return {
+        name: np.stack([pairs[name][0] - 1, pairs[name][1]]) if name in pairs else np.zeros((2, size))
+        for name, size in units.items()
+    }
+
+
+def _turned(a: Floats, b: Floats) -> Floats:
+    """What b after a adds more than a after b, from their moves (2, d); the scales are the same."""
+    return b[0] * a[1] - a[0] * b[1]
+
+
+def _of_site(name: str, a: Floats, b: Floats) -> SiteConflict:
+    lengths, biases = (np.linalg.norm(a) * np.linalg.norm(b), np.hypot(np.linalg.norm(a[1]), np.linalg.norm(b[1])))
+    return SiteConflict(
+        name, a.shape[1], int(((a != 0).any(0) & (b != 0).any(0)).sum()),
+        float((a * b).sum() / lengths) if lengths else float("nan"),
+        float(np.linalg.norm(_turned(a, b)) / biases) if biases else 0.0,
+    )  # fmt: skip
+
+
+def _rows(
+    model: Any, texts: Any, sites: list[str], component: str | None, call: Mapping[str, Any] | None, seed: int,
+    how: Mapping[str, Any],
+) -> tuple[Floats, Layout]:  # fmt: skip
+    """The rows of the Fisher form, and the sites that they are of."""
+    given = Inputs(model, component=component, call=call, seed=seed)
+    network = given.network
+    if texts is None:
+        if not writes_texts(network):
+            raise TypeError(f"texts: expected inputs of a {type(network).__name__}, which writes no texts; got none")
+        texts, how = own_tokens(network, how["tokenizer"], TEXTS, TOKENS, seed), {**how, "tokenizer": None}
+    found, device = find_sites(model, sites, component=component), device_of(network)
+    with seeded(seed, device), frozen(network), eager(), torch.enable_grad():
+        (batches,) = given.batches({"texts": texts}, how["tokenizer"], how["batch_size"], how["max_length"])
+        batches = [batch.to(device) for batch in batches]
+        layout = probe(network, found, batches[0])
+        rows = sensitivity(network, layout, batches, seed).rows
+    if rows is None:
+        raise ValueError(f"model: expected logits for its output, got those of no {type(network).__name__}")
+    return rows.astype(np.float64), layout

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import POSITIVE, Mlp, WordTokenizer, assert_untouched, random_maps, snapshot, tiny
+from conftest import NEGATIVE, POSITIVE, Mlp, WordTokenizer, assert_untouched, random_maps, snapshot, tiny
 
 import lineas
+from lineas import evaluation
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +52,7 @@ def test_on_the_output_equal_ones_help_and_opposed_ones_cancel(llama):
     same, opposed = lineas.conflict(a, a, **told), lineas.conflict(a, -1.0 * a, **told)
     assert_untouched(llama, before)
     assert same.on_output == pytest.approx(1)
-    assert same.kept == pytest.approx((2, 2))
     assert opposed.on_output == pytest.approx(-1)
-    assert opposed.kept == pytest.approx((0, 0), abs=1e-4)
     assert opposed.prices[2] == pytest.approx(0, abs=1e-6 * opposed.prices[0])
     assert same.order_price == pytest.approx(0, abs=1e-12)
 
@@ -69,9 +68,6 @@ def test_prices_are_those_that_a_fit_predicts_and_a_dial_measures(llama):
         assert 0.3 < dial.strength_for(f"{price} nats") < 3
     a_only, b_only, both = found.prices
     assert both == pytest.approx(a_only + b_only + 2 * found.on_output * np.sqrt(a_only * b_only))
-    assert found.kept == pytest.approx(
-        [1 + found.on_output * np.sqrt(y / x) for x, y in ((a_only, b_only), (b_only, a_only))]
-    )
 
 
 def test_it_writes_its_own_texts_and_prints_what_it_found(llama):
@@ -80,6 +76,32 @@ def test_it_writes_its_own_texts_and_prints_what_it_found(llama):
     assert all(site in said for site in maps(llama, 0).sites)
     assert "on the output" in said
     assert len(said.splitlines()) == 3 + 1 + 3
+    assert found.kept is None
+
+
+def test_what_stays_of_an_effect_is_told_by_what_the_other_does_to_it(llama):
+    tokenizer = WordTokenizer()
+    options = {"tokenizer": tokenizer, "progress": False, "ridge": 0.0, "max_evaluations": 4}
+    a = lineas.fit(llama, NEGATIVE, POSITIVE, **options)
+    sets = (NEGATIVE, POSITIVE)
+
+    def effect(steering):
+        with steering.apply(llama):
+            after = [np.log(evaluation.perplexity(llama, texts, tokenizer=tokenizer)) for texts in sets]
+        before = [np.log(evaluation.perplexity(llama, texts, tokenizer=tokenizer)) for texts in sets]
+        return after[0] - after[1] - before[0] + before[1]
+
+    sign = 1.0 if effect(0.2 * a) > 0 else -1.0
+    a, half = sign * 0.2 * a, sign * 0.1 * a
+    found = lineas.conflict(a, half, llama, POSITIVE, sets=(sets, sets), tokenizer=tokenizer)
+    assert found.kept == pytest.approx((1 + effect(half) / effect(a), 1 + effect(a) / effect(half)), rel=1e-3)
+    assert "stay while both are on" in str(found)
+    with pytest.raises(ValueError, match="b does what it is for"):
+        lineas.conflict(a, -1.0 * a, llama, POSITIVE, sets=(sets, sets), tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="two pairs"):
+        lineas.conflict(a, a, llama, POSITIVE, sets=sets[:1], tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="sets: expected a model"):
+        lineas.conflict(a, a, sets=(sets, sets))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
+from weakref import ref
 
 import numpy as np
 import torch
@@ -53,6 +54,7 @@ class Graphs:
 
     def __init__(self, runner: Runs, wanted: bool = True):
         self.why_not, self.captured = "", 0
+        self._latest: ref[Replay] | None = None  # no cycle: a GPU's memory shall be free when a fit ends
         self._pool: Any = None
         self.device, self.on_gpu = runner.device, runner.device.type == "cuda"
         self.was_wanted = wanted
@@ -79,6 +81,7 @@ class Graphs:
             return None
         try:
             replay = Replay(runner, batch, self._pool, keeps)
+            self.runs(replay)
             found = replay.there(x), replay.back(slopes)
         except Exception as error:  # whatever a model does that a graph cannot hold
             self._refuse(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
@@ -92,6 +95,13 @@ class Graphs:
         if self.captured == MOST:
             self._refuse(f"only {MOST} batches have graphs")
         return replay
+
+    def runs(self, replay: "Replay") -> None:
+        """All write into the same memory: from now on, only this one can go back."""
+        self._latest = ref(replay)
+
+    def ran_last(self, replay: "Replay") -> bool:
+        return self._latest is not None and self._latest() is replay
 
     def _refuse(self, why: str) -> bool:
         if why:

@@ -28,6 +28,7 @@ class Trip:
         not finite."""
         self.forget()
         if self._replay:
+            self.graphs.runs(self._replay)
             return self.runner.checked(self._replay.there(x))
         leaf, started, used = self._mirrors.leaf(x), time.perf_counter(), memory_used(self.runner.device)
         with torch.set_grad_enabled(returns):
@@ -42,7 +43,9 @@ class Trip:
 
     @property
     def can_return(self) -> bool:
-        return self._maps is not None or (self._replay is not None and self._replay.is_fresh)
+        if self._replay is None:
+            return self._maps is not None
+        return self._replay.is_fresh and self.graphs.ran_last(self._replay)
 
     def back(self, slopes: NDArray[np.float32], keeps: bool = False) -> Vector:
         """The gradient (2 N,) from the slopes (n, N) of the last responses; `keeps`, if one more `back` may follow."""

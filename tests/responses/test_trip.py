@@ -1,5 +1,8 @@
 """A trip there and back, and what stands beside its graphs; the capture itself is in `project/test_gpu`."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +106,17 @@ def test_what_proved_itself_is_used_from_then_on(monkeypatch, batch_size):
     assert all(trip._replay.calls > 2 for trip in of.passes.trips)
 
 
+def test_graphs_share_memory_and_only_the_last_that_ran_can_go_back(monkeypatch):
+    of = problem(batch_size=3)
+    as_on_gpu(monkeypatch, of, type("Shared", (StandIn,), {}))
+    of.evaluate(away(of)).gradient()
+    first, second = of.passes.trips
+    first.there(away(of, 1), returns=True)
+    assert first.can_return
+    second.there(away(of, 1), returns=True)
+    assert (first.can_return, second.can_return) == (False, True)
+
+
 @pytest.mark.parametrize(
     ("off", "why"), [(0.01, "a replay gives other responses"), (None, "RuntimeError: operation not permitted when")]
 )
@@ -167,3 +181,20 @@ def test_tensors_made_before_the_first_map_are_kept_and_writes_into_them_found()
     assert not kept.was_changed
     view.add_(1)
     assert kept.was_changed
+
+
+def test_what_a_fit_holds_is_free_without_a_look_for_cycles(monkeypatch):
+    """A GPU's memory would wait for Python's garbage collection."""
+    gc.collect()
+    gc.disable()
+    try:
+        of = problem(batch_size=3)
+        shared = as_on_gpu(monkeypatch, of, type("Freed", (StandIn,), {}))
+        of.evaluate(away(of)).gradient()
+        of.evaluate(away(of, 1)).gradient()
+        held = [weakref.ref(one) for one in (of.runner, *(trip._replay for trip in of.passes.trips))]
+        del shared.is_worth_it  # this test's own
+        del of, shared
+        assert not any(one() for one in held)
+    finally:
+        gc.enable()

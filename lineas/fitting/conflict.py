@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..core.arrays import Floats
+from ..core.text import warn
 from ..evaluation.calibration import TEXTS, TOKENS, writes_texts
 from ..evaluation.language import own_tokens, perplexity
 from ..maps.algebra import Pairs, merged_order, pairs_of
@@ -114,15 +115,20 @@ def conflict(
     ------
     TypeError, ValueError, LookupError
         No steerings, or of other sites or sizes than the model's; an output that is no logits; `texts` or `sets`
-        without a model; `sets` that a steering does nothing for.
+        without a model.
+
+    Warns
+    -----
+    UserWarning
+        A steering does nothing for its `sets`: what is kept of it is NaN.
 
     Notes
     -----
-    Without a model O(units). With one, a forward and a backward pass over the texts, as the ridge of a fit takes
-    takes: rows g of the Fisher form give (g . a)(g . b), averaged. The two orders differ in the biases by
-    w_b b_a + b_b - w_a b_b - b_a. An effect is how much likelier a set's targets become than its sources, a token; with
-    `sets` these are read three times. Of ten pairs of concepts, each at 0.05 nats, `kept` foretold what was left while
-    both were on with a rank correlation of 0.78, the cosines with 0.11 and 0.33 (`docs/strength.md`).
+    Without a model O(units). With one, a forward and a backward pass over the texts, as the ridge of a fit takes: rows
+    g of the Fisher form give (g . a)(g . b), averaged. The two orders differ in the biases by w_b b_a + b_b - w_a b_b -
+    b_a. An effect is how much likelier a set's targets become than its sources, a token; with `sets` these are read
+    three times. Of ten pairs of concepts, each at 0.05 nats, `kept` foretold what was left while both were on with a
+    rank correlation of 0.78, the cosines with 0.11 and 0.33 (`docs/strength.md`).
     Source: Amari, Natural Gradient Works Efficiently in Learning, Neural Computation 10 (1998), for the form.
 
     Examples
@@ -191,10 +197,13 @@ def _kept(
     (a_by_a, b_by_a), (a_by_b, b_by_b) = effects
     for name, effect in (("a", a_by_a), ("b", b_by_b)):
         if not effect > 0:
-            raise ValueError(
-                f"sets: expected texts for which {name} does what it is for, got an effect of {effect:.3g}"
+            warn(
+                f"sets: {name} alone makes its targets no likelier than its sources ({effect:.3g} a token), so nothing "
+                "is told of what stays of it; expected texts like those that it was fitted on"
             )
-    return float(1 + a_by_b / a_by_a), float(1 + b_by_a / b_by_b)
+    own, cross = np.array([a_by_a, b_by_b]), np.array([a_by_b, b_by_a])
+    kept = 1 + np.divide(cross, own, out=np.full(2, np.nan), where=own > 0)
+    return float(kept[0]), float(kept[1])
 
 
 def _moves(pairs: Pairs, units: Mapping[str, int]) -> dict[str, Floats]:

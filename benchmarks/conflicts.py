@@ -54,7 +54,9 @@ def sides(concept: str, draw: int) -> Sides:
         with TOXIC.open(newline="") as file:
             rows = list(csv.DictReader(file))
         kinds = [[row["text"][:200] for row in rows if (row["is_toxic"] == "1") == toxic] for toxic in (True, False)]
-        return tuple(lots.sample(kind, 96) for kind in kinds)  # type: ignore[return-value]
+        for kind in kinds:
+            lots.shuffle(kind)
+        return kinds[0][:96], kinds[1][:96]
     plain = list(itertools.product(WHO, DOES, WHERE))
     lots.shuffle(plain)
     statements = [f"{who} {does}s {where}." for who, does, where in plain[:96]]

@@ -15,7 +15,7 @@ from torch import Tensor
 from .parts import quantile_parts
 
 LARGE = 1 << 22  # numbers; for fewer, starting a kernel of Triton's costs more than the kernel
-COSTS = 1 << 26  # of relabellings and units, at a time
+COSTS = 1 << 26  # of relabellings and units, or samples and units, at a time
 FUSED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -45,8 +45,10 @@ def facts(device: torch.device) -> dict[str, bool | str]:
 
 def fused(h: Tensor) -> ModuleType | None:
     """The kernels that take this tensor, if there are any."""
-    takes = h.is_cuda and h.dtype in FUSED_TYPES and h.numel() and h[:1].numel() < 1 << 31
-    return _kernels(h.device)[0] if takes and not torch.compiler.is_compiling() else None
+    if not h.is_cuda or h.dtype not in FUSED_TYPES or not h.numel() or torch.compiler.is_compiling():
+        return None
+    span = sum((size - 1) * step for size, step in zip(h.shape[1:], h.stride()[1:], strict=True))
+    return _kernels(h.device)[0] if span < 1 << 31 else None  # they count a row's numbers in 32 bits
 
 
 def permutation_null(
@@ -59,9 +61,11 @@ def permutation_null(
     columns = zip(*quantile_parts(sources, len(pooled) - sources), strict=True)
     kinds = torch.int32, torch.int32, torch.float32
     parts = [torch.tensor(column, dtype=kind, device=device) for column, kind in zip(columns, kinds, strict=True)]
-    values, found = torch.from_numpy(pooled).to(device), []
-    for some in values.split(max(1, COSTS // count), 1):
-        costs = kernels.relabelled_costs(some.contiguous(), torch.from_numpy(by_labelling).to(device), sources, parts)
+    drawn, found = torch.from_numpy(by_labelling).to(device), []
+    step = max(1, COSTS // max(count, len(pooled)))
+    for start in range(0, pooled.shape[1], step):
+        some = torch.from_numpy(np.ascontiguousarray(pooled[:, start : start + step])).to(device)
+        costs = kernels.relabelled_costs(some, drawn, sources, parts)
         reached = 1 + (costs[1:] >= costs[0]).sum(0)
         null = costs[1:].double()
         found.append(torch.stack([null.mean(0), null.std(0, unbiased=False), reached / count]).cpu().numpy())

@@ -1,5 +1,7 @@
 """An array on the host that has a twin on a device, for copies that hold nobody up."""
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -31,12 +33,16 @@ class Mirror:
     host : Tensor
         In pinned memory where the device is a GPU: from pageable memory a copy would wait.
     there : Tensor
-        On the device.
+        On the device; made when it is first asked for.
     """
 
     def __init__(self, shape: tuple[int, ...], device: torch.device):
+        self.device = device
         self.host = torch.empty(shape, dtype=torch.float32, device="cpu", pin_memory=device.type == "cuda")
-        self.there = torch.empty(shape, dtype=torch.float32, device=device)
+
+    @cached_property
+    def there(self) -> Tensor:
+        return torch.empty(self.host.shape, dtype=torch.float32, device=self.device)
 
     def write(self, values: NDArray[np.float32]) -> None:
         """Into the host's; nothing may still be on its way from there."""
@@ -51,3 +57,19 @@ class Mirror:
     def fetch(self, values: Tensor) -> None:
         """From the device into the host's, which has them once the device is waited for."""
         self.host.copy_(values, non_blocking=True)
+
+
+class Mirrors:
+    """Those that the passes of a fit share, by name and shape: what one holds lasts until the next pass.
+
+    Batches take turns, so that pinned memory does not grow with their number.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._made: dict[tuple[str, tuple[int, ...]], Mirror] = {}
+
+    def of(self, name: str, shape: tuple[int, ...]) -> Mirror:
+        if (name, shape) not in self._made:
+            self._made[name, shape] = Mirror(shape, self.device)
+        return self._made[name, shape]

@@ -31,33 +31,31 @@ def _array(x: Tensor) -> NDArray:
     return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
-class _AffinePool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, h, scale, shift, pool, channels_first, threads):
-        ctx.save_for_backward(h, scale, pool)
-        ctx.channels_first, ctx.threads = channels_first, threads
-        ctx.set_materialize_grads(False)
-        arrays = _core.affine_pool(_array(h), _array(scale), _array(shift), _array(pool), channels_first, threads)
+class _InC(NamedTuple):
+    """The kernels of a CPU, as `fused` has those of a GPU."""
+
+    threads: int
+
+    def affine_pool(
+        self, h: Tensor, scale: Tensor, shift: Tensor, pool: Tensor, channels_first: bool
+    ) -> tuple[Tensor, Tensor]:
+        arrays = _core.affine_pool(_array(h), _array(scale), _array(shift), _array(pool), channels_first, self.threads)
         out, pooled = (torch.from_numpy(a) for a in arrays)
         return out.view(h.dtype), pooled
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_out, grad_pooled):
-        h, scale, pool = ctx.saved_tensors
-        if grad_pooled is None:  # a mapped site that is not a loss site
-            grad_pooled = scale.new_zeros(len(h), len(scale))
+    def affine_pool_grad(
+        self, grad_out: Tensor | None, grad_pooled: Tensor, h: Tensor, scale: Tensor, pool: Tensor,
+        channels_first: bool, wants_h: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         arrays = _core.affine_pool_grad(
-            None if grad_out is None else _array(grad_out.contiguous()), _array(grad_pooled.contiguous()),
-            _array(h), _array(scale), _array(pool), ctx.channels_first, ctx.threads,
+            None if grad_out is None else _array(grad_out.contiguous()), _array(grad_pooled), _array(h),
+            _array(scale), _array(pool), channels_first, self.threads,
         )  # fmt: skip
         grad_h, grad_scale, grad_shift = (torch.from_numpy(a) for a in arrays)
-        return grad_h.view(h.dtype), grad_scale, grad_shift, None, None, None
+        return grad_h.view(h.dtype), grad_scale, grad_shift
 
 
-class _FusedAffinePool(torch.autograd.Function):
-    """The same by the kernels of a GPU."""
-
+class _AffinePool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h, scale, shift, pool, channels_first, kernels):
         ctx.save_for_backward(h, scale, pool)
@@ -69,11 +67,10 @@ class _FusedAffinePool(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_out, grad_pooled):
         h, scale, pool = ctx.saved_tensors
-        if grad_pooled is None:
+        if grad_pooled is None:  # a mapped site that is not a loss site
             grad_pooled = scale.new_zeros(len(h), len(scale))
-        wants_h = ctx.needs_input_grad[0]
         grads = ctx.kernels.affine_pool_grad(
-            grad_out, grad_pooled.contiguous(), h, scale, pool, ctx.channels_first, wants_h
+            grad_out, grad_pooled.contiguous(), h, scale, pool, ctx.channels_first, ctx.needs_input_grad[0]
         )
         return *grads, None, None, None
 
@@ -126,11 +123,11 @@ def affine_pool(
     if not runs_in_c(h, scale, shift, pool):
         if kernels := device.fused(h):
             maps = (x.float().contiguous() for x in (scale, shift, pool))
-            return _FusedAffinePool.apply(h, *maps, channels_first, kernels)
+            return _AffinePool.apply(h, *maps, channels_first, kernels)
         return device.affine_pool(h, scale, shift, pool, channels_first)
     precision = torch.promote_types(h.dtype, torch.float32)
     maps = (x.to(precision).contiguous() for x in (scale, shift, pool))
-    return _AffinePool.apply(h.contiguous(), *maps, channels_first, thread_count(threads, h.numel()))
+    return _AffinePool.apply(h.contiguous(), *maps, channels_first, _InC(thread_count(threads, h.numel())))
 
 
 def affine(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

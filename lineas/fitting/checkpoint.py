@@ -20,6 +20,7 @@ from .._storage.saving import read_whole, replace_file
 from ..network.batch import Batch
 from ..network.identity import data_digest, digest, weights_digest
 from ..steering import Steering
+from .option_table import DEFAULT
 
 __all__ = ["Checkpoint", "Keeper", "read", "write"]
 
@@ -241,7 +242,11 @@ def fingerprint(
 
 
 def refuse_another(now: Mapping[str, Any], then: Mapping[str, Any], where: Any) -> None:
-    """ValueError, with both values, where a checkpoint is of another fit."""
+    """ValueError, with both values, where a checkpoint is of another fit.
+
+    An option that its writer did not know yet had the value that it has now by default.
+    """
+    now, then = ({**vars(DEFAULT), **facts} for facts in (now, then))
     differ = [key for key in {**then, **now} if now.get(key) != then.get(key)]
     if differ:
         lines = [f"  {key}: {_brief(then.get(key))} there, {_brief(now.get(key))} here" for key in differ]

@@ -322,14 +322,13 @@ def _problem(
     """What is to be minimised. What it must know of the unsteered sources comes from a pass at the identity, where a
     fit usually starts: its first evaluation is then that pass."""
     loss, noise, strength = losses.find(options.loss), None, options.ridge
-    layout, is_weighted = passes.runner.compared, options.loss_weights != "equal"
+    layout, measures = passes.runner.compared, loss.needs_noise or strength is None
     coefficient = layout.coefficients()
-    if loss.needs_noise or is_weighted or (ridge is not None and strength is None):
+    if measures or options.loss_weights != "equal":
         unsteered = passes.at(passes.runner.mapped.identity()).responses
         all_targets, _ = passes.world.gather(lambda: np.concatenate(targets))
         coefficient = losses.unit_weights(options.loss_weights, unsteered, all_targets, layout)
-        if loss.needs_noise or strength is None:
-            noise = losses.sampling_noise(unsteered, all_targets, passes.runner.device)
+        noise = losses.sampling_noise(unsteered, all_targets, passes.runner.device) if measures else None
         if noise is not None and strength is None:
             strength = losses.share_of_noise(unsteered, all_targets, noise, coefficient)
     return ModelLoss(

@@ -71,12 +71,8 @@ class SourcePass:
         trips = self.passes.trips
         if len(trips) == 1:
             return trips[0].there(self._at, returns=True)
-        # One buffer from the start, for the reason that `Runner.collect` has.
-        rows, start = np.empty((sum(t.batch.size for t in trips), self.passes.runner.compared.units), np.float32), 0
-        for trip in trips:
-            rows[start : start + trip.batch.size] = trip.there(self._at, returns=False)
-            start += trip.batch.size
-        return rows
+        found = (trip.there(self._at, returns=False) for trip in trips)
+        return self.passes.runner.stacked(self.passes.batches, found)
 
     def is_fresh(self, x: Vector) -> bool:
         """Whether it was run at x, and nothing has been taken back through it yet."""

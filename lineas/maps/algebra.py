@@ -166,7 +166,7 @@ def compose(after: AnyMaps, before: AnyMaps) -> AnyMaps:
 
 def added(a: AnyMaps, b: AnyMaps, times: float = 1.0) -> AnyMaps:
     """Both moves at once, b's so many times: w = w_a + times (w_b - 1), b = b_a + times b_b."""
-    pairs = {name: (w1 + times * (w2 - 1), b1 + times * b2) for name, (w1, b1), (w2, b2) in _both(a, b)}
+    pairs = {name: (w1 + times * (w2 - 1), b1 + times * b2) for name, (w1, b1), (w2, b2) in paired(a, b)}
     how = f"the moves of the first and {times:g} times those of the second"
     return derived(how, _within_float32(pairs, "added"), a, b)
 
@@ -203,7 +203,7 @@ def interpolate(a: AnyMaps, b: AnyMaps, t: float) -> AnyMaps:
     for steering in (a, b):
         _check_maps(steering)
     t = number(t, "t")
-    pairs = {name: ((1 - t) * w1 + t * w2, (1 - t) * b1 + t * b2) for name, (w1, b1), (w2, b2) in _both(a, b)}
+    pairs = {name: ((1 - t) * w1 + t * w2, (1 - t) * b1 + t * b2) for name, (w1, b1), (w2, b2) in paired(a, b)}
     return derived(f"{1 - t:g} of the first, {t:g} of the second", _within_float32(pairs, "interpolated"), a, b)
 
 
@@ -312,7 +312,7 @@ def _pair(a: Maps, b: Maps) -> tuple[Pairs, Pairs]:
     return first, second
 
 
-def _both(a: Maps, b: Maps) -> Iterator[tuple[str, tuple[NDArray, NDArray], tuple[NDArray, NDArray]]]:
+def paired(a: Maps, b: Maps) -> Iterator[tuple[str, tuple[NDArray, NDArray], tuple[NDArray, NDArray]]]:
     """Each site with the maps of both; the identity where one lacks it."""
     first, second = _pair(a, b)
     for name in merged_order(list(first), list(second)):

@@ -161,7 +161,7 @@ def _accelerate_hooks(module: nn.Module) -> tuple[Any, ...]:
     return tuple(getattr(hook, "hooks", (hook,)))
 
 
-def loads_weights(module: nn.Module) -> bool:
+def moves_tensors(module: nn.Module) -> bool:
     """Whether hooks of accelerate move its inputs or weights about."""
     return getattr(module, "_hf_hook", None) is not None
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..core.arrays import Vector
-from ..core.mirror import Mirror, memory_free, wait
+from ..core.mirror import Mirrors, memory_free, wait
 from ..network.batch import Batch
-from ..network.state import dtype_of, is_compiled, loads_weights
+from ..network.state import dtype_of, is_compiled, moves_tensors
 from .layout import Layout
 
 SPARE = 3  # times what a pass keeps for the way back: graphs have memory of their own
@@ -37,6 +37,7 @@ class Runs(Protocol):
     mapped: Layout
     compared: Layout
     checkpointing: list[nn.Module]
+    mirrors: Mirrors
 
     def run(self, batch: Batch, x: Tensor | None, before_maps: Callable[[], None] | None) -> Tensor: ...
 
@@ -57,14 +58,11 @@ class Graphs:
         self._latest: ref[Replay] | None = None  # no cycle: a GPU's memory shall be free when a fit ends
         self._pool: Any = None
         self.device, self.on_gpu = runner.device, runner.device.type == "cuda"
-        self.was_wanted = wanted
         self.wanted = wanted and self.on_gpu and not self._refuse(_unfit(runner))
 
     def facts(self) -> dict[str, Any]:
         """For a fit's `info`: nothing on a CPU."""
-        if not self.on_gpu:
-            return {}
-        return {"graphs": self.why_not or bool(self.captured)} if self.was_wanted else {"graphs": False}
+        return {"graphs": self.why_not or bool(self.captured)} if self.on_gpu else {}
 
     def is_worth_it(self, launching: float, waiting: float, kept: int) -> bool:
         """Whether the host works for longer than it waits for the GPU, and there is memory for another pass."""
@@ -112,8 +110,10 @@ class Graphs:
 def _unfit(runner: Runs) -> str:
     """Why no pass of this model can be captured, as far as that can be known beforehand."""
     modules = list(runner.model.modules())
-    if len({weight.device for weight in runner.model.parameters()}) > 1 or any(map(loads_weights, modules)):
+    if len({weight.device for weight in runner.model.parameters()}) > 1:
         return "the weights are not all on one GPU"
+    if any(map(moves_tensors, modules)):
+        return "accelerate moves weights or inputs about"
     if runner.checkpointing:
         return "blocks are checkpointed"
     return "the model is compiled" if any(map(is_compiled, modules)) else ""
@@ -125,8 +125,9 @@ class Replay:
     def __init__(self, runner: Runs, batch: Batch, pool: Any, keeps: bool):
         self.runner, self.batch, self.keeps, self.is_fresh = runner, batch, keeps, False
         units, device = runner.mapped.units, runner.device
-        self.x, self.gradient = Mirror((2 * units,), device), Mirror((2 * units,), device)
-        self.responses, self.slopes = (Mirror((batch.size, runner.compared.units), device) for _ in range(2))
+        responses = batch.size, runner.compared.units
+        self.x, self.gradient = (runner.mirrors.of(name, (2 * units,)) for name in ("maps", "gradient"))
+        self.responses, self.slopes = (runner.mirrors.of(name, responses) for name in ("responses", "slopes"))
         self._forward, self._backward, self._kept = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph(), _Kept()
         self.pool = torch.cuda.graph_pool_handle() if pool is None else pool
         side = _side(device)
@@ -137,7 +138,8 @@ class Replay:
         torch.cuda.current_stream(device).wait_stream(side)
 
     def _capture(self) -> None:
-        leaf = self.x.there.requires_grad_()
+        leaf = self.x.there.detach().requires_grad_()
+        self.slopes.upload()  # so that it is there, and not in the graphs' memory
         with _capturing(self._forward, self.pool) as begin, self._kept.open():
 
             def first_map() -> None:

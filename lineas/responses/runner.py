@@ -1,6 +1,6 @@
 """Run a frozen model, collect the pooled responses of all sites into one host buffer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..core import _core
 from ..core.errors import NonFiniteError
+from ..core.mirror import Mirrors
 from ..network.batch import Batch
 from ..network.blocks import PrefixRecord, checkpointed, checkpointing, neighbours, replaced
 from ..network.calls import call
@@ -115,7 +116,7 @@ class Runner:
         self.may_stop = not any(map(must_finish, around))
         self.checkpointing = checkpointing(model, compared.sites[-1])
         self.savings, self.compute_dtype = savings, compute_dtype
-        self.graphs = Graphs(self, graphs)
+        self.graphs, self.mirrors = Graphs(self, graphs), Mirrors(self.device)
         self._skips_prefix, self._room = savings.skips_prefix, savings.room
         self._plans: WeakKeyDictionary[Batch, tuple[list[Part], Tensor | None]] = WeakKeyDictionary()
 
@@ -181,8 +182,8 @@ class Runner:
 
         Differentiable for x. The forward pass ends at the last compared site, unless that would leave weights loaded. A
         model that draws random numbers draws the same ones for a batch every time, so that equal maps give equal
-        responses; the caller restores the generators (`state.seeded`). `before_maps` is called
-        when the pass comes to the first map: nothing before it depends on x.
+        responses; the caller restores the generators (`state.seeded`). `before_maps` is called when the pass comes to
+        the first map: nothing before it depends on x.
         """
         if batch not in self._plans:
             self._plans[batch] = self._plan(batch)
@@ -273,14 +274,18 @@ class Runner:
             raise NonFiniteError(f"site {site.name!r}: expected finite responses, got {host.flat[bad]}")
         return host
 
-    def collect(self, batches: Sequence[Batch], x: Tensor | None = None) -> NDArray[np.float32]:
-        """Responses to all batches, one after another and without a gradient: (n, N) on the host."""
+    def collect(self, batches: Sequence[Batch]) -> NDArray[np.float32]:
+        """Responses of the unsteered model to all batches, one after another: (n, N) on the host."""
+        with torch.no_grad():
+            return self.stacked(batches, (self.gather(self.run(batch)) for batch in batches))
+
+    def stacked(self, batches: Sequence[Batch], parts: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Responses to one batch after the other, (n, N), each made when the one before is in its place."""
         # One buffer from the start: small arrays kept from pass to pass would lie in the gaps between passes, and the
         # next pass, finding none that is large enough any more, would take new memory every time.
         rows = np.empty((sum(batch.size for batch in batches), self.compared.units), np.float32)
         start = 0
-        with torch.no_grad():
-            for batch in batches:
-                rows[start : start + batch.size] = self.gather(self.run(batch, x))
-                start += batch.size
+        for batch, part in zip(batches, parts, strict=True):
+            rows[start : start + batch.size] = part
+            start += batch.size
         return rows

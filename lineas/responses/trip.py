@@ -21,7 +21,7 @@ class Trip:
         self.runner, self.batch, self.graphs = runner, batch, runner.graphs
         self._maps: tuple[Tensor, Tensor] | None = None  # the leaf, and the responses that autograd knows it by
         self._replay: Replay | None = None
-        self._is_new, self._mirrors = runner.graphs.wanted, _Mirrors(runner, batch)
+        self._is_new, self._ferry = runner.graphs.wanted, _Ferry(runner, batch)
 
     def there(self, x: Vector, returns: bool) -> NDArray[np.float32]:
         """Responses (n, N) on the host under maps x; `returns`, where `back` is to follow. NonFiniteError where one is
@@ -30,11 +30,11 @@ class Trip:
         if self._replay:
             self.graphs.runs(self._replay)
             return self.runner.checked(self._replay.there(x))
-        leaf, started, used = self._mirrors.leaf(x), time.perf_counter(), memory_used(self.runner.device)
+        leaf, started, used = self._ferry.leaf(x), time.perf_counter(), memory_used(self.runner.device)
         with torch.set_grad_enabled(returns):
             responses = self.runner.run(self.batch, leaf)
         launched, kept = time.perf_counter(), memory_used(self.runner.device) - used
-        found = self._mirrors.fetched(responses)
+        found = self._ferry.fetched("responses", responses)
         if returns:
             self._maps = leaf, responses
             if self._is_new:
@@ -53,9 +53,9 @@ class Trip:
             return self._replay.back(slopes)
         assert self._maps is not None
         leaf, responses = self._maps
-        there = self._mirrors.slopes(slopes, responses)
+        there = self._ferry.slopes(slopes, responses)
         (gradient,) = torch.autograd.grad(responses, leaf, there, retain_graph=keeps)
-        found = self._mirrors.gradient(gradient)
+        found = self._ferry.fetched("gradient", gradient)
         if not keeps:
             self._maps = None
         return found
@@ -75,43 +75,36 @@ class Trip:
             self._replay = self.graphs.proved(self.runner, self.batch, x, responses, slopes, gradient, keeps)
 
 
-class _Mirrors:
-    """Where maps, responses, slopes and gradient cross between host and device."""
+class _Ferry:
+    """How maps, responses, slopes and gradient cross between host and device: by mirrors on a GPU."""
 
     def __init__(self, runner: Runner, batch: Batch):
-        self.device = runner.device
-        self._made: dict[str, Mirror] = {}
-        self._shapes = {"x": (2 * runner.mapped.units,), "responses": (batch.size, runner.compared.units)}
-
-    def _of(self, name: str, like: str) -> Mirror:
-        if name not in self._made:
-            self._made[name] = Mirror(self._shapes[like], self.device)
-        return self._made[name]
+        self.device, self.by_mirrors = runner.device, runner.device.type == "cuda"
+        maps, responses = (2 * runner.mapped.units,), (batch.size, runner.compared.units)
+        self._mirrors = runner.mirrors
+        self._shapes = {"maps": maps, "gradient": maps, "slopes": responses, "responses": responses}
 
     def leaf(self, x: Vector) -> Tensor:
-        if self.device.type != "cuda":
+        if not self.by_mirrors:
             return torch.from_numpy(x).requires_grad_()
-        mirror = self._of("maps", "x")
-        mirror.write(x)
-        return mirror.upload().detach().requires_grad_()
+        return self._sent("maps", x).clone().requires_grad_()  # for the mirror is other batches', too
 
     def slopes(self, slopes: NDArray[np.float32], responses: Tensor) -> Tensor:
-        if self.device.type != "cuda":
-            return torch.from_numpy(slopes).to(responses.device, responses.dtype)
-        mirror = self._of("slopes", "responses")
-        mirror.write(slopes)
-        return mirror.upload().to(responses.dtype)
+        there = self._sent("slopes", slopes) if self.by_mirrors else torch.from_numpy(slopes)
+        return there.to(responses.device, responses.dtype)
 
-    def fetched(self, responses: Tensor) -> NDArray[np.float32]:
-        return self._fetched("responses", "responses", responses)
-
-    def gradient(self, gradient: Tensor) -> Vector:
-        return self._fetched("gradient", "x", gradient)
-
-    def _fetched(self, name: str, like: str, values: Tensor) -> NDArray[np.float32]:
-        if self.device.type != "cuda":
+    def fetched(self, name: str, values: Tensor) -> NDArray[np.float32]:
+        if not self.by_mirrors:
             return np.ascontiguousarray(values.detach().to("cpu", torch.float32).numpy())
-        mirror = self._of(name, like)
+        mirror = self._of(name)
         mirror.fetch(values.detach())
         wait(self.device)
         return mirror.host.numpy().copy()
+
+    def _sent(self, name: str, values: NDArray[np.float32]) -> Tensor:
+        mirror = self._of(name)
+        mirror.write(values)
+        return mirror.upload().detach()
+
+    def _of(self, name: str) -> Mirror:
+        return self._mirrors.of(name, self._shapes[name])

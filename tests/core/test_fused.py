@@ -61,6 +61,9 @@ RELABELLED = """
         found = device.permutation_null(fused, pooled, labels, n, 21, "cpu")
         for ours, theirs in zip(found, null.permutation_null(x, y, n_permutations=20)):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+        device.COSTS = 50  # a few units at a time
+        again, device.COSTS = device.permutation_null(fused, pooled, labels, n, 21, "cpu"), 1 << 26
+        np.testing.assert_allclose(again, found, rtol=1e-12)
 """
 
 

@@ -89,6 +89,21 @@ def test_another_fit_is_refused_with_both_values(other, message, tmp_path):
     run()
 
 
+def test_a_checkpoint_of_before_there_was_an_option_goes_on_with_its_default(tmp_path):
+    def run(**options):
+        given = {"sites": "first", "progress": False, "checkpoint_dir": tmp_path, "resume_from": tmp_path, **options}
+        return lineas.fit(Mlp(), SOURCE, TARGET, **given)
+
+    done = run()
+    known = checkpoint.read(tmp_path)
+    older = {key: value for key, value in known.problem.items() if key != "loss_weights"}
+    assert len(older) < len(known.problem)
+    checkpoint.write(tmp_path / FILE, replace(known, problem=older))
+    np.testing.assert_array_equal(run().weight("first"), done.weight("first"))
+    with pytest.raises(ValueError, match="loss_weights: 'equal' there, 'standardised' here"):
+        run(loss_weights="standardised")
+
+
 def test_groups_too_long_to_print_tell_fits_apart(tmp_path):
     class Wide(torch.nn.Module):
         def __init__(self):

@@ -7,6 +7,7 @@ from conftest import NEGATIVE, POSITIVE, Mlp, WordTokenizer, assert_untouched, r
 
 import lineas
 from lineas import evaluation
+from lineas.maps.kinds import WithinRange
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +111,9 @@ def test_what_stays_of_an_effect_is_told_by_what_the_other_does_to_it(llama):
     ("call", "error", "words"),
     [
         (lambda a, m: lineas.conflict(a, "b"), TypeError, "b: expected a Steering, got str"),
+        (lambda a, m: lineas.conflict(a, within_ranges(a)), ValueError, "what two steerings have in common"),
         (lambda a, m: lineas.conflict(a, a, texts=["x"]), ValueError, "texts: expected a model"),
-        (lambda a, m: lineas.conflict(a, lineas.Steering({a.sites[0]: ([1, 1], [0, 0])})), ValueError, "as many units"),
+        (lambda a, m: lineas.conflict(a, of_two_units(a)), ValueError, "the same number of units"),
         (lambda a, m: lineas.conflict(a, a, Mlp(), torch.ones(3, 4)), LookupError, "layers"),
         (lambda a, m: lineas.conflict(of_mlp(), of_mlp(), Mlp(), torch.randn(5, 4)), ValueError, "expected logits"),
         (lambda a, m: lineas.conflict(of_mlp(), of_mlp(), Mlp()), TypeError, "texts: expected inputs of a Mlp"),
@@ -126,3 +128,14 @@ def test_what_cannot_be_compared_is_refused(llama, call, error, words):
 def of_mlp(units=None):
     units = units or Mlp().first.out_features
     return lineas.Steering({"first": (np.ones(units), np.ones(units))})
+
+
+def within_ranges(a):
+    name = a.sites[0]
+    units = len(a.weight(name))
+    kinds = {name: WithinRange(-np.ones(units), np.ones(units))}
+    return lineas.Steering({name: (a.weight(name), a.bias(name))}, kinds=kinds)
+
+
+def of_two_units(a):
+    return lineas.Steering({a.sites[0]: ([1, 1], [0, 0])})

@@ -157,8 +157,13 @@ def test_a_fit_with_standardised_units_is_one_of_units_that_were_standardised():
         with torch.no_grad():
             net[0].weight.copy_(torch.diag(scale))
         options = {"sites": "0", "ridge": 0.0, "loss_weights": "standardised", "progress": False}
+        options["loss"] = "wasserstein"
         found.append(lineas.fit(net, *sides, **options))
         assert found[-1].info["loss_weights"] == "standardised"
+        before = [net[0](side).detach().numpy() for side in sides]
+        weights = 1 / sum(side.var(0, dtype=float) for side in before)
+        distance = wasserstein(*(torch.from_numpy(side).double() for side in before)).numpy()
+        assert found[-1].history["loss"][0] == pytest.approx(float(weights / weights.sum() @ distance), rel=1e-4)
     np.testing.assert_allclose(found[1].weight("0"), found[0].weight("0"), atol=0.02)
     np.testing.assert_allclose(found[1].bias("0") / scales.numpy(), found[0].bias("0"), atol=0.02)
     plain = lineas.fit(net, *sides, sites="0", ridge=0.0, progress=False)

@@ -84,7 +84,7 @@ def as_on_gpu(monkeypatch, of, stand_in, free=1 << 40):
     monkeypatch.setattr(graphs, "Replay", stand_in)
     monkeypatch.setattr(graphs, "memory_free", lambda device: free)
     shared = of.runner.graphs
-    shared.wanted = shared.was_wanted = shared.on_gpu = True
+    shared.wanted = shared.on_gpu = True
     shared.is_worth_it = lambda launching, waiting, kept: graphs.Graphs.is_worth_it(shared, 2.0, 1.0, kept)
     for trip in of.passes.trips:
         trip._is_new = True
@@ -149,7 +149,7 @@ def test_there_is_a_most_and_the_rest_goes_the_ordinary_way(monkeypatch):
 def test_what_would_gain_nothing_or_has_no_room_is_not_captured(monkeypatch, figures, why):
     of = problem()
     shared = graphs.Graphs(of.runner)
-    shared.wanted = shared.was_wanted = shared.on_gpu = True
+    shared.wanted = shared.on_gpu = True
     monkeypatch.setattr(graphs, "memory_free", lambda device: 2000)
     assert not shared.is_worth_it(*figures)
     assert shared.facts()["graphs"].startswith(why)
@@ -198,3 +198,28 @@ def test_what_a_fit_holds_is_free_without_a_look_for_cycles(monkeypatch):
         assert not any(one() for one in held)
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_by_mirrors_a_step_is_what_it_is_without_and_batches_share_them(batch_size):
+    plain, of = problem(batch_size), problem(batch_size)
+    for trip in of.passes.trips:
+        trip._ferry.by_mirrors = True  # as on a GPU, on this device
+    for seed in range(2):
+        x = away(of, seed)
+        found, expected = of.evaluate(x), plain.evaluate(x)
+        assert found.loss == expected.loss
+        np.testing.assert_array_equal(found.gradient(), expected.gradient())
+    assert len(of.runner.mirrors._made) == 4
+
+
+def test_a_trip_that_waits_is_not_hurt_by_what_another_sends():
+    of = problem(batch_size=3)
+    first, second = of.passes.trips
+    for trip in (first, second):
+        trip._ferry.by_mirrors = True
+    slopes = np.ones_like(first.there(away(of), returns=True))
+    expected = first.back(slopes)
+    first.there(away(of), returns=True)
+    second.there(away(of, 1), returns=True)
+    np.testing.assert_array_equal(first.back(slopes), expected)

@@ -11,9 +11,11 @@ from .evaluation import calibrate, evaluate
 from .fitting import callbacks, checkpoint
 from .fitting.conflict import conflict
 from .fitting.fit import fit
+from .fitting.gates import fit_gate
 from .fitting.path import Path, path
 from .maps import algebra
 from .maps.dial import Dial
+from .maps.gate import Gate
 from .network.sites import Site, find_sites
 from .steering import Steering
 
@@ -24,6 +26,7 @@ except PackageNotFoundError:  # imported from a source tree that was never insta
 
 __all__ = [
     "Dial",
+    "Gate",
     "Handle",
     "Path",
     "Site",
@@ -42,6 +45,7 @@ __all__ = [
     "experts",
     "find_sites",
     "fit",
+    "fit_gate",
     "ot",
     "path",
     "penalties",

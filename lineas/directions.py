@@ -1,5 +1,7 @@
 """Directions: shifts of all units of a site together, from what two sets of inputs do there."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -12,6 +14,8 @@ __all__ = ["actadd", "caa", "iti_c", "repe"]
 L2 = 1.0  # of the probe, on its squared norm / 2; the loss is summed over samples
 ROUNDS = 100  # Newton's method needs five to ten
 NOTHING = 1e-8  # logits
+HOLDS = 10.0 ** np.arange(-4, 4)  # of `separation`: its ridge, as a part of the mean square of the samples
+FOLDS = 8
 
 
 def caa(source: ArrayLike, target: ArrayLike) -> WeightBias:
@@ -163,3 +167,66 @@ def _probe(x: NDArray[np.float64], labels: NDArray[np.float64]) -> NDArray[np.fl
         if step <= 1e-6 or np.abs(step * move).max() <= 1e-10 * (1 + np.abs(point).max()):
             break
     return np.einsum("ij,i->j", x, point[:-1])
+
+
+class Separation(NamedTuple):
+    """A direction that tells two sets of samples apart: z scores (z - middle) . normal, about 1 in the first set and -1
+    in the second.
+
+    Attributes
+    ----------
+    normal, middle : (d,)
+    first, second : (n,), (m,)
+        Scores of the samples, each from a fit without it and its group.
+    error : float
+        Their mean squared distance from 1 and -1, both sets weighing the same; 1 tells nothing apart.
+    """
+
+    normal: NDArray[np.float64]
+    middle: NDArray[np.float64]
+    first: NDArray[np.float64]
+    second: NDArray[np.float64]
+    error: float
+
+
+def separation(
+    first: NDArray, second: NDArray, first_groups: NDArray | None = None, second_groups: NDArray | None = None
+) -> Separation:
+    """Ridge regression of 1 in the first set (n, d) and -1 in the second (m, d), with units standardised.
+
+    Samples of a group, tokens of a text for instance, are left out together; each sample is a group unless told, and
+    every set has at least two. The ridge is that of `HOLDS` with the least error of what was left out in turn, in up to
+    eight folds. O(folds (n + m)^2 (d + n + m)).
+    """
+    x, n = np.concatenate([first, second]).astype(np.float64), len(first)
+    labels = np.repeat([1.0, -1.0], [n, len(second)])
+    spread = x.std(0)
+    does_vary = spread > NOTHING * np.abs(x).max(0)
+    scale = np.divide(1.0, spread, out=np.zeros_like(spread), where=does_vary)
+    fold = np.concatenate([_folds(first, first_groups), _folds(second, second_groups)])
+    scores = np.empty((len(HOLDS), len(x)))
+    for k in np.unique(fold):
+        out = fold == k
+        normals, middle = _ridges(x[~out] * scale, labels[~out])
+        scores[:, out] = normals @ (x[out] * scale - middle).T
+    errors = [np.mean([np.square(row[labels == y] - y).mean() for y in (1.0, -1.0)]) for row in scores]
+    best = int(np.argmin(errors))
+    normals, _ = _ridges(x * scale, labels)
+    middle = (x[:n].mean(0) + x[n:].mean(0)) / 2
+    return Separation(normals[best] * scale, middle, scores[best, :n], scores[best, n:], float(errors[best]))
+
+
+def _folds(samples: NDArray, groups: NDArray | None) -> NDArray:
+    return np.unique(np.arange(len(samples)) if groups is None else groups, return_inverse=True)[1] % FOLDS
+
+
+def _ridges(x: NDArray[np.float64], labels: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Normals (holds, d) for all ridges, and the middle of the two means; in the span of the samples."""
+    middle = (x[labels > 0].mean(0) + x[labels < 0].mean(0)) / 2
+    root = np.sqrt(np.where(labels > 0, 1 / (labels > 0).sum(), 1 / (labels < 0).sum()))  # sets weigh the same
+    rows = (x - middle) * root[:, None]
+    squares, vectors = np.linalg.eigh(rows @ rows.T)
+    along = vectors.T @ (labels * root)
+    holds = HOLDS * max(squares.sum() / len(x), NOTHING)
+    duals = (along / (squares.clip(min=0) + holds[:, None])) @ vectors.T
+    return duals @ rows, middle

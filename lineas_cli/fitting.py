@@ -63,6 +63,8 @@ def fit(
     pooling: Annotated[str | None, of_fit("pooling")] = None,
     position: Annotated[str | None, of_fit("position")] = None,
     budget: Annotated[str | None, of_fit("budget")] = None,
+    gate: Annotated[str | None, of_fit("gate")] = None,
+    neutral: Annotated[str | None, of_fit("neutral")] = None,
     pipeline: Pipeline = False,
     component: Annotated[str | None, of_fit("component")] = None,
     call: Annotated[list[str] | None, of_fit("call")] = None,
@@ -91,11 +93,13 @@ def fit(
     options = given(**{name: value for name, value in locals().items() if name in TABLE and name != "progress"})
     if resume and (checkpoint_dir is None or resume_from is not None):
         raise typer.BadParameter("--resume goes with --checkpoint-dir, and without --resume-from")
-    if src == tgt == "-":
-        raise typer.BadParameter("--src, --tgt: only one of them can be the standard input")
+    if [src, tgt, neutral].count("-") > 1:
+        raise typer.BadParameter("--src, --tgt, --neutral: only one of them can be the standard input")
     goes_on = resume and (Path(str(checkpoint_dir)) / CHECKPOINT).exists()  # the same line again
     check_folder(out, STEERING, force or goes_on)
     source, target = (read_texts(name, path, column, field) for name, path in (("src", src), ("tgt", tgt)))
+    if neutral is not None:
+        options["neutral"] = read_texts("neutral", neutral, column, field)
     check_goes_with(pipeline, {"component": component, "call": call, "at": at}, {"model_class": model_class != CAUSAL})
     options |= given(call=arguments(call) or None, at=steps_of(at))
     if not within_range:

@@ -1,12 +1,13 @@
 """Steer a model: forward hooks that map the sites' outputs."""
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..core.checks import flag
+from ..maps.gate import Gate, refuse_gated
 from ..maps.info import component_of_fit
 from ..maps.maps import Maps
 from ..network.hooks import CHANNELS_FIRST, Hook
@@ -16,6 +17,7 @@ from ..network.pipelines.components import component_of
 from ..network.sites import Site, find_sites
 from .base_model import check_base, check_merged, check_others
 from .denoising import At, Denoising, check_guided
+from .gating import ONLY_WHOLE, Reader
 from .handle import Handle
 from .positions import ONLY_ALL, Position, Tokens, check_position
 from .rows import named
@@ -104,14 +106,16 @@ def attach(
     flag(strict, "strict")
     by_id = named(steerings)
     distinct = list({id(steering): steering for steering in by_id.values()}.values())
+    gates = list(dict.fromkeys(maps.gate for maps in distinct if maps.gate is not None))
     if is_pipeline(model):
         component = component_of(model, component_of_fit([maps.info for maps in distinct], component))
         _refuse_tokens(model, position, count)
+        refuse_gated(f"model: a {type(model).__name__}", *gates)
         infos = [maps.info for maps in distinct]
         tokens: Tokens | Denoising = Denoising(model, component, at, guided, infos)
     else:
         _refuse_of_pipelines(at, guided)
-        tokens = Tokens(position, position != "all" if count is None else flag(count, "count"))
+        tokens = Tokens(position, position != "all" if count is None else flag(count, "count"), gates)
     model = network_of(model, component)
     for steering in distinct if strict else ():
         check_base(steering.info, model)
@@ -121,7 +125,24 @@ def attach(
     found = find_sites(model, list(names))
     for site in found:
         _check_site(model, site, distinct, position)
-    return Handle(model, by_id, {site: SiteMap(site, distinct, tokens) for site in found}, tokens, rows, strength)
+    readers = _readers(model, gates, tokens)
+    site_maps = {site: SiteMap(site, distinct, tokens) for site in found}
+    return Handle(model, by_id, site_maps, tokens, rows, strength, readers)
+
+
+def _readers(model: nn.Module, gates: Iterable[Gate], tokens: Tokens | Denoising) -> dict[Site, Reader]:
+    at_site: dict[Site, list[Gate]] = {}
+    for gate in gates:
+        (site,) = find_sites(model, [gate.site])
+        if site.units is not None and site.units != len(gate.weight):
+            raise ValueError(
+                f"site {site.name!r}: the gate has weight ({len(gate.weight)},), the model's {site.kind} has "
+                f"({site.units},) units; expected the model it was fitted on"
+            )
+        if gate.pooling != "all":
+            _check_has_tokens(model, site, ONLY_WHOLE)
+        at_site.setdefault(site, []).append(gate)
+    return {site: Reader(site, several, tokens) for site, several in at_site.items() if isinstance(tokens, Tokens)}
 
 
 def _refuse_tokens(pipe: Any, position: Position, count: bool | None) -> None:
@@ -149,8 +170,13 @@ def _check_site(model: nn.Module, site: Site, steerings: list[Maps], position: P
             on = getattr(hook.function, "steerings", ()) if isinstance(hook, Hook) else ()
             if any(other is steering for other in on):
                 raise RuntimeError("this steering is already on this model; remove its handle first")
-    if position != "all" and (isinstance(module, CHANNELS_FIRST) or re.fullmatch(CROSS, site.path)):
+    if position != "all":
+        _check_has_tokens(model, site, ONLY_ALL)
+
+
+def _check_has_tokens(model: nn.Module, site: Site, only: str) -> None:
+    if isinstance(module_at(model, site.path), CHANNELS_FIRST) or re.fullmatch(CROSS, site.path):
         raise ValueError(
             f"site {site.name!r} ({site.kind}): expected a site with the tokens of the model's input, (batch, tokens, "
-            f"channels), got one without; {ONLY_ALL}"
+            f"channels), got one without; {only}"
         )

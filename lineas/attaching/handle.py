@@ -21,6 +21,7 @@ from ..network.state import make_new_to_compilers
 from .coverage import Coverage
 from .denoising import Denoising
 from .first_pass import FirstPass
+from .gating import Reader
 from .positions import TokenHook, Tokens
 from .rows import choose
 from .site_map import SiteMap, copy_but
@@ -49,7 +50,7 @@ class Handle:
 
     def __init__(
         self, model: nn.Module, steerings: dict[Any, Maps], site_maps: Mapping[Site, SiteMap],
-        tokens: Tokens | Denoising, rows: Any, strength: Any,
+        tokens: Tokens | Denoising, rows: Any, strength: Any, readers: Mapping[Site, Reader],
     ):  # fmt: skip
         self._model, self._steerings, self._maps, self._tokens = model, steerings, site_maps, tokens
         self.active, self.position = True, tokens.position
@@ -63,8 +64,9 @@ class Handle:
             one.handle = self  # what the hooks know, lives as long as they do
         try:
             self._set(rows, strength)
+            self._hooks += put_hooks(model, readers)  # first: at a site of both, a gate reads what is not mapped yet
             self._hooks += [*put_hooks(model, site_maps), FirstPass(model, site_maps).hook]
-            self._are_hooked([module_at(model, site.path) for site in site_maps])
+            self._are_hooked([module_at(model, site.path) for site in (*readers, *site_maps)])
             if tokens.is_needed:
                 self._watch_passes()
         except BaseException:

@@ -5,15 +5,17 @@ A token's position is the number of real tokens before it in its row. What count
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..maps.gate import Gate
 from ..network.generation import OfThread, Watch, is_encoder_decoder, real_order, watch
 from ..network.links import arguments_of
+from .caches import Reading, columns_in
 from .rows import Spread
 
 __all__ = ["POSITIONS", "Pass", "Tokens", "check_position"]
@@ -78,6 +80,7 @@ def check_lengths(lengths: int | Sequence[int] | Tensor) -> Tensor:
 class Ongoing(OfThread):
     def __init__(self):
         self.passes: list[Pass | None] = []  # that of the innermost model last
+        self.readings: list[Reading] = []  # of gates in them, where there are any
         self.lengths: Tensor | None = None  # of prompts, where the user says so
 
 
@@ -86,8 +89,8 @@ class Tokens:
 
     factor, tells_rows = 1.0, False  # what only passes of a pipeline have
 
-    def __init__(self, position: Position, counting: bool):
-        self.position, self.counting = position, counting
+    def __init__(self, position: Position, counting: bool, gates: Iterable[Gate] = ()):
+        self.position, self.counting, self.gates = position, counting, list(gates)
         self.ongoing = Ongoing()
         self.said: list[Tensor] = []  # lengths of prompts, in whichever thread
         self.batch: tuple[str, int] | None = None  # in which argument rows are told apart, and how many
@@ -98,6 +101,11 @@ class Tokens:
     @property
     def is_needed(self) -> bool:
         """Whether passes must be watched, whatever the strengths are."""
+        return self.tells_tokens or bool(self.gates)
+
+    @property
+    def tells_tokens(self) -> bool:
+        """Whether sites must know their tokens."""
         return self.position != "all" or self.counting
 
     # -- on and off --
@@ -135,6 +143,12 @@ class Tokens:
         """This thread's innermost pass; None where there is none, or where its tokens cannot be told."""
         passes = self.ongoing.passes
         return passes[-1] if passes else None
+
+    @property
+    def reading(self) -> Reading | None:
+        """What gates read in this thread's innermost pass; None outside of one."""
+        readings = self.ongoing.readings
+        return readings[-1] if readings else None
 
     def begins(self, rows: int) -> None:
         """`generate` was called with so many rows."""
@@ -192,22 +206,22 @@ class Tokens:
         among = re.search(EXPERTS, f"{site} {type(module).__name__}")
         return None if now is None or among or h.ndim != 2 or len(h) != now.shape.numel() else now.shape
 
-    def at(self, site: str, h: Tensor, dim: int) -> Pass:
+    def at(self, site: str, h: Tensor, dim: int, only: str = ONLY_ALL) -> Pass:
         """The pass that a site's output belongs to; ValueError where its tokens are not those of the pass."""
         if h.ndim != 3 or dim != -1:
             raise ValueError(
-                f"site {site!r}: expected activations (batch, tokens, channels), got {tuple(h.shape)}; {ONLY_ALL}"
+                f"site {site!r}: expected activations (batch, tokens, channels), got {tuple(h.shape)}; {only}"
             )
         now = self.current
         if now is None:
             raise ValueError(
                 f"site {site!r}: expected to run inside a call of the steered model with input_ids or inputs_embeds, "
-                f"got a call without them, or of one of its modules; {ONLY_ALL}"
+                f"got a call without them, or of one of its modules; {only}"
             )
         if h.shape[:2] != now.shape:
             raise ValueError(
                 f"site {site!r}: expected the {now.shape[0]} x {now.shape[1]} (batch x tokens) of the forward pass, "
-                f"got {tuple(h.shape)}; {ONLY_ALL}"
+                f"got {tuple(h.shape)}; {only}"
             )
         return now
 
@@ -230,13 +244,19 @@ class TokenHook:
             )
         if self.outermost:  # an error may have left something
             self.tokens.ongoing.passes.clear()
-        self.tokens.ongoing.passes.append(self._pass(given))
+            self.tokens.ongoing.readings.clear()
+        now = self._pass(given)
+        if self.tokens.gates:
+            running = [gate.key for gate in self.tokens.gates if gate.pooling == "running" and now is not None]
+            rows = 0 if now is None else now.shape[0]
+            self.tokens.ongoing.readings.append(Reading(given.get("past_key_values"), running, rows))
+        self.tokens.ongoing.passes.append(now)
 
     def _pass(self, given: dict[str, Any]) -> Pass | None:
         inputs = _inputs(given, self.prefix)
         if inputs is None:
             return None
-        if self.tokens.position == "all" and not self.tokens.counting:
+        if not self.tokens.is_needed:
             return Pass(inputs, True, None)
         for key in UNCLEAR:
             if given.get(key) is not None:
@@ -262,7 +282,8 @@ class TokenHook:
 
     def _outside(self, inputs: Tensor, past: int | Tensor, order: Tensor | None) -> Pass:
         """Any other pass: it is a prompt, or comes after one where there is something in the cache."""
-        only_named = self._needs_no_numbers() and (order is None or not self.tokens.counting)
+        tells_padding = self.tokens.counting or self.tokens.gates
+        only_named = self._needs_no_numbers() and (order is None or not tells_padding)
         if isinstance(past, int) and past and only_named:
             return Pass(inputs, self.tokens.position != "prompt", None)
         columns = _columns(inputs, past)
@@ -309,6 +330,8 @@ class EndOfPass:
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self.tokens.ongoing.passes:
             self.tokens.ongoing.passes.pop()
+        if self.tokens.ongoing.readings:
+            self.tokens.ongoing.readings.pop().end(output)
 
 
 def _called(position: Any, numbers: Tensor) -> Tensor:
@@ -327,17 +350,6 @@ def _inputs(given: dict[str, Any], prefix: str) -> Tensor | None:
     first = next((value for value in given.values() if isinstance(value, Tensor)), None)
     plain = first is not None and not prefix and first.ndim == (3 if first.is_floating_point() else 2)
     return first if plain else None
-
-
-def columns_in(cache: Any) -> int | Tensor:
-    """How many columns a cache of keys and values holds; a tensor where it is a static one, so that nothing waits."""
-    if cache is None:
-        return 0
-    if hasattr(cache, "get_seq_length"):
-        return cache.get_seq_length()
-    if isinstance(cache, (tuple, list)) and cache and isinstance(cache[0], (tuple, list)):
-        return cache[0][0].shape[-2] if cache[0] else 0
-    raise TypeError(f"past_key_values: expected a cache that tells its length, got {type(cache).__name__}; {ONLY_ALL}")
 
 
 def _checked(mask: Any, inputs: Tensor, past: int | Tensor) -> Tensor:

@@ -11,17 +11,20 @@ from torch import Tensor, nn
 
 from ..core import ops
 from ..core.threads import SMALL
+from ..maps.gate import Gate
 from ..maps.kinds import Affine, common, neutral_parts
 from ..maps.maps import Maps
 from ..network.hooks import channel_dim
 from ..network.sites import Site
 from .coverage import Count
 from .denoising import Denoising
+from .gating import openness
 from .positions import Tokens
 from .recomputed import Recomputed
 from .rows import Choice, Spread
 
 ALIKE = Spread()
+Gates = tuple[tuple[Gate, Tensor | None], ...]  # each with the rows (rows,) that it is for; None: all
 
 
 class SiteMap:
@@ -40,7 +43,7 @@ class SiteMap:
         at_this_site = [maps for maps in steerings if site.name in maps.sites]
         self.units = len(at_this_site[0].weight(site.name))
         self.kind = common((maps.kind(site.name) for maps in at_this_site), f"site {site.name!r}")
-        self.positions = tokens if isinstance(tokens, Tokens) and tokens.is_needed else None
+        self.positions = tokens if isinstance(tokens, Tokens) and tokens.tells_tokens else None
         self.count = Count()
         self.handle: Any = None  # of whoever attached this
         self.has_run, self.recomputed = False, Recomputed()  # neither counts compiled code
@@ -57,7 +60,8 @@ class SiteMap:
         pairs = [(maps if maps and self.name in maps.sites else None, s) for maps, s in choice.pairs]
         # One entry a pair: scale and shift, and whatever else the kind of map has.
         table = tuple(torch.stack(parts) for parts in zip(*(self._tensors(*pair) for pair in pairs), strict=True))
-        return Chosen(choice, table, [maps is not None for maps, _ in pairs], self.kind)
+        gates = [maps.gate if maps else None for maps, _ in pairs]
+        return Chosen(choice, table, [maps is not None for maps, _ in pairs], self.kind, gates)
 
     def _at_factor(self, factor: float) -> "Chosen":
         """The maps at so many times the strengths that were chosen."""
@@ -93,20 +97,34 @@ class SiteMap:
         key = h.device, h.ndim, rows, spread
         if key not in chosen.ready:
             chosen.ready[key] = chosen.prepared(channel_dim(module, h), *key)
-        dim, maps, active = chosen.ready[key]
+        dim, maps, active, gates = chosen.ready[key]
         if h.shape[dim] != self.units:
             raise ValueError(
                 f"site {self.name!r}: the steering has weight ({self.units},), the model produced {tuple(h.shape)}"
             )
         if self.positions is None:
-            return h if chosen.is_identity else chosen.mapped(h, dim, maps)
+            return h if chosen.is_identity else self._mapped(chosen, h, dim, maps, gates)
         now = self.positions.at(self.name, h, dim)
         if self.positions.counting:
             self.count.add(*now.counts(active), h.device)
         if chosen.is_identity or now.steer is False:
             return h
-        mapped = chosen.mapped(h, dim, maps)
+        mapped = self._mapped(chosen, h, dim, maps, gates)
         return mapped if now.steer is True else torch.where(now.mask(h.device), mapped, h)
+
+    def _mapped(self, chosen: "Chosen", h: Tensor, dim: int, maps: tuple[Tensor, ...], gates: Gates) -> Tensor:
+        mapped = chosen.mapped(h, dim, maps)
+        if not gates:
+            return mapped
+        assert isinstance(self.tokens, Tokens)  # `attach` refuses gates in pipelines
+        reading, opened = self.tokens.reading, None
+        for gate, rows in gates:
+            one = openness(self.name, h, dim, gate, reading)
+            if rows is not None:  # others are open all the way
+                others = 1.0 if opened is None else opened
+                one = torch.where(rows.view(-1, *[1] * (h.ndim - 1)), one, others)
+            opened = one
+        return torch.lerp(h, mapped, opened.to(h.dtype))  # type: ignore[union-attr]
 
 
 class Chosen:
@@ -115,24 +133,27 @@ class Chosen:
     Another choice makes another of these; it is not changed itself, but for what it has made ready.
     """
 
-    def __init__(self, choice: Choice, table: tuple[Tensor, ...], active: list[bool], kind: type[Affine]):
+    def __init__(
+        self, choice: Choice, table: tuple[Tensor, ...], active: list[bool], kind: type[Affine],
+        gates: list[Gate | None],
+    ):  # fmt: skip
         self.choice, self.by_row, self.argument = choice, choice.by_row, choice.argument
-        self.table, self.active, self.kind = table, active, kind
+        self.table, self.active, self.kind, self.gates = table, active, kind, gates
         scale, shift = table[:2]
         self.is_identity = bool((scale == 1).all() and (shift == 0).all())
         self.is_one = len(active) == 1
         self.support = ((scale[0] != 1) | (shift[0] != 0)).nonzero().flatten()
         self.sparse = self.support, scale[0, self.support], shift[0, self.support]
         self.is_sparse = self.is_one and kind is Affine and 4 * len(self.support) <= scale.shape[1]
-        # By device, number of dimensions and how rows lie: the channels' dimension, the maps as they broadcast, and
-        # which rows are steered. A token is so little work that looking things up would cost more.
-        self.ready: dict[Any, tuple[int, tuple[Tensor, ...], bool | Tensor]] = {}
+        # By device, number of dimensions and how rows lie: the channels' dimension, the maps as they broadcast, which
+        # rows are steered, and their gates. A token is so little work that looking things up would cost more.
+        self.ready: dict[Any, tuple[int, tuple[Tensor, ...], bool | Tensor, Gates]] = {}
         self.at_factor: dict[float, Chosen] = {}
 
     def prepared(
         self, dim: int, device: torch.device, ndim: int, given: int | None, spread: Spread
-    ) -> tuple[int, tuple[Tensor, ...], bool | Tensor]:
-        """The maps as they broadcast over activations: of all rows alike, or of each row."""
+    ) -> tuple[int, tuple[Tensor, ...], bool | Tensor, Gates]:
+        """The maps as they broadcast over activations, and gates: of all rows alike, or of each row."""
         rows = self._rows(given, spread)
         shape = [1] * ndim
         shape[0], shape[dim] = 1 if rows is None else len(rows), self.table[0].shape[1]
@@ -145,7 +166,14 @@ class Chosen:
                 )
             maps = tuple((part[0] if rows is None else part[rows]).to(device).view(shape) for part in table)
             steered = self.active[0] if rows is None else torch.tensor(active, device="cpu")[rows].to(device)
-            return dim, maps, steered
+            gates: Gates = tuple(
+                (
+                    gate,
+                    None if rows is None else torch.tensor([g == gate for g in (*self.gates, None)])[rows].to(device),
+                )
+                for gate in dict.fromkeys(filter(None, self.gates))
+            )
+            return dim, maps, steered, gates
 
     def _rows(self, given: int | None, spread: Spread) -> Tensor | None:
         """Which entry of the table each row of a pass gets, the one behind the last for the identity; None where all
@@ -161,6 +189,10 @@ class Chosen:
             others = torch.arange(spread.parts, device="cpu") != spread.only
             rows = torch.where(others[:, None], len(self.active), rows)
         return rows.flatten()
+
+    def _uses(self, gate: Gate) -> Tensor:
+        """Which entries of the table, and what lies behind the last, have this gate."""
+        return torch.tensor([one == gate for one in (*self.gates, None)], device="cpu")
 
     def _identity(self) -> tuple[NDArray, ...]:
         units = self.table[0].shape[1]

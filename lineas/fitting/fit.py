@@ -18,6 +18,7 @@ from ..core.arrays import Vector
 from ..core.device import facts as kernel_facts
 from ..core.text import warn
 from ..maps.algebra import refuse_special
+from ..maps.gate import refuse_gated
 from ..maps.kinds import Affine, WithinRange
 from ..maps.units import mask_of
 from ..network import identity
@@ -39,6 +40,7 @@ from .checkpoint import Checkpoint, Keeper, fingerprint, locate, read, refuse_an
 from .differentiable import check_differentiable
 from .distributed import Alone, processes
 from .doubts import doubts
+from .gates import check_gate, gated, site_of
 from .log import Log, bar_of
 from .losses import Loss
 from .model_loss import ModelLoss
@@ -50,6 +52,7 @@ from .source_passes import SourcePasses
 __all__ = ["fit", "fitted"]
 
 OF_CALIBRATE = "tokenizer", "component", "call", "batch_size", "max_length", "seed", "progress"
+OF_GATE = "tokenizer", "batch_size", "max_length", "seed"
 Minimise = Callable[..., list[Checkpoint]]  # of runner, sources, targets, free units, options, log and processes
 
 
@@ -80,6 +83,8 @@ def fit(
     pooling: str | Sequence[str] | None = DEFAULT.pooling,
     position: str = DEFAULT.position,
     budget: str | float | None = DEFAULT.budget,
+    gate: bool | str | None = DEFAULT.gate,
+    neutral: Any = DEFAULT.neutral,
     component: str | None = DEFAULT.component,
     call: Mapping[str, Any] | None = DEFAULT.call,
     at: str | Sequence[int] | None = DEFAULT.at,
@@ -102,14 +107,13 @@ def fit(
 
     Returns
     -------
-    Steering
-        With a `history` of evaluations, empty for methods other than "lineas", and what made it in `info`.
+    Steering with a `history` of evaluations (none unless method="lineas"), and what made it in `info`
 
     Raises
     ------
     TypeError, ValueError, LookupError, OSError, FloatingPointError
-        On input that cannot work, before any step, with what was expected and what came; no checkpoint can be written
-        or found; the published recipe diverged. The model is as it was.
+        On input that cannot work, before any step; a checkpoint that cannot be written or found; a published recipe
+        that diverged. The model is as it was.
 
     Notes
     -----
@@ -136,10 +140,11 @@ def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
     started = time.perf_counter()
     inputs = Inputs(model, component=component, call=asked.call, at=asked.at, seed=options.seed)
     network = _checked(inputs.network)
+    if asked.distributed and (budget is not None or asked.gate):
+        raise ValueError("budget, gate: expected distributed=False; see to them in one process afterwards")
     if budget is not None:
-        if asked.distributed:
-            raise ValueError("budget: expected distributed=False; calibrate what comes of it in one process")
         check_budget(budget, model, asked.src)
+    check_gate(asked.gate, asked.neutral, model)
     world = processes(asked.distributed)
     if asked.distributed and (asked.checkpoint_dir is not None or isinstance(resume_from, (str, os.PathLike))):
         raise ValueError("checkpoint_dir, resume_from: checkpoints are of one process; expected distributed=False")
@@ -154,6 +159,8 @@ def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
     compared = mapped
     if asked.loss_sites is not None and not wants_output:
         compared = find_sites(model, asked.loss_sites, component=component)
+    gate_site = site_of(asked.gate)
+    behind = None if gate_site is None else find_sites(model, [gate_site])[0]
     device = device_of(network)
     bar = bar_of(options.total, _evaluations(past), asked.progress and world.rank == 0 and options.fits)
     with (
@@ -173,7 +180,8 @@ def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
         _check_batches(world.share((len(sources), len(targets))), options.recipe)
         if wants_output:
             compared = find_sites(network, [output_name(network, sources[0].rows(0, 1))])
-        runner = _runner(network, mapped, compared, sources, targets, options, are_default, not inputs.makes_pictures)
+        feeding = not inputs.makes_pictures
+        runner = _runner(network, mapped, compared, sources, targets, options, are_default, feeding, behind)
         if are_default and inputs.makes_pictures and not bar.disable:
             bar.write(f"lineas.fit: maps at all normalisations, {len(runner.mapped.sites)} sites")
         maps = {site.name: size for site, size in zip(runner.mapped.sites, runner.mapped.sizes, strict=True)}
@@ -221,10 +229,13 @@ def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
     said = doubts(ends[-1], options, facts["samples"], data["src"] == data["tgt"], is_priced=is_priced)
     if world.rank == 0 and said:
         warn(said)
-    if budget is None:
-        return found
-    how = {name: given[name] for name in OF_CALIBRATE}
-    return [at_budget(one, model, asked.src, budget, **how) for one in found]
+    if budget is not None:  # of the maps as such: where the gate is open
+        how = {name: given[name] for name in OF_CALIBRATE}
+        found = [at_budget(one, model, asked.src, budget, **how) for one in found]
+    if asked.gate:
+        how = {name: given[name] for name in OF_GATE}
+        found = [gated(one, model, asked.src, asked.tgt, asked.gate, asked.neutral, **how) for one in found]
+    return found
 
 
 def _checked(model: nn.Module) -> nn.Module:
@@ -248,11 +259,20 @@ def _check_batches(counts: list[tuple[int, int]], recipe: str) -> None:
 
 def _runner(
     model: nn.Module, mapped: list[Site], compared: list[Site], sources: list[Batch], targets: list[Batch],
-    options: Options, are_default: bool, feed_mlps: bool,
+    options: Options, are_default: bool, feed_mlps: bool, behind: Site | None,
 ) -> Runner:  # fmt: skip
-    sites = [*dict.fromkeys([*mapped, *compared])]
+    """With `behind`, default sites before that one are left out; ValueError where others are."""
+    sites = [*dict.fromkeys([*([] if behind is None else [behind]), *mapped, *compared])]
     layout = probe(model, sites, sources[0], mapped if are_default else (), feed_mlps=feed_mlps)
     order = list(layout.sites)
+    if behind is not None:
+        early = [site for site in mapped if site in order and order.index(site) < order.index(behind)]
+        if early and (not are_default or len(early) == len(mapped)):
+            raise ValueError(
+                f"gate: expected a site that runs before every map, got {behind.name!r}, behind {early[0].name!r}; "
+                "leave out sites that run before it"
+            )
+        mapped, compared = ([site for site in some if site not in early] for some in (mapped, compared))
     mapped, compared = ([site for site in sites if site in order] for sites in (mapped, compared))
     last = max(order.index(site) for site in compared)
     late = [site.name for site in mapped if order.index(site) > last]
@@ -371,4 +391,5 @@ def _start(layout: Layout, expected: dict[str, int], steering: Any) -> Vector:
     if got != expected:
         raise ValueError(f"resume_from: expected maps for {expected}, got {got}")
     refuse_special("resume_from", steering.special)
+    refuse_gated("resume_from", steering.gate)
     return np.concatenate([*map(steering.weight, expected), *map(steering.bias, expected)])

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..core.checks import number
 from ..core.text import SHOWN, first_units, natural_order, nearest
 from .dial import scaled_prices
+from .gate import refuse_gated
 from .kinds import Affine
 from .maps import AnyMaps, Maps
 
@@ -34,7 +35,8 @@ def special_kinds(*several: Maps) -> dict[str, Affine]:
 def derived(how: str, pairs: Pairs, *parents: AnyMaps, kinds: Mapping[str, Affine] | None = None) -> AnyMaps:
     """New maps of the parents' class, whose `info` says how they were made, of what, and what the parents share.
 
-    Where a parent's map is of another kind than the plain one, so is the new one, unless `kinds` says otherwise.
+    Where a parent's map is of another kind than the plain one, so is the new one, unless `kinds` says otherwise. The
+    gate of a single parent goes on; of several none has one.
     """
     first = parents[0].info
     shared = {
@@ -44,7 +46,7 @@ def derived(how: str, pairs: Pairs, *parents: AnyMaps, kinds: Mapping[str, Affin
     }
     kept = {name: kind for name, kind in (kinds or special_kinds(*parents)).items() if name in pairs}
     info = {**shared, "made": how, "of": [dict(parent.info) for parent in parents]}
-    return type(parents[0])(pairs, kinds=kept, info=info)
+    return type(parents[0])(pairs, kinds=kept, gate=parents[0].gate, info=info)
 
 
 # -- of one --
@@ -52,6 +54,7 @@ def derived(how: str, pairs: Pairs, *parents: AnyMaps, kinds: Mapping[str, Affin
 
 def inverse(maps: AnyMaps) -> AnyMaps:
     refuse_special("the inverse", maps.special)
+    refuse_gated("the inverse", maps.gate)
     pairs, singular = {}, {}
     for name, (weight, bias) in pairs_of(maps).items():
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -309,6 +312,7 @@ def _pair(a: Maps, b: Maps) -> tuple[Pairs, Pairs]:
     _check_sizes(first, second)
     both = {name: kind for name, kind in special_kinds(a, b).items() if name in first and name in second}
     refuse_special("one map for two", both)
+    refuse_gated("one steering for two", a.gate, b.gate)
     return first, second
 
 

@@ -98,6 +98,8 @@ def text_of(maps: Maps, info: Mapping[str, Any], metrics: Mapping[str, Any], has
     )  # fmt: skip
     facts = _facts(FACTS, info) + _facts(FACTS_OF_PIPELINE, pipeline_facts(info))
     parts = [text, PICTURE] if has_grid else [text]
+    if maps.gate is not None:
+        facts.append(("gate, which says how much acts", repr(maps.gate)))
     if facts:
         parts.append(_section("How it was made", ("", ""), [(label, code(value)) for label, value in facts]))
     if metrics:

@@ -7,6 +7,7 @@ import numpy as np
 
 from ..core.arrays import Floats
 from .algebra import paired, refuse_special, special_kinds
+from .gate import refuse_gated
 from .maps import Maps
 
 __all__ = ["Conflict", "SiteConflict", "moves_of", "told_by_maps", "turned"]
@@ -83,6 +84,7 @@ def moves_of(a: Maps, b: Maps) -> tuple[Moves, Moves]:
     ValueError where a site has another number of units in the other, or a map that is no plain affine one.
     """
     refuse_special("what two steerings have in common", special_kinds(a, b))
+    refuse_gated("what two steerings have in common", a.gate, b.gate)
     first: Moves = {}
     second: Moves = {}
     for name, (w1, b1), (w2, b2) in paired(a, b):

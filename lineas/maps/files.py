@@ -8,18 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .._storage.pairs import brief, read_config, read_tensors, write_pair
+from .._storage.pairs import TENSORS_LIMIT, brief, check_name, read_config, read_tensors, write_pair
 from .._storage.saving import read_whole
 from ..core.arrays import Vector
 from ..core.text import warn
 from . import card
 from .card import CARD, CONFIG, GRID, MARK, TENSORS
+from .gate import Gate
 from .info import check_hub_name
 from .kinds import KINDS
 from .maps import Maps
 from .pictures import as_png
 
 FORMAT = {"format": "lineas-steering", "version": 1}
+GATE = "gate"  # its key in the config, and its tensor, which no site's tensors are called
 
 
 def save(
@@ -47,6 +49,10 @@ def save(
     if base_model is not None:
         info["base_model"] = check_hub_name(base_model)
     config = {**FORMAT, "sites": maps.sizes, **{key: names for key, names in listed.items() if names}}
+    if (gate := maps.gate) is not None:
+        tensors[GATE] = gate.weight.copy()
+        told = {"site": gate.site, "units": len(gate.weight), "bias": gate.bias, "pooling": gate.pooling}
+        config[GATE] = {**told, "facts": gate.facts}
     config |= {"info": info, "history": maps.history}
     more = {} if grid is None else {folder / GRID: as_png(grid, "grid")}
     of_others = grid is None and is_ours(folder / CARD) and _shows_picture(folder / CARD)
@@ -73,11 +79,13 @@ def _read(folder: Path) -> dict[str, Any]:
     parts = [(name, part) for name in sizes for part in ("weight", "bias")]
     parts += [(name, part) for name, kind in kinds.items() for part in kind.neutral]
     expected = {f"{name}.{part}": ("F32", [sizes[name]]) for name, part in parts}
+    if (told := config.get(GATE)) is not None:
+        expected[GATE] = ("F32", [_units_of_gate(told, path)])
     tensors = read_tensors(folder / TENSORS, expected, config.get("sha256"), path)
     return {
         "maps": {name: (tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for name in sizes},
         "kinds": {name: kind(*(tensors[f"{name}.{part}"] for part in kind.neutral)) for name, kind in kinds.items()},
-        "history": history, "info": info,
+        "gate": None if told is None else _gate(told, tensors[GATE], path), "history": history, "info": info,
     }  # fmt: skip
 
 
@@ -87,6 +95,23 @@ def _listed(key: str, names: Any, sizes: Mapping[str, int], path: Path) -> list[
     if not known or len(set(names)) < len(names):
         raise ValueError(f"{path}: expected {key} with names of sites, each once, got {brief(names)}")
     return names
+
+
+def _units_of_gate(told: Any, path: Path) -> int:
+    """How many numbers its tensor has; ValueError where the config has no such gate."""
+    units = told.get("units") if isinstance(told, dict) else None
+    if type(units) is not int or not 0 < units <= TENSORS_LIMIT // 8:
+        raise ValueError(f"{path}: expected a gate with its site, units, bias and pooling, got {brief(told)}")
+    check_name(told.get("site"), path)
+    return units
+
+
+def _gate(told: Mapping[str, Any], weight: Vector, path: Path) -> Gate:
+    facts = told.get("facts") or {}
+    try:
+        return Gate(told["site"], weight, told.get("bias"), told.get("pooling"), facts)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected a gate: {error}") from None
 
 
 def is_ours(card: Path) -> bool:

@@ -30,6 +30,8 @@ def maps_digest(maps: Maps) -> str:
     parts = [part for name, kind in maps.special.items() for part in kind.parts]
     for array in (maps.weights, maps.biases, *parts):
         total.update(array.tobytes())
+    if maps.gate is not None:
+        total.update(maps.gate.key.encode())
     return total.hexdigest()
 
 

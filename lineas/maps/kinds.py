@@ -125,7 +125,7 @@ class WithinRange(Affine):
 
 PLAIN = Affine()
 KINDS: dict[str, type[Affine]] = {}
-TAKEN = ("format", "version", "sha256", "sites", "info", "history")  # other keys of a steering's config
+TAKEN = ("format", "version", "sha256", "sites", "gate", "info", "history")  # other keys of a steering's config
 
 
 def register(kind: type[Affine]) -> type[Affine]:

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..core.arrays import Floats, Vector
 from ..core.text import nearest
+from .gate import Gate
 from .kinds import PLAIN, Affine, WithinRange
 from .units import is_moved
 
@@ -27,6 +28,8 @@ class Maps:
         allowed. At sites that are not in it, maps hold everywhere.
     kinds : dict of site name -> kind, optional
         The same for any kind of map (`lineas.maps.kinds`); at sites in neither, maps are plain affine ones.
+    gate : Gate, optional
+        What says how much of all maps acts; all of them always do if there is none.
     history : dict of lists, optional
         What `lineas.fit` recorded, one entry an evaluation.
     info : dict, optional
@@ -40,8 +43,8 @@ class Maps:
 
     def __init__(
         self, maps: Mapping[str, Pair], *, ranges: Mapping[str, Pair] | None = None,
-        kinds: Mapping[str, Affine] | None = None, history: dict[str, list] | None = None,
-        info: dict[str, Any] | None = None,
+        kinds: Mapping[str, Affine] | None = None, gate: Gate | None = None,
+        history: dict[str, list] | None = None, info: dict[str, Any] | None = None,
     ):  # fmt: skip
         check_pairs("maps", maps, "weight (d,), bias (d,)")
         check_pairs("ranges", ranges or {}, "low (d,), high (d,)")
@@ -58,13 +61,13 @@ class Maps:
             raise ValueError("expected maps for at least one site, got none")
         within = {name: WithinRange(*ends) for name, ends in (ranges or {}).items()}
         sizes = [len(part) for part in parts[: len(names)]]
-        self._setup(names, sizes, np.concatenate(parts), {**within, **(kinds or {})}, history, info)
+        self._setup(names, sizes, np.concatenate(parts), {**within, **(kinds or {})}, gate, history, info)
 
     @classmethod
     def from_flat(
         cls: type[AnyMaps], names: Iterable[str], sizes: Iterable[int], x: Vector, *,
-        kinds: Mapping[str, Affine] | None = None, history: dict[str, list] | None = None,
-        info: dict[str, Any] | None = None,
+        kinds: Mapping[str, Affine] | None = None, gate: Gate | None = None,
+        history: dict[str, list] | None = None, info: dict[str, Any] | None = None,
     ) -> AnyMaps:  # fmt: skip
         """From one vector (2 N,) float32, all weights before all biases, which is shared, not copied.
 
@@ -73,11 +76,11 @@ class Maps:
         names, sizes : of the sites, in order, and how many units each has; the sizes sum to N
         """
         self = object.__new__(cls)
-        self._setup(list(names), list(sizes), x, kinds or {}, history, info)
+        self._setup(list(names), list(sizes), x, kinds or {}, gate, history, info)
         return self
 
     def _setup(
-        self, names: list[str], sizes: list[int], x: Vector, kinds: Mapping[str, Affine],
+        self, names: list[str], sizes: list[int], x: Vector, kinds: Mapping[str, Affine], gate: Gate | None,
         history: dict[str, list] | None, info: dict[str, Any] | None,
     ) -> None:  # fmt: skip
         if x.shape != (2 * sum(sizes),):
@@ -93,13 +96,28 @@ class Maps:
         for name, kind in kinds.items():
             kind.check(name, len(self.weight(name)))
         self._kinds = {name: kind for name, kind in kinds.items() if kind.neutral}
+        if gate is not None and not isinstance(gate, Gate):
+            raise TypeError(f"gate: expected a Gate or None, got {type(gate).__name__}")
+        self.gate = gate
         self.history: dict[str, list] = history or {}
         self.info: dict[str, Any] = info or {}
 
     def told(self: AnyMaps, info: dict[str, Any], history: dict[str, list]) -> AnyMaps:
         """The same maps, copied, with other facts beside them."""
+        return self._copy(self.gate, info, history)
+
+    def gated(self: AnyMaps, gate: Gate | None) -> AnyMaps:
+        """The same maps, scaled by what this gate says of each input, instead of any that they have; None: always on.
+
+        See `lineas.fit_gate`, which makes one. A dial stays: what it says is the price where the gate is open.
+        """
+        return self._copy(gate, dict(self.info), self.history)
+
+    def _copy(self: AnyMaps, gate: Gate | None, info: dict[str, Any], history: dict[str, list]) -> AnyMaps:
         x = np.concatenate([self.weights, self.biases])
-        return type(self).from_flat(self.sizes, self.sizes.values(), x, kinds=self.special, history=history, info=info)
+        return type(self).from_flat(
+            self.sizes, self.sizes.values(), x, kinds=self.special, gate=gate, history=history, info=info
+        )
 
     @property
     def sites(self) -> list[str]:
@@ -146,6 +164,7 @@ class Maps:
     def __repr__(self) -> str:
         units, moved, count = len(self.weights), sum(map(len, self.support().values())), len(self.sizes)
         labels = "".join(f", {label}" for label in dict.fromkeys(kind.label for kind in self._kinds.values()))
+        labels += "" if self.gate is None else f", {self.gate!r}"
         support = f"support {moved} ({moved / units:.1%})"
         return f"{type(self).__name__}({count} site{'s' * (count > 1)}, {units} units, {support}{labels})"
 

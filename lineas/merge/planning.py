@@ -15,6 +15,8 @@ from .layers import Journal
 from .probing import Probe
 from .tracing import Trace
 
+GATED = "a gate says how much of it acts, by what is read, which no weight can express"
+
 
 def folded_pairs(maps: Maps, strength: float) -> dict[str, tuple[Tensor, Tensor]]:
     """Scale and shift of every site at a strength, (units,) float64."""
@@ -103,7 +105,7 @@ def make_plan(maps: Maps, model: nn.Module, strength: float, batch: Probe | None
         scale_or_none, shift_or_none = (None if (scale == 1).all() else scale), (shift if shift.any() else None)
         if scale_or_none is None and shift_or_none is None:
             continue
-        if why := maps.kind(site.name).not_merged:
+        if why := maps.kind(site.name).not_merged or GATED * (maps.gate is not None):
             options[site.name], whys[site.name] = [], why
             continue
         options[site.name], whys[site.name] = finder.options(site, len(scale), scale_or_none, shift_or_none)

@@ -127,6 +127,24 @@ class Handle:
             raise RuntimeError("no tokens were counted; expected count=True when the steering was attached")
         return Coverage({site.name: one.count.read() for site, one in self._maps.items()})
 
+    def openness(self) -> dict[Any, Tensor]:
+        """How far gates were open in the last forward pass of this thread, 0 to 1, by id of their steering.
+
+        (rows, tokens), of a gate with pooling "all" (rows,). Empty where no steering has a gate.
+
+        Raises
+        ------
+        RuntimeError
+            There was no pass yet.
+        """
+        gates = {key: maps.gate for key, maps in self._steerings.items() if maps.gate is not None}
+        last = self._tokens.ongoing.last_reading if isinstance(self._tokens, Tokens) else None
+        if not gates:
+            return {}
+        if last is None or not all(gate.key in last.openness for gate in gates.values()):
+            raise RuntimeError("openness: expected a forward pass of the steered model before, got none in this thread")
+        return {key: last.openness[gate.key] for key, gate in gates.items()}
+
     # -- on and off --
 
     def _set(self, rows: Any, strength: Any) -> None:

@@ -81,6 +81,7 @@ class Ongoing(OfThread):
     def __init__(self):
         self.passes: list[Pass | None] = []  # that of the innermost model last
         self.readings: list[Reading] = []  # of gates in them, where there are any
+        self.last_reading: Reading | None = None  # of the pass that ended last
         self.lengths: Tensor | None = None  # of prompts, where the user says so
 
 
@@ -331,7 +332,8 @@ class EndOfPass:
         if self.tokens.ongoing.passes:
             self.tokens.ongoing.passes.pop()
         if self.tokens.ongoing.readings:
-            self.tokens.ongoing.readings.pop().end(output)
+            self.tokens.ongoing.last_reading = self.tokens.ongoing.readings.pop()
+            self.tokens.ongoing.last_reading.end(output)
 
 
 def _called(position: Any, numbers: Tensor) -> Tensor:

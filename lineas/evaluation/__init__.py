@@ -10,6 +10,7 @@ from .contrast import contrast
 from .divergence import kl_divergence
 from .diversity import distinct, self_bleu
 from .evaluate import evaluate
+from .gating import openness
 from .harness import TaskResult, tasks
 from .intervals import Estimate
 from .judge import Judge
@@ -40,6 +41,7 @@ __all__ = [
     "generators",
     "kl_divergence",
     "lpips",
+    "openness",
     "perplexity",
     "picture_scorer",
     "responses",

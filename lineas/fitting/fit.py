@@ -112,8 +112,7 @@ def fit(
     Raises
     ------
     TypeError, ValueError, LookupError, OSError, FloatingPointError
-        On input that cannot work, before any step; a checkpoint that cannot be written or found; a published recipe
-        that diverged. The model is as it was.
+        On input that cannot work, before any step; a checkpoint that is not to be had; a published recipe diverged.
 
     Notes
     -----

@@ -214,9 +214,10 @@ def test_every_option_of_fit_reaches_the_library_under_its_own_name(there, monke
             "pooling": "last", "position": "all", "seed": 8, "budget": "+5%",
             "component": "vae", "at": "all", "checkpoint_dir": "run", "resume_from": "run"}  # fmt: skip
     monkeypatch.setattr("lineas_cli.fitting.load_pipeline", lambda *args, **options: None)
-    flags = " --within-range --pipeline --call a=1 --call b=text"
+    flags = " --within-range --pipeline --call a=1 --call b=text --gate auto --neutral to.txt"
     run(FIT + flags + "".join(f" --{name.replace('_', '-')} {value}" for name, value in told.items()))
-    told |= {"within_range": True, "call": {"a": 1, "b": "text"}}
+    told |= {"within_range": True, "call": {"a": 1, "b": "text"}, "gate": "auto"}
+    told["neutral"] = (there / "to.txt").read_text().splitlines()
     assert {key: value for key, value in heard.items() if key not in ("tokenizer", "progress")} == told
     of_python = {"model", "src", "tgt", "tokenizer", "units", "penalty", "callbacks", "distributed", "graphs"}
     of_recipe = {"optimizer", "learning_rate"}

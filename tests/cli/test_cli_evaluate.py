@@ -119,6 +119,20 @@ def test_the_best_strength_for_a_price_stands_below(there):
     assert "--best: expected '+5%'" in run(f"{line} --best cheap", code=1).stderr
 
 
+@pytest.mark.filterwarnings("ignore:the gate at")
+def test_a_gate_is_kept_and_generate_goes_through_it(there):
+    run("fit model --src from.txt --tgt to.txt --out gated --steps 3 --gate auto --neutral to.txt")
+    maps = lineas.Steering.from_pretrained("gated")
+    assert maps.gate.pooling == "running"
+    assert maps.gate.acts_on["neutral"] <= 0.05
+    assert "Gate(" in run("inspect gated").stdout
+    objects("generate model --steering gated --prompt 'The movie' --new-tokens 5 --strength 1 --compare")
+    wrong = "fit model --src from.txt --tgt to.txt --out x"
+    assert "neutral: expected gate=" in run(f"{wrong} --neutral to.txt", code=1).stderr
+    assert "only one of them can be the standard input" in run(f"{wrong} --gate auto --neutral - --src -", code=2).stderr
+    assert "a gate says how much of it acts" in run("merge model --steering gated --out y", code=1).stderr
+
+
 def test_a_budget_is_kept_and_generate_asks_for_its_price(there):
     run("fit model --src from.txt --tgt to.txt --out priced --steps 3 --budget '+2% perplexity'")
     maps = lineas.Steering.from_pretrained("priced")

@@ -332,8 +332,10 @@ class EndOfPass:
         if self.tokens.ongoing.passes:
             self.tokens.ongoing.passes.pop()
         if self.tokens.ongoing.readings:
-            self.tokens.ongoing.last_reading = self.tokens.ongoing.readings.pop()
-            self.tokens.ongoing.last_reading.end(output)
+            reading = self.tokens.ongoing.readings.pop()
+            reading.end(output)
+            if reading.openness:  # and not of what wraps the model, where nothing is read
+                self.tokens.ongoing.last_reading = reading
 
 
 def _called(position: Any, numbers: Tensor) -> Tensor:

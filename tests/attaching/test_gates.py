@@ -345,6 +345,44 @@ def test_a_whole_row_cannot_be_read_while_it_is_written(model, steering):
             model.generate(IDS, **OPTIONS)
 
 
+def test_an_encoder_decoder_model_reads_in_its_decoder():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+        model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)).eval()
+    sites = [f"decoder.block.{k}.layer.2.layer_norm" for k in range(2)]
+    steering = Steering(
+        {name: (1 + 0.5 * normal(16, seed=k), 3 * normal(16, seed=k + 5)) for k, name in enumerate(sites)}
+    )
+    gated = steering.gated(Gate(sites[0], 2 * normal(16, seed=9), 0.0))
+    options = {**OPTIONS, "num_beams": 3, "output_scores": True}
+    with gated.apply(model):
+        cached, uncached = (model.generate(IDS, use_cache=cache, **options) for cache in (True, False))
+    assert torch.equal(cached.sequences, uncached.sequences)
+    torch.testing.assert_close(cached.sequences_scores, uncached.sequences_scores, atol=1e-5, rtol=0)
+    early = "encoder.block.0.layer.1.layer_norm"
+    of_encoder = steering.gated(Gate(early, normal(16), 0.0))
+    with of_encoder.apply(model), pytest.raises(ValueError, match=f"its gate's site, '{early}', to run before it"):
+        model.generate(IDS, **OPTIONS)
+
+
+def test_a_model_with_adapters_is_read_through_what_wraps_it(model, steering):
+    from peft import LoraConfig, get_peft_model
+
+    gated = steering.gated(gate_of(model, "running"))
+    with torch.no_grad(), gated.apply(model):
+        expected = model(IDS).logits
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"])).eval()
+    with torch.no_grad(), gated.apply(wrapped) as handle:
+        torch.testing.assert_close(wrapped(IDS).logits, expected)
+        assert handle.openness()[0].shape == IDS.shape
+        out = wrapped.generate(input_ids=IDS, **OPTIONS)
+    with torch.no_grad(), gated.apply(model):
+        assert torch.equal(model.generate(IDS, **OPTIONS).sequences, out.sequences)
+
+
 # -- what cannot be --
 
 

@@ -10,6 +10,7 @@ from .attaching.handle import Handle, attached, detach
 from .evaluation import calibrate, evaluate
 from .fitting import callbacks, checkpoint
 from .fitting.conflict import conflict
+from .fitting.dry_run import DryRun, dry_run
 from .fitting.fit import fit
 from .fitting.gates import fit_gate
 from .fitting.path import Path, path
@@ -26,6 +27,7 @@ except PackageNotFoundError:  # imported from a source tree that was never insta
 
 __all__ = [
     "Dial",
+    "DryRun",
     "Gate",
     "Handle",
     "Path",
@@ -40,6 +42,7 @@ __all__ = [
     "conflict",
     "detach",
     "directions",
+    "dry_run",
     "evaluate",
     "evaluation",
     "experts",

@@ -1,4 +1,4 @@
-"""The six commands in one application."""
+"""The commands in one application."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ import typer
 from .evaluating import evaluate
 from .fitting import fit
 from .generating import generate
-from .looking import inspect, sites
+from .looking import dry_run, inspect, sites
 from .merging import merge
 from .running import Settings, guarded
 
@@ -47,5 +47,5 @@ def start(
     Settings.debug = debug
 
 
-for command in (fit, evaluate, generate, merge, inspect, sites):
+for command in (fit, evaluate, generate, merge, inspect, sites, dry_run):
     app.command()(guarded(command))

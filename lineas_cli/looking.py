@@ -1,12 +1,13 @@
-"""`lineas inspect` and `lineas sites`: look, change nothing."""
+"""`lineas inspect`, `lineas sites` and `lineas dry-run`: look, change nothing."""
 
 import json
 from typing import Annotated, Any
 
 import typer
 
-from .models import outline, outline_of_pipeline
-from .options import CAUSAL, Component, Folder, Json, Model, ModelClass, Pipeline, Revision, check_goes_with
+from .fit_options import of_fit
+from .models import numbers_of, outline, outline_of_pipeline
+from .options import CAUSAL, Component, Dtype, Folder, Json, Model, ModelClass, Pipeline, Revision, check_goes_with
 from .running import one_line, print_json
 
 
@@ -88,3 +89,35 @@ def sites(
     width = max(len(site.name) for site in found)
     for site in found:
         print(f"{site.name:{width}}  {site.units or '?':>6}  {site.kind}")
+
+
+def dry_run(
+    model: Model,
+    samples: Annotated[int, typer.Option(help="Texts of each side, in all processes together.")] = 32,
+    tokens: Annotated[int, typer.Option(help="Tokens of a text.")] = 32,
+    batch_size: Annotated[int | None, of_fit("batch_size")] = None,
+    processes: Annotated[int, typer.Option(help="That fit together.")] = 1,
+    sites: Annotated[str | None, of_fit("sites")] = None,
+    loss_sites: Annotated[str | None, of_fit("loss_sites")] = None,
+    dtype: Dtype = "auto",
+    model_class: ModelClass = CAUSAL,
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a fit would need, of memory and of traffic between processes. Of the model only the config is read.
+
+    \b
+    Example:
+      lineas dry-run model --samples 64 --tokens 64 --batch-size 4 --processes 8
+    """
+    looked_at = outline(model, model_class=model_class, revision=revision)
+    import lineas
+
+    found = lineas.dry_run(
+        looked_at, samples, tokens, sites=sites, loss_sites=loss_sites, batch_size=batch_size, processes=processes,
+        dtype=None if dtype == "auto" else numbers_of(dtype),
+    )  # fmt: skip
+    if as_json:
+        print_json({**vars(found), "sharded_weights": found.sharded_weights})
+    else:
+        print(found)

@@ -15,7 +15,7 @@ def load(model: str, *, model_class: str, revision: str | None, dtype: str, devi
     import torch
 
     transformers = _transformers()
-    kind, numbers = _class(transformers, model_class), _dtype(dtype)
+    kind, numbers = _class(transformers, model_class), numbers_of(dtype)
     where, options = _place(model, revision)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     spread = {"device_map": "auto"} if device == "auto" else {}
@@ -60,7 +60,7 @@ def load_pipeline(model: str, *, revision: str | None, dtype: str, device: str |
     if device == "auto":
         raise typer.BadParameter("--device auto: not for a pipeline; expected one device")
     key = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42) else "torch_dtype"
-    numbers = {} if dtype == "auto" else {key: _dtype(dtype)}
+    numbers = {} if dtype == "auto" else {key: numbers_of(dtype)}
     note(f"loading {model}")
     try:
         pipe = diffusers.DiffusionPipeline.from_pretrained(where, **numbers, **options)
@@ -164,7 +164,7 @@ def _class(transformers: ModuleType, name: str) -> Any:
     return kind
 
 
-def _dtype(name: str) -> Any:
+def numbers_of(name: str) -> Any:
     import torch
 
     dtype = "auto" if name == "auto" else getattr(torch, name, None)

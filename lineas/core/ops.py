@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from . import _core, device
 from .parts import quantile_parts
@@ -20,9 +21,11 @@ REAL_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def runs_in_c(*tensors: Tensor) -> bool:
-    """Whether C takes these tensors: real, on the CPU, not traced by a compiler."""
+    """Whether C takes these tensors: real, on the CPU, with memory of their own, not traced by a compiler."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return not traced and all(x.device.type == "cpu" and x.dtype in REAL_TYPES for x in tensors)
+    return not traced and all(
+        x.device.type == "cpu" and x.dtype in REAL_TYPES and not isinstance(x, FakeTensor) for x in tensors
+    )
 
 
 def _array(x: Tensor) -> NDArray:

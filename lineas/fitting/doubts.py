@@ -47,7 +47,7 @@ def _dear(nats: float | None) -> str:
 def _few(counts: list[int], least: int) -> str:
     n, m = counts
     ways = comb(n + m, n) // (1 + (n == m))  # which of the two sets is which makes no difference to a distance
-    if ways * LEVEL >= 1 or least < 2:
+    if ways >= 1 / LEVEL or least < 2:  # of a thousand samples, more ways than a float can hold
         return ""
     return (
         f"{n} + {m} samples can be labelled in {ways} ways, so that what differs may be chance; give 4 of each or more"

@@ -14,6 +14,11 @@ MEMORY = 14  # past moves that the model remembers
 SHORTER = 6  # times that inner steps are shortened, to a thousandth at last
 
 
+def bytes_of(units: int) -> int:
+    """Of the arrays that a `Quadratic` of so many units keeps."""
+    return 4 * 2 * units * (2 * MEMORY + 5 + 3) + 8 * (3 * units + 2 * 2 * units)
+
+
 class Quadratic:
     """slope . move + move . B move / 2, where B knows each unit's own curvature and what past moves have shown.
 

@@ -81,3 +81,12 @@ def test_a_fit_that_goes_on_from_its_end_says_it_again(tmp_path):
         with pytest.warns(UserWarning, match="the penalty leaves nothing") as warned:
             lineas.fit(Mlp(), SOURCE, normal(9, 4, shift=1.0), sites="first", progress=False, **options)
         assert len(warned) == 1
+
+
+def test_thousands_of_samples_can_be_labelled_in_more_ways_than_a_float_holds():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = lineas.fit(
+            Mlp(), normal(900, 4), normal(800, 4, seed=1, shift=1.0), sites="first", progress=False, max_evaluations=3
+        )
+    assert found.history["loss"][-1] < found.history["loss"][0]

@@ -19,7 +19,7 @@ from lineas import optim
 from lineas.fitting import losses, methods, options
 from lineas.responses import pooling
 
-COMMANDS = ("fit", "evaluate", "generate", "merge", "inspect", "sites")
+COMMANDS = ("fit", "evaluate", "generate", "merge", "inspect", "sites", "dry-run")
 
 
 # -- help --

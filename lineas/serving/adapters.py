@@ -64,10 +64,10 @@ def to_peft(
 
     Notes
     -----
-    The places are those of `Steering.merge`, but any linear layer may get a bias. A steering that only scales what linear
-    layers put out is an `IA3` (a number a unit); one that needs norms and embeddings alone an `LN_TUNING`, which has
-    them whole; any other a `LORA` with `lora_bias`, exact with the rank that the scales need: none for a bias, else as
-    many as there are units whose scale is not 1. A copy of the model is made for the check.
+    The places are those of `Steering.merge`, but any linear layer may get a bias. A steering that only scales what
+    linear layers put out is an `IA3` (a number a unit); one that needs norms and embeddings alone an `LN_TUNING`, which
+    has them whole; any other a `LORA` with `lora_bias`, exact with the rank that the scales need: as many as there are
+    units whose scale is not 1. A copy of the model is made for the check.
 
     Examples
     --------

@@ -22,7 +22,10 @@ from ..merge.merging import ready
 from ..merge.probing import Probe, outputs
 from ..network.state import eager
 
-BLOCK = re.compile(r"(?:.+\.)?(?:layers|h|blocks?)\.(\d+)(?::0)?")
+# Of a decoder, and not of what may stand beside it: an encoder, or a tower for pictures.
+BLOCK = re.compile(
+    r"(?:(?:model|transformer|gpt_neox|language_model\.model|model\.language_model)\.)?(?:layers|h)\.(\d+)(?::0)?"
+)
 EXACT = 1e-6  # of the moves: what rounding explains
 
 
@@ -116,7 +119,7 @@ def _vectors(maps: Maps, responses: Mapping[str, ArrayLike]) -> tuple[dict[str, 
         values = _of_site(maps, site, responses) if site in responses else None
         constant = values is not None or not maps.kind(site).not_merged
         if _number(site) < 0:
-            why[site] = "it is no block's output, to which alone llama.cpp adds"
+            why[site] = "it is no block's output of a language model, to which alone llama.cpp adds"
         elif _number(site) == 0:
             why[site] = "llama.cpp has no direction for the output of the first block"
         elif not constant:

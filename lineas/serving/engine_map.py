@@ -78,12 +78,13 @@ class EngineMap:
         """Scale, shift and what else maps have, for every channel of this rank's output: the identity between sites."""
         rows: list[NDArray] = [np.ones(width), np.zeros(width), *neutral_parts(self.kind, width)]
         for place in self.places:
-            arrays = self.arrays[place.site]
+            arrays: tuple[NDArray, ...] = self.arrays[place.site]
             if len(arrays) == 2:  # a plain map, perhaps beside others
                 arrays = *arrays, *neutral_parts(self.kind, self.units[place.site])
             for at, first, count in sections(module, place, self.units[place.site], width):
                 for row, array in zip(rows, arrays, strict=True):
                     row[at : at + count] = array[first : first + count]
+        # Without dimensions for tokens: on a GPU that is one kernel of PyTorch's own, which is safe to record.
         return tuple(torch.from_numpy(row.astype(np.float32)).to(device) for row in rows)
 
     @property
@@ -97,7 +98,10 @@ def sections(module: Any, place: Place, units: int, width: int) -> list[Section]
     Source: the attributes of `QKVParallelLinear`, `MergedColumnParallelLinear` and `ColumnParallelLinear`, which have
     the same names in SGLang and in vLLM.
     """
-    ranks, rank = getattr(module, "tp_size", 1), getattr(module, "tp_rank", 0)
+    ranks = getattr(module, "tp_size", 1)
+    if ranks > 1 and not hasattr(module, "tp_rank"):
+        raise ValueError(f"{place.site}: expected {place.module} to know which of {ranks} slices it has (tp_rank)")
+    rank = getattr(module, "tp_rank", 0)
     if place.part in (WHOLE, STREAM, SUMMED):
         if place.part != WHOLE:
             _refuse_partial_sums(module, place)

@@ -13,7 +13,7 @@ SUMMED = "summed"  # the output, to which each rank adds its part
 RULES = (
     (rf"({BLOCK}\.(?:input|post_attention|pre_feedforward|post_feedforward)_layernorm)", r"\1", WHOLE),
     (rf"({BLOCK}\.ln_[12])", r"\1", WHOLE),
-    (r"((?:.+\.)?(?:norm|ln_f))", r"\1", WHOLE),
+    (rf"((?!{BLOCK}\.)(?:.+\.)?(?:norm|ln_f))", r"\1", WHOLE),
     (rf"({BLOCK}\.(?:self_attn|attn|mlp|self_attn\.o_proj|attn\.c_proj|mlp\.down_proj|mlp\.c_proj))", r"\1", SUMMED),
     (rf"({BLOCK}\.self_attn)\.([qkv])_proj", r"\1.qkv_proj", "{2}"),
     (rf"({BLOCK}\.mlp)\.(gate|up)_proj", r"\1.gate_up_proj", "{2}"),
@@ -74,7 +74,7 @@ def by_module(sites: list[str]) -> dict[str, list[Place]]:
         lines = "\n".join(f"  {why}" for why in refused)
         raise ValueError(
             f"{len(refused)} of {len(sites)} sites cannot be mapped in an engine:\n{lines}\n"
-            "a merged checkpoint (steering.merge) serves anywhere; steering.restricted(sites) leaves sites out"
+            "steering.merge needs no hooks; steering.restricted(sites) leaves sites out"
         )
     found: dict[str, list[Place]] = {}
     for each in places:

@@ -49,7 +49,7 @@ def forward_hooks(folder: str | os.PathLike, strength: float = 1.0) -> list[dict
     """
     number(strength, "strength")
     where = str(Path(folder).resolve()) if Path(folder).is_dir() else str(folder)
-    modules = by_module(_read(where).sites)
+    modules = by_module(Steering.from_pretrained(where).sites)
     specs: list[dict[str, Any]] = []
     for module, places in modules.items():
         config = {"steering": where, "strength": float(strength), "sites": [place.site for place in places]}
@@ -65,8 +65,14 @@ def _spec(name: str, module: str, factory: Callable, config: Mapping[str, Any]) 
     return {"name": name, "target_modules": [glob.escape(module)], "hook_factory": where, "config": dict(config)}
 
 
-@lru_cache(maxsize=4)
 def _read(folder: str) -> Steering:
+    """Once for all its modules, unless it was saved anew."""
+    files = sorted(file.stat().st_mtime_ns for file in Path(folder).glob("steering*"))
+    return _as_it_is(folder, tuple(files))
+
+
+@lru_cache(maxsize=4)
+def _as_it_is(folder: str, saved: tuple[int, ...]) -> Steering:
     return Steering.from_pretrained(folder)
 
 

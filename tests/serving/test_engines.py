@@ -147,6 +147,12 @@ def test_columns_of_a_layer_are_those_of_the_rank():
     assert got.tolist() == [[4, 5, 6, 7]]
 
 
+def test_a_slice_of_an_unknown_rank_is_refused():
+    maps = lineas.Steering({"transformer.h.0.mlp.c_fc": (np.ones(8), np.ones(8))})
+    with pytest.raises(ValueError, match=r"which of 2 slices it has \(tp_rank\)"):
+        EngineMap(maps, [place(maps.sites[0])], 1.0)(SimpleNamespace(tp_size=2), (), torch.zeros(1, 4))
+
+
 @pytest.mark.parametrize("sites", [SITES["attention and MLP"], SITES["their last layers"], SITES["blocks"]])
 def test_what_ranks_add_up_is_refused_under_tensor_parallelism(llama, sites, tmp_path):
     maps_at(llama, sites).save_pretrained(tmp_path)
@@ -170,6 +176,7 @@ def test_what_ranks_add_up_is_refused_under_tensor_parallelism(llama, sites, tmp
     ("model.layers.0.mlp.gate", "router"),
     ("model.layers.0.self_attn:1", "one of several"),
     ("encoder.layer.0.output", "no rule"),
+    ("model.layers.0.mixer.norm", "no rule"),
 ])  # fmt: skip
 def test_a_site_that_engines_have_nowhere_is_refused_by_name(site, why, tmp_path):
     lineas.Steering({site: ([1, 1], [1, 1]), "model.norm": ([1, 1], [1, 1])}).save_pretrained(tmp_path)
@@ -215,6 +222,14 @@ def test_a_config_that_sglang_would_pass_on_is_checked(folder, change, message):
 def test_a_strength_is_a_finite_number(folder, strength):
     with pytest.raises((TypeError, ValueError), match="strength: expected"):
         forward_hooks(folder, strength)
+
+
+def test_a_steering_that_was_saved_anew_is_read_anew(llama, folder):
+    (spec, *_) = forward_hooks(folder)
+    h = torch.randn(3, 16)
+    before = hook_factory(spec["config"])(nn.Identity(), (), h)
+    maps_at(llama, SITES["norms"], seed=1).save_pretrained(folder)
+    assert not torch.equal(hook_factory(spec["config"])(nn.Identity(), (), h), before)
 
 
 # -- nothing stays unsteered in silence --

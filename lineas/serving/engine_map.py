@@ -61,12 +61,14 @@ class EngineMap:
         hidden, *rest = output
         if not rest or rest[0] is None:
             return self._mapped(module, hidden), *rest
+        if not isinstance(rest[0], Tensor) or rest[0].shape != hidden.shape:
+            raise ValueError(f"{self._names}: expected the block to return the residual stream beside its own part")
         whole = hidden + rest[0]
         return hidden + (self._mapped(module, whole) - whole), *rest
 
     def _mapped(self, module: nn.Module, h: Tensor) -> Tensor:
         if self.table is None or self.table[0].device != h.device:
-            if h.is_cuda and torch.cuda.is_current_stream_capturing():
+            if h.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError(f"{self._names}: expected a pass before the CUDA graph is recorded, got none")
             self.table = self._laid_out(module, h.shape[-1], h.device)
         if self.table[0].shape[0] != h.shape[-1]:

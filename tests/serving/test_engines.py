@@ -197,6 +197,14 @@ def test_a_bias_that_is_not_added_yet_and_a_layer_that_is_not_fused_are_refused(
         EngineMap(maps, [place(maps.sites[0])], 1.0)(nn.Identity(), (), torch.zeros(3, 2))
 
 
+def test_a_block_that_returns_something_else_beside_its_output_is_refused():
+    maps = lineas.Steering({"model.layers.0": ([1, 1], [1, 1])})
+    hook, h = EngineMap(maps, [place("model.layers.0")], 1.0), torch.zeros(3, 2)
+    assert torch.equal(hook(nn.Identity(), (), (h, None))[0], h + 1)
+    with pytest.raises(ValueError, match="expected the block to return the residual stream"):
+        hook(nn.Identity(), (), (h, torch.zeros(3, 3)))
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"strenght": 1.0}, "got strenght"),
     ({"sites": []}, "those of none"),

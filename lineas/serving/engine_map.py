@@ -1,12 +1,13 @@
 """What a forward hook does at one module of an engine.
 
 Engines differ from transformers in what hooks see: tokens of all requests lie side by side, (tokens, channels); norms
-and blocks return a pair, the second of which is the residual stream; linear layers return a pair with a bias that was
-not added; layers are fused; a rank of tensor parallelism has a slice of a layer's channels. What a hook does is
-recorded in a CUDA graph once and replayed: so nothing depends on the values of tensors, and maps lie on the device
-before that.
+and blocks return a pair, the second of which is the residual stream, or keep that elsewhere; linear layers return a
+pair with a bias that was not added; layers are fused; a rank of tensor parallelism has a slice of a layer's channels.
+What a hook does may be recorded in a CUDA graph once and replayed: so nothing depends on the values of tensors, and
+maps lie on the device before that.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..maps.maps import Maps
 from .places import STREAM, SUMMED, WHOLE, Place
 
 ELSEWHERE = "PPMissingLayer"  # what engines put where another stage of the pipeline has a module
+PRECISIONS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 Section = tuple[int, int, int]  # first channel of a rank's output, first unit of the site there, how many
 
 
@@ -36,7 +38,7 @@ class EngineMap:
     Attributes
     ----------
     ran : bool
-        Whether the module was called since.
+        Whether the module was called, since somebody asked (`unsteered`).
     """
 
     def __init__(self, maps: Maps, places: Sequence[Place], strength: float):
@@ -48,25 +50,27 @@ class EngineMap:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         self.ran = True
-        if self.places[0].part == STREAM and isinstance(output, tuple):
+        if self.places[0].part == STREAM:
             return self._block(module, output)
         if not isinstance(output, tuple):
             return self._mapped(module, output)
-        if len(output) > 1 and isinstance(output[1], Tensor) and output[1].ndim < output[0].ndim:
+        if len(output) > 1 and isinstance(output[1], Tensor) and output[1].ndim == 1:
             raise ValueError(f"{self._names}: expected the layer to add its bias, got it apart (skip_bias_add)")
         return self._mapped(module, output[0]), *output[1:]
 
-    def _block(self, module: nn.Module, output: tuple) -> tuple:
-        """A block returns what is still to be added to the residual stream: the site is their sum."""
-        hidden, *rest = output
-        if not rest or rest[0] is None:
-            return self._mapped(module, hidden), *rest
-        if not isinstance(rest[0], Tensor) or rest[0].shape != hidden.shape:
+    def _block(self, module: nn.Module, output: Any) -> Any:
+        """A block returns what is still to be added to the residual stream, and that: the site is their sum."""
+        if isinstance(output, Tensor) and _adds_by_itself(self.places[0].module, module):
+            return self._mapped(module, output)
+        hidden, *rest = output if isinstance(output, tuple) else (output,)
+        if not rest or not isinstance(rest[0], Tensor) or rest[0].shape != hidden.shape:
             raise ValueError(f"{self._names}: expected the block to return the residual stream beside its own part")
         whole = hidden + rest[0]
         return hidden + (self._mapped(module, whole) - whole), *rest
 
-    def _mapped(self, module: nn.Module, h: Tensor) -> Tensor:
+    def _mapped(self, module: nn.Module, h: Any) -> Tensor:
+        if not isinstance(h, Tensor) or h.dtype not in PRECISIONS:
+            raise ValueError(f"{self._names}: expected activations, got {getattr(h, 'dtype', type(h).__name__)}")
         if self.table is None or self.table[0].device != h.device:
             if h.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError(f"{self._names}: expected a pass before the CUDA graph is recorded, got none")
@@ -100,18 +104,15 @@ def sections(module: Any, place: Place, units: int, width: int) -> list[Section]
     Source: the attributes of `QKVParallelLinear`, `MergedColumnParallelLinear` and `ColumnParallelLinear`, which have
     the same names in SGLang and in vLLM.
     """
-    ranks = getattr(module, "tp_size", 1)
-    if ranks > 1 and not hasattr(module, "tp_rank"):
-        raise ValueError(f"{place.site}: expected {place.module} to know which of {ranks} slices it has (tp_rank)")
-    rank = getattr(module, "tp_rank", 0)
-    if place.part in (WHOLE, STREAM, SUMMED):
-        if place.part != WHOLE:
-            _refuse_partial_sums(module, place)
+    if place.part in (STREAM, SUMMED):
+        _refuse_partial_sums(module, place)
+    if place.part in (WHOLE, STREAM, SUMMED) or (place.part == "columns" and width == units):
         found, total = [(0, 0, width)], width
     elif place.part == "columns":
-        found, total = [(0, rank * width if width < units else 0, width)], width * (ranks if width < units else 1)
+        rank, ranks = _rank(module, place)
+        found, total = [(0, rank * width, width)], width * ranks
     else:
-        found, total = _fused(module, place, rank, ranks)
+        found, total = _fused(module, place, *_rank(module, place))
     last = max(at + count for at, _, count in found)
     if total != units or last > width:
         raise ValueError(f"{place.site}: the steering has weight ({units},), {place.module} of the engine has {total}")
@@ -145,13 +146,47 @@ def _fused(module: Any, place: Place, rank: int, ranks: int) -> tuple[list[Secti
     return found, total
 
 
+def _told(module: Any) -> tuple[int, int] | None:
+    """Rank and number of ranks, as a layer says in whichever way its engine has; None where it does not."""
+    if hasattr(module, "tp_size"):
+        return (getattr(module, "tp_rank", -1), module.tp_size) if module.tp_size > 1 else (0, 1)
+    if not hasattr(module, "tp_group"):
+        return None
+    group = module.tp_group
+    return (0, 1) if group is None else (group.rank_in_group, group.world_size)
+
+
+def _processes() -> int:
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if there else 1
+
+
+def _rank(module: Any, place: Place) -> tuple[int, int]:
+    rank, ranks = _told(module) or ((0, 1) if _processes() == 1 else (-1, _processes()))
+    group = getattr(module, "tp_group", None)
+    if rank < 0 or getattr(module, "kv_tp_group", group) is not group:
+        raise ValueError(
+            f"{place.site}: expected {place.module} to know which of {ranks} slices it has, and it does not"
+        )
+    return rank, ranks
+
+
 def _refuse_partial_sums(module: nn.Module, place: Place) -> None:
     """A rank's part of a sum would get the whole bias, once a rank; and engines put off the sum as they see fit."""
-    if any(getattr(part, "tp_size", 1) > 1 for part in module.modules()):
+    told = [ranks for _, ranks in filter(None, map(_told, module.modules()))]
+    if max(told, default=_processes()) > 1:
         raise ValueError(
             f"{place.site}: its output is summed over ranks, perhaps later; expected norms, or layers before them, "
             "under tensor parallelism, or a merged checkpoint"
         )
+
+
+def _adds_by_itself(name: str, module: nn.Module) -> bool:
+    """Whether a block that returns one tensor returns the residual stream: those of GPT-2 and its like do.
+
+    Others of SGLang return their own part alone, and keep the stream in what they call boundaries.
+    """
+    return re.search(r"\bh\.\d+$", name) is not None and not any("boundary" in key for key in vars(module))
 
 
 def module_of(model: nn.Module, name: str) -> nn.Module | None:
@@ -167,7 +202,7 @@ def module_of(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def unsteered(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """The modules that did not run with their maps, since these were put there."""
+    """The modules that did not run with their maps since this was asked the last time."""
     found = []
     for name in names:
         try:
@@ -175,6 +210,9 @@ def unsteered(model: nn.Module, names: Sequence[str]) -> list[str]:
         except LookupError:
             found.append(name)
             continue
-        if part and not any(isinstance(hook, EngineMap) and hook.ran for hook in part._forward_hooks.values()):
+        hooks = [hook for hook in part._forward_hooks.values() if isinstance(hook, EngineMap)] if part else []
+        if part and not any(hook.ran for hook in hooks):
             found.append(name)
+        for hook in hooks:
+            hook.ran = False
     return found

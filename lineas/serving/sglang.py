@@ -2,8 +2,10 @@
 
 import argparse
 import glob
+import importlib
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from ..core.checks import number
-from ..core.text import first_few
+from ..core.text import first_few, warn
 from ..steering import Steering
 from .engine_map import EngineMap, unsteered
 from .places import by_module, root
@@ -44,8 +46,9 @@ def forward_hooks(folder: str | os.PathLike, strength: float = 1.0) -> list[dict
 
     Notes
     -----
-    Source: SGLang's page "Model Hooks", docs/advanced_features/forward_hooks.md of its repository. Written against
-    that page and SGLang's sources, tested with stand-ins; never run in SGLang.
+    Start the server with `--disable-cuda-graph`. Source: SGLang's page "Model Hooks", forward_hooks.md in
+    docs/advanced_features of its repository. Written against that page and the sources of SGLang 0.5.23, tested with
+    stand-ins; never run in SGLang.
     """
     number(strength, "strength")
     where = str(Path(folder).resolve()) if Path(folder).is_dir() else str(folder)
@@ -99,20 +102,37 @@ def hook_factory(config: Mapping[str, Any]) -> Hook:
 def watch_factory(config: Mapping[str, Any]) -> Hook:
     """A forward hook of the module that holds the blocks: RuntimeError where a hook of `hook_factory` did not run.
 
-    SGLang only logs a name that no module has, and a module whose `forward` is called directly runs no hook: a server
-    that does not steer would look like one that does.
+    SGLang only logs a name that no module has, and a module that a fused kernel stands for, or whose `forward` is
+    called directly, runs no hook: a server that does not steer would look like one that does. So it looks after every
+    pass.
     """
-    top, modules, seen = config["root"], list(config["modules"]), [False]
+    _refuse_graphs()
+    top, modules = config["root"], list(config["modules"])
+    names = [name.removeprefix(top).removeprefix(".") for name in modules]
 
     def watch(module: nn.Module, args: Any, output: Any) -> None:
-        if not seen[0]:
-            if silent := unsteered(module, [name.removeprefix(top).removeprefix(".") for name in modules]):
-                raise RuntimeError(
-                    f"{len(silent)} of {len(modules)} modules of {top!r} run without their maps: {first_few(silent)}"
-                )
-            seen[0] = True
+        if silent := unsteered(module, names):
+            raise RuntimeError(
+                f"{len(silent)} of {len(modules)} modules of {top!r} run without their maps: {first_few(silent)}"
+            )
 
     return watch
+
+
+def _refuse_graphs() -> None:
+    """SGLang records its CUDA graphs first and registers hooks then: replays would run without maps, in silence."""
+    if "sglang" not in sys.modules:
+        return
+    for name, getter in (("runtime_context", "get_server_args"), ("server_args", "get_global_server_args")):
+        try:  # the newer and the older way to ask
+            told = getattr(importlib.import_module(f"sglang.srt.{name}"), getter)()
+        except Exception:
+            continue
+        phases = [getattr(told, f"disable_{phase}_cuda_graph", False) for phase in ("prefill", "decode")]
+        if not getattr(told, "disable_cuda_graph", False) and not all(phases):
+            raise RuntimeError("expected SGLang without CUDA graphs, in which no hook runs: add --disable-cuda-graph")
+        return
+    warn("whether this SGLang uses CUDA graphs, in which no hook runs, it does not tell: add --disable-cuda-graph")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

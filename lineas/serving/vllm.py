@@ -61,6 +61,6 @@ class WorkerExtension:
         self.lineas_handles = {}
 
     def lineas_silent(self) -> list[str]:
-        """The modules that have not run with their maps since the last `lineas_steer`: none, after a request."""
+        """The modules that have not run with their maps since this was asked the last time: none, after a request."""
         worker: Any = self
         return unsteered(worker.get_model(), list(getattr(self, "lineas_handles", {})))

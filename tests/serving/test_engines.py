@@ -2,19 +2,21 @@
 
 import copy
 import json
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import IDS, tiny
-from engine_stand_in import Engine, PPMissingLayer, register
+from engine_stand_in import Engine, Layer, PPMissingLayer, register
 from torch import nn
 
 import lineas
+from lineas.serving import engine_map
 from lineas.serving.engine_map import EngineMap
 from lineas.serving.places import place
-from lineas.serving.sglang import forward_hooks, hook_factory, main
+from lineas.serving.sglang import forward_hooks, hook_factory, main, watch_factory
 from lineas.serving.vllm import WorkerExtension
 
 SITES = {
@@ -97,7 +99,8 @@ def test_half_precision_stays_and_the_residual_is_not_touched(llama, folder):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_every_rank_maps_its_heads(ranks):
+@pytest.mark.parametrize("in_a_group", [False, True])  # as the newer SGLang says it
+def test_every_rank_maps_its_heads(ranks, in_a_group):
     """4 heads of queries, 2 of keys and values, each 3 wide: of 4 ranks, two have the same keys."""
     sites, sizes = [f"model.layers.0.self_attn.{x}_proj" for x in "qkv"], (12, 6, 6)
     draw = np.random.default_rng(0)
@@ -107,8 +110,10 @@ def test_every_rank_maps_its_heads(ranks):
     copies = max(1, ranks // 2)
     parts = 2 * [ranks, ranks // copies, ranks // copies]  # of q, k, v, and of what they become
     for rank in range(ranks):
-        known = {"head_size": 3, "num_heads": 4 // ranks, "num_kv_heads": max(1, 2 // ranks), "tp_size": ranks}
-        layer = SimpleNamespace(**known, tp_rank=rank, total_num_kv_heads=2, num_kv_head_replicas=copies)
+        known = {"head_size": 3, "num_heads": 4 // ranks, "num_kv_heads": max(1, 2 // ranks), "total_num_kv_heads": 2}
+        group = {"tp_group": SimpleNamespace(rank_in_group=rank, world_size=ranks)}
+        told = group if in_a_group else {"tp_size": ranks, "tp_rank": rank}
+        layer = SimpleNamespace(**known, **told, num_kv_head_replicas=copies)
         mine = 2 * [rank, rank // copies, rank // copies]
         heads = [z.chunk(n, -1)[k] for z, n, k in zip([*whole, *wanted], parts, mine, strict=True)]
         got, _ = EngineMap(maps, [place(site) for site in sites], 1.0)(layer, (), (torch.cat(heads[:3], -1), None))
@@ -140,16 +145,23 @@ def test_columns_of_a_layer_are_those_of_the_rank():
 
 def test_a_slice_of_an_unknown_rank_is_refused():
     maps = lineas.Steering({"transformer.h.0.mlp.c_fc": (np.ones(8), np.ones(8))})
-    with pytest.raises(ValueError, match=r"which of 2 slices it has \(tp_rank\)"):
+    with pytest.raises(ValueError, match="which of 2 slices it has, and it does not"):
         EngineMap(maps, [place(maps.sites[0])], 1.0)(SimpleNamespace(tp_size=2), (), torch.zeros(1, 4))
 
 
 @pytest.mark.parametrize("sites", [SITES["attention and MLP"], SITES["their last layers"], SITES["blocks"]])
-def test_what_ranks_add_up_is_refused_under_tensor_parallelism(llama, sites, tmp_path):
+@pytest.mark.parametrize("told", ["by attributes", "by a group", "not at all"])
+def test_what_ranks_add_up_is_refused_under_tensor_parallelism(llama, sites, told, tmp_path, monkeypatch):
     maps_at(llama, sites).save_pretrained(tmp_path)
     engine = Engine(llama)
-    for block in engine.model.layers:
-        block.self_attn.o_proj.tp_size = block.mlp.down_proj.tp_size = 2
+    monkeypatch.setattr(engine_map, "_processes", lambda: 2)
+    for layer in (module for module in engine.modules() if isinstance(module, Layer)):
+        if told == "by attributes":
+            layer.tp_size = 2
+        else:
+            monkeypatch.delattr(Layer, "tp_size", raising=False)
+        if told == "by a group":
+            layer.tp_group = SimpleNamespace(rank_in_group=1, world_size=2)
     register(engine, json.dumps(forward_hooks(tmp_path)))
     with pytest.raises(ValueError, match="is summed over ranks"):
         engine.logits(IDS)
@@ -197,12 +209,32 @@ def test_a_bias_that_is_not_added_yet_and_a_layer_that_is_not_fused_are_refused(
         EngineMap(maps, [place(maps.sites[0])], 1.0)(nn.Identity(), (), torch.zeros(3, 2))
 
 
-def test_a_block_that_returns_something_else_beside_its_output_is_refused():
+@pytest.mark.parametrize(
+    "output", [torch.zeros(3, 2), (torch.zeros(3, 2), None), (torch.zeros(3, 2), torch.zeros(3, 3))]
+)
+def test_a_block_that_keeps_the_residual_stream_elsewhere_is_refused(output):
     maps = lineas.Steering({"model.layers.0": ([1, 1], [1, 1])})
-    hook, h = EngineMap(maps, [place("model.layers.0")], 1.0), torch.zeros(3, 2)
-    assert torch.equal(hook(nn.Identity(), (), (h, None))[0], h + 1)
     with pytest.raises(ValueError, match="expected the block to return the residual stream"):
-        hook(nn.Identity(), (), (h, torch.zeros(3, 3)))
+        EngineMap(maps, [place("model.layers.0")], 1.0)(nn.Identity(), (), output)
+
+
+def test_a_block_that_adds_by_itself_returns_the_site():
+    maps, h = lineas.Steering({"transformer.h.0": ([1, 1], [1, 1])}), torch.zeros(3, 2)
+    block = nn.Identity()
+    assert torch.equal(EngineMap(maps, [place("transformer.h.0")], 1.0)(block, (), h), h + 1)
+    block.ffn_boundary = "as SGLang calls where it keeps the stream"
+    with pytest.raises(ValueError, match="expected the block to return the residual stream"):
+        EngineMap(maps, [place("transformer.h.0")], 1.0)(block, (), h)
+
+
+@pytest.mark.parametrize("output", [
+    ((torch.zeros(3, 2).to(torch.float8_e4m3fn), torch.ones(3, 1)), torch.zeros(3, 2)),
+    (torch.zeros(3, 2).to(torch.float8_e4m3fn), torch.ones(3, 1)),
+])  # fmt: skip
+def test_a_norm_that_quantises_its_output_is_refused(output):
+    maps = lineas.Steering({"model.norm": ([1, 1], [1, 1])})
+    with pytest.raises(ValueError, match="model.norm: expected activations, got"):
+        EngineMap(maps, [place("model.norm")], 1.0)(nn.Identity(), (), output)
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -251,6 +283,33 @@ def test_a_module_that_is_not_called_is_an_error_of_the_first_pass(llama, folder
     norm.__class__ = type("Direct", (type(norm),), {"__call__": lambda self, *args: self.forward(*args)})
     with pytest.raises(RuntimeError, match=r"1 of 6 modules of 'model' run without their maps"):
         engine.logits(IDS)
+
+
+def test_a_module_that_a_fused_kernel_stands_for_later_is_an_error_of_that_pass(llama, folder):
+    engine = Engine(llama)
+    register(engine, json.dumps(forward_hooks(folder)))
+    engine.logits(IDS)
+    norm = engine.model.layers[1].input_layernorm
+    norm.__class__ = type("Direct", (type(norm),), {"__call__": lambda self, *args: self.forward(*args)})
+    with pytest.raises(RuntimeError, match=r"run without their maps: layers\.1\.input_layernorm$"):
+        engine.logits(IDS)
+
+
+@pytest.mark.parametrize(("where", "getter"), [
+    ("runtime_context", "get_server_args"), ("server_args", "get_global_server_args"),
+])  # fmt: skip
+def test_cuda_graphs_in_which_no_hook_runs_are_refused(folder, where, getter, monkeypatch):
+    config = forward_hooks(folder)[-1]["config"]
+    for name in ("sglang", "sglang.srt"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    with pytest.warns(UserWarning, match="it does not tell: add --disable-cuda-graph"):
+        watch_factory(config)
+    told = SimpleNamespace(disable_cuda_graph=False)
+    monkeypatch.setitem(sys.modules, f"sglang.srt.{where}", SimpleNamespace(**{getter: lambda: told}))
+    with pytest.raises(RuntimeError, match="add --disable-cuda-graph"):
+        watch_factory(config)
+    told.disable_prefill_cuda_graph = told.disable_decode_cuda_graph = True
+    watch_factory(config)
 
 
 def test_blocks_of_another_stage_of_the_pipeline_are_not_missed(llama, folder):

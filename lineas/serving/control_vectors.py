@@ -82,7 +82,7 @@ def to_gguf(
     -----
     Only blocks' outputs with weights of 1 are exact. At strength s the bias counts s times: give llama.cpp the strength
     with `--control-vector-scaled file:0.5`. Source: `llama_adapter_cvec` of llama.cpp, and the loader in its
-    `common.cpp`. Written against these and read back with `gguf`; never run in llama.cpp.
+    `common.cpp`; tried there by hand, `docs/serving.md` says with what result.
     """
     try:
         import gguf

@@ -63,8 +63,8 @@ def to_gguf(
     dict
         `lost`, the share of the moves, root mean square over all sites, that is not in the file: 0 is all there, 1 is
         nothing; over `responses`, or over activations of mean 0 and deviation 1. `sites`, the share of each;
-        `left_out`, the reasons. With a model, `lost_on_outputs`: how far its outputs with the control vector are from
-        the steered ones, as a part of what steering moves them by.
+        `left_out`, the reasons. With a model, `lost_on_outputs`, the number to go by: how far its outputs with the
+        control vector are from the steered ones, as a part of what steering moves them by; above 1, no steering is nearer.
 
     Raises
     ------
@@ -192,10 +192,12 @@ def _tell(record: Mapping[str, Any], maps: Maps, responses: Any) -> None:
     stretched = [site for site, share in record["sites"].items() if share > EXACT and site not in record["left_out"]]
     if not stretched and not record["left_out"]:
         return
-    over = "the responses" if responses else "activations of mean 0 and deviation 1"
+    over = "the responses" if responses else "activations of mean 0 and deviation 1, which blocks' are not"
     parts = [f"the weights of {len(stretched)} sites"] if stretched else []
     parts += [f"{len(record['left_out'])} whole sites"] if record["left_out"] else []
-    measured = f"; on outputs {record['lost_on_outputs']:.0%}" if "lost_on_outputs" in record else ""
+    measured = "; pass model= to measure what that does to outputs"
+    if "lost_on_outputs" in record:
+        measured = f"; of what steering does to outputs, {record['lost_on_outputs']:.0%}"
     warn(
         f"the control vector is not the steering: {' and '.join(parts)} of {len(maps.sites)} are lost, "
         f"{record['lost']:.0%} of the moves (root mean square over {over}){measured}. Its dial and its measured "

@@ -64,6 +64,8 @@ def test_weights_are_lost_and_it_says_how_much(tmp_path):
         record = to_gguf(steering, tmp_path / "file.gguf", model=model)
     assert record["lost"] == pytest.approx((stretched / (stretched + pushed)) ** 0.5, rel=1e-4)
     assert 0 < record["lost_on_outputs"] < 1
+    with pytest.warns(UserWarning, match="pass model= to measure"):
+        assert "lost_on_outputs" not in to_gguf(steering, tmp_path / "file.gguf")
 
 
 def test_with_responses_the_direction_is_their_mean_move(tmp_path):

@@ -64,7 +64,8 @@ def to_gguf(
         `lost`, the share of the moves, root mean square over all sites, that is not in the file: 0 is all there, 1 is
         nothing; over `responses`, or over activations of mean 0 and deviation 1. `sites`, the share of each;
         `left_out`, the reasons. With a model, `lost_on_outputs`, the number to go by: how far its outputs with the
-        control vector are from the steered ones, as a part of what steering moves them by; above 1, no steering is nearer.
+        control vector are from the steered ones, as a part of what steering moves them by; above 1, those without any
+        steering are nearer.
 
     Raises
     ------

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.checks import number
 from ..core.text import first_few, warn
@@ -64,7 +64,7 @@ def forward_hooks(folder: str | os.PathLike, strength: float = 1.0) -> list[dict
 
 
 def _spec(name: str, module: str, factory: Callable, config: Mapping[str, Any]) -> dict[str, Any]:
-    where = f"{factory.__module__}:{factory.__name__}"
+    where = f"lineas.serving.sglang:{factory.__name__}"  # also where this file runs as a program
     return {"name": name, "target_modules": [glob.escape(module)], "hook_factory": where, "config": dict(config)}
 
 
@@ -104,14 +104,16 @@ def watch_factory(config: Mapping[str, Any]) -> Hook:
 
     SGLang only logs a name that no module has, and a module that a fused kernel stands for, or whose `forward` is
     called directly, runs no hook: a server that does not steer would look like one that does. So it looks after every
-    pass.
+    pass, but for those without tokens, in which SGLang calls no norms.
     """
     _refuse_graphs()
     top, modules = config["root"], list(config["modules"])
     names = [name.removeprefix(top).removeprefix(".") for name in modules]
 
     def watch(module: nn.Module, args: Any, output: Any) -> None:
-        if silent := unsteered(module, names):
+        silent = unsteered(module, names)
+        is_empty = any(isinstance(given, Tensor) and given.shape[:1] == (0,) for given in args)
+        if silent and not is_empty:
             raise RuntimeError(
                 f"{len(silent)} of {len(modules)} modules of {top!r} run without their maps: {first_few(silent)}"
             )

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import runpy
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -16,7 +17,7 @@ import lineas
 from lineas.serving import engine_map
 from lineas.serving.engine_map import EngineMap
 from lineas.serving.places import place
-from lineas.serving.sglang import forward_hooks, hook_factory, main, watch_factory
+from lineas.serving.sglang import forward_hooks, hook_factory, watch_factory
 from lineas.serving.vllm import WorkerExtension
 
 SITES = {
@@ -320,8 +321,19 @@ def test_blocks_of_another_stage_of_the_pipeline_are_not_missed(llama, folder):
     engine.logits(IDS)
 
 
-def test_the_command_prints_what_the_option_takes(folder, capsys):
-    main([str(folder), "--strength", "0.5"])
+def test_a_pass_without_tokens_is_none(llama, folder):
+    engine = Engine(llama)
+    register(engine, json.dumps(forward_hooks(folder)))
+    engine.model.layers[0].forward = lambda positions, hidden, residual: (hidden, hidden)
+    engine.model(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(RuntimeError, match="run without their maps"):
+        engine.logits(IDS)
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_the_program_prints_what_the_option_takes(folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sglang", str(folder), "--strength", "0.5"])
+    runpy.run_module("lineas.serving.sglang", run_name="__main__")
     assert json.loads(capsys.readouterr().out) == forward_hooks(folder, 0.5)
 
 

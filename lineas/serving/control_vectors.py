@@ -83,7 +83,7 @@ def to_gguf(
     -----
     Only blocks' outputs with weights of 1 are exact. At strength s the bias counts s times: give llama.cpp the strength
     with `--control-vector-scaled file:0.5`. Source: `llama_adapter_cvec` of llama.cpp, and the loader in its
-    `common.cpp`; tried there by hand, `docs/serving.md` says with what result.
+    `common.cpp`; `tests/serving/test_llama_cpp.py` runs it there.
     """
     try:
         import gguf

@@ -20,7 +20,7 @@ class WorkerExtension:
     vLLM compiles models, and hooks come after that: expects `enforce_eager=True`. A strength holds for all requests
     from the next pass on; what vLLM cached of prefixes was computed with the one before (`reset_prefix_cache`).
     Source: `ParallelConfig.worker_extension_cls` and `WorkerBase.get_model` in vLLM's reference. Written against it
-    and vLLM's sources, tested with stand-ins; never run in vLLM.
+    and the sources of vLLM 0.33, tested with stand-ins; never run in vLLM.
     """
 
     def lineas_steer(self, steering: str, strength: float = 1.0) -> int:

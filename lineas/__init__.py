@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch as _torch  # noqa: F401 -- first: it loads the OpenMP runtime of its wheel, and _core then shares that one
 
-from . import directions, evaluation, experts, ot, penalties, samples, transport
+from . import directions, evaluation, experts, ot, penalties, samples, serving, transport
 from .attaching.attach import attach
 from .attaching.handle import Handle, attached, detach
 from .evaluation import calibrate, evaluate
@@ -53,5 +53,6 @@ __all__ = [
     "path",
     "penalties",
     "samples",
+    "serving",
     "transport",
 ]

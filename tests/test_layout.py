@@ -14,7 +14,7 @@ FLOORS = {  # what a line must know decides where it stands: docs/development.md
     "responses": 3, "optim": 3, "attaching": 3, "directions": 3, "plot": 3, "algebra": 3,
     "merge": 4, "experts": 4,
     "steering": 5,
-    "evaluation": 6,
+    "evaluation": 6, "serving": 6,
     "fitting": 7,
     "__init__": 8, "callbacks": 8, "checkpoint": 8,
     "__main__": 9,

@@ -29,7 +29,7 @@ __all__ = ["merge", "merge_plan", "unmerge"]
 
 def merge_plan(maps: Maps, model: nn.Module, strength: float = 1.0, *, probe: Any = None) -> MergePlan:
     """See `Steering.merge_plan`."""
-    model = _ready(model, maps, strength)
+    model = ready(model, maps, strength)
     with eager():
         if probe is None and not hasattr(model, "main_input_name"):
             return make_plan(maps, model, strength, None)  # what needs no look at the model can still be said
@@ -41,7 +41,7 @@ def merge(
     probe: Any = None, tolerance: float | None = None,
 ) -> nn.Module:  # fmt: skip
     """See `Steering.merge`."""
-    model = _ready(model, maps, strength, tolerance)
+    model = ready(model, maps, strength, tolerance)
     with eager():
         batch = Probe(model, probe)
         plan = make_plan(maps, model, strength, batch)
@@ -53,7 +53,7 @@ def merge(
         if plan.refused:
             with attach(model, [algebra.restricted(maps, plan.folded)], 0, strength, strict=False):
                 possible = batch(model)
-        bound = _bound(model, tolerance, relative_difference(base, possible))
+        bound = tolerated(model, tolerance, relative_difference(base, possible))
         got: list[Any] = []
 
         def check(new: nn.Module) -> None:
@@ -87,7 +87,7 @@ def unmerge(
     if known and digest not in known:
         warn("expected a steering that was merged into this model, got another one; what is left may be neither")
     check_base(maps.info, unwrapped(model))
-    model = _ready(model, maps, strength, tolerance, strict=False)
+    model = ready(model, maps, strength, tolerance, strict=False)
     _require_invertible(maps, strength)
     with eager():
         batch = Probe(model, probe)
@@ -103,7 +103,8 @@ def unmerge(
             base = batch(new)
             with attach(new, [maps], 0, strength, strict=False):
                 _check(
-                    relative_difference(wanted, batch(new)), _bound(new, tolerance, relative_difference(base, wanted))
+                    relative_difference(wanted, batch(new)),
+                    tolerated(new, tolerance, relative_difference(base, wanted)),
                 )
 
         plain = _carried_out(plan, model, inplace, check, undo=True)
@@ -116,7 +117,7 @@ def unmerge(
     return plain
 
 
-def _ready(
+def ready(
     model: nn.Module, maps: Maps, strength: float, tolerance: float | None = None, strict: bool = True
 ) -> nn.Module:
     """The network itself; refused where it is already steered, in pieces, or not the steering's."""
@@ -197,7 +198,7 @@ def _shared_parameters(model: nn.Module) -> frozenset[int]:
     return frozenset(key for key, count in counts.items() if count > 1)
 
 
-def _bound(model: nn.Module, tolerance: float | None, effect: float) -> float:
+def tolerated(model: nn.Module, tolerance: float | None, effect: float) -> float:
     """What rounding may explain; no more than a tenth of what steering does, or a merge of nothing could pass."""
     if tolerance is not None:
         return tolerance

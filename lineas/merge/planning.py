@@ -94,8 +94,11 @@ class MergePlan:
     __repr__ = __str__
 
 
-def make_plan(maps: Maps, model: nn.Module, strength: float, batch: Probe | None) -> MergePlan:
-    """Look at the model, and decide. Without a batch, only layers that need no look can be folded into."""
+def make_plan(maps: Maps, model: nn.Module, strength: float, batch: Probe | None, *, grows: bool = False) -> MergePlan:
+    """Look at the model, and decide. Without a batch, only layers that need no look can be folded into.
+
+    With `grows`, any layer that would use a bias may get one: whoever carries out the plan has a place for it.
+    """
     finder = FoldFinder(model, batch.first(model, Trace) if batch else None)
     pairs, found = folded_pairs(maps, strength), find_sites(model, maps.sites)
     options: dict[str, list[Fold]] = {}
@@ -109,8 +112,8 @@ def make_plan(maps: Maps, model: nn.Module, strength: float, batch: Probe | None
             options[site.name], whys[site.name] = [], why
             continue
         options[site.name], whys[site.name] = finder.options(site, len(scale), scale_or_none, shift_or_none)
-    host, tried = _best_host(model, options)
-    chosen = _chosen(options, host, whys)
+    host, tried = (None, []) if grows else _best_host(model, options)
+    chosen = _chosen(options, host, whys, grows)
     # Those that rewrite rows come last: a map of a whole layer's output is inside the modulation that the rows make.
     folds = sorted(filter(None, chosen.values()), key=lambda fold: isinstance(fold, AdaptiveFold))
     entries = tuple(_entry(name, options, chosen, host, whys, tried, model) for name in maps.sites)
@@ -119,7 +122,9 @@ def make_plan(maps: Maps, model: nn.Module, strength: float, batch: Probe | None
     return MergePlan(kind, host.label if host else kind, entries, unties, host, tuple(folds))
 
 
-def _chosen(options: dict[str, list[Fold]], host: Host | None, whys: dict[str, str]) -> dict[str, Fold | None]:
+def _chosen(
+    options: dict[str, list[Fold]], host: Host | None, whys: dict[str, str], grows: bool
+) -> dict[str, Fold | None]:
     """The best fold of each site that the host can hold.
 
     Two maps of one tensor can share its layer. But one whose bias went on to the consumers has left the place where the
@@ -127,7 +132,7 @@ def _chosen(options: dict[str, list[Fold]], host: Host | None, whys: dict[str, s
     """
     chosen: dict[str, Fold | None] = {}
     for name, folds in options.items():
-        fold = next((fold for fold in folds if _fits(fold, host)), None)
+        fold = next((fold for fold in folds if grows or _fits(fold, host)), None)
         for other in filter(None, chosen.values()):
             if fold and fold.storages & other.storages and (fold.consumers or other.consumers):
                 options[name], whys[name] = (

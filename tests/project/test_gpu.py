@@ -21,6 +21,8 @@ from lineas.responses import graphs as graph_module
 from lineas.responses import trip
 from lineas.responses.probe import probe
 from lineas.responses.runner import Runner
+from lineas.serving.engine_map import EngineMap
+from lineas.serving.places import place
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 KINDS = ("llama", "gemma2", "gpt2")
@@ -322,3 +324,21 @@ def test_eight_bit_weights_are_fitted_and_steered_there():
             assert not torch.equal(model(ids).logits, bare)
     with pytest.raises(ValueError, match="quantised"):
         found.merge(model)
+
+
+def test_a_hook_for_an_engine_is_recorded_in_a_cuda_graph_with_the_rest():
+    site = "model.layers.0.post_attention_layernorm"
+    steering = random_maps(tiny("llama"), size=0.3)
+    hook = EngineMap(steering, [place(site)], 1.0)
+    h, residual = (torch.randn(5, 16, device="cuda").bfloat16() for _ in range(2))
+    norm = torch.nn.Identity()
+    with torch.no_grad():
+        hook(norm, (), (h, residual))  # engines warm up first
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            mapped, same = hook(norm, (), (h, residual))
+        h.normal_()
+        graph.replay()
+    assert same is residual
+    scale, shift = (torch.tensor(part(site), device="cuda") for part in (steering.weight, steering.bias))
+    torch.testing.assert_close(mapped, (h * scale + shift).bfloat16())

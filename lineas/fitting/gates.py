@@ -52,8 +52,8 @@ def fit_gate(
     src, tgt : as in `lineas.fit`
         Inputs that call for the maps, and such as do not, at least 2 of each. Others than those of the fit say more.
     neutral : as src, optional
-        Inputs that shall be left alone: at most 5% of such inputs are to open the gate. If not given, what a causal
-        language model writes itself, from nothing, where `src` is text; else `tgt`.
+        Inputs that shall be left alone: at most 5% of inputs like these are to open the gate. If not given, what a
+        causal language model writes itself, from nothing, where `src` is text, which is like no other; else `tgt`.
     site : str, optional
         Where the gate reads; no later than the first map. If not given, the one that tells the sets apart best: the
         first map's own, or the output of one of the blocks before it. The later, the more a site knows, so fit with

@@ -54,7 +54,8 @@ class Control:
             none = "" if self.dial is not None else ", no dial"
             return Span(LOW, HIGH, 0.05, f"{self.name} (strength{none})")
         step = _step(_most(self.dial) / STEPS)
-        return Span(0.0, step * math.floor(_most(self.dial) / step + 1e-9), step, f"{self.name} ({self._scale[0]})")
+        high = round(step * math.floor(_most(self.dial) / step + 1e-9), 10)
+        return Span(0.0, high, step, f"{self.name} ({self._scale[0]})")
 
     def strength(self, value: Any, unit: str) -> float:
         """What a slider's value stands for.

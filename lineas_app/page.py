@@ -146,14 +146,14 @@ def build(desk: Desk) -> Any:
         given = [prompts, tokens, heat, seed, units, opened, *sliders]
         shows = [results, figures]
         make, how = page.said(page.make), {"concurrency_limit": 1, "trigger_mode": "always_last"}
-        blocks.load(make, given, shows, **how, api_name=False)
+        blocks.load(make, given, shows, **how, api_visibility="private")
         button.click(make, given, shows, **how, api_name="make")
         for event in (*(s.release for s in sliders), *(n.submit for n in (tokens, heat, seed))):
-            event(make, given, shows, **how, api_name=False)
+            event(make, given, shows, **how, api_visibility="private")
         units.input(
-            page.said(page.switch), [units, before, opened, *sliders], [before, *sliders], queue=False, api_name=False
+            page.said(page.switch), [units, before, opened, *sliders], [before, *sliders], queue=False, api_visibility="private"
         )
-        folder.submit(page.said(page.open), [folder, units, opened], [opened, folder, *sliders], api_name=False)
+        folder.submit(page.said(page.open), [folder, units, opened], [opened, folder, *sliders], api_visibility="private")
     return blocks.queue(max_size=WAITING, default_concurrency_limit=1)
 
 

@@ -13,7 +13,7 @@ from .controls import Control
 __all__ = ["data_address", "of_cost", "of_effect", "of_units"]
 
 HERE = "#c2410c"  # where the slider stands: told from black and grey by the colour-blind, too
-SIZE = (4.6, 3.1)  # inches
+SIZE = (4.6, 2.6)  # inches
 ONE = threading.RLock()  # matplotlib's mathematics of text is not for several threads
 
 
@@ -36,11 +36,11 @@ def of_cost(control: Control, strength: float) -> str:
 
 
 def of_units(control: Control) -> str:
-    """How many units each site's maps move."""
+    """Which units each site's maps move; the darker, the further."""
 
     def draw(ax: Any) -> None:
-        plot.plot_support(control.steering, ax)
-        ax.set_title(ax.get_title().replace("Support by layer", "Units that move"))
+        plot.plot_support(control.steering, ax, units=True)
+        ax.set_title(ax.get_title().replace("Support by unit", "Units that move"))
 
     return _drawn(draw)
 

@@ -19,6 +19,7 @@ from .picture_scorers import PictureScorer
 from .pictures import generators
 from .report import Report
 from .scorers import Scorer, classifier, scorer
+from .slider import slider
 from .vision import clip, dino, lpips
 
 __all__ = [
@@ -45,5 +46,6 @@ __all__ = [
     "responses",
     "scorer",
     "self_bleu",
+    "slider",
     "tasks",
 ]

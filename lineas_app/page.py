@@ -4,7 +4,6 @@ import os
 import socket
 import threading
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 from . import shown
@@ -19,7 +18,7 @@ WAITING = 32  # requests; whoever comes then is told that it is busy
 FONTS = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # of the visitor's own: none is fetched
 
 
-def gradio() -> ModuleType:
+def gradio() -> Any:
     """Gradio, told to report to nobody. ModuleNotFoundError, with what to install, where it is missing."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_RUN_HISTORY"] = "False"
@@ -75,6 +74,18 @@ class Page:
     def _update(self, control: Control, unit: str, strength: float) -> Any:
         return self.gr.update(visible=True, **_shape(control, unit, strength))
 
+    def sliders(self, unit: str) -> list[Any]:
+        """One for each steering, the first one on, and hidden ones for those that are opened."""
+        sliders = [self._slider(k, **_shape(c, unit, float(k == 0))) for k, c in enumerate(self.desk.controls)]
+        hidden = {"minimum": -1, "maximum": 2, "value": 0, "step": 0.05, "visible": False}
+        return sliders + [self._slider(k, **hidden) for k in range(len(sliders), self.slots)]
+
+    def _slider(self, k: int, **options: Any) -> Any:
+        """One whose values reach us as they were sent: we say what is wrong with one, not Gradio with a traceback."""
+        found = self.gr.Slider(buttons=[], elem_id=f"slider-{k}", **options)
+        found.preprocess = lambda payload: payload  # no class of our own, beside whose file Gradio would write another
+        return found
+
     def said(self, action: Any) -> Any:
         """The same, where what goes wrong is said on the page in a line."""
 
@@ -108,28 +119,13 @@ def build(desk: Desk) -> Any:
     """The page of a desk, as Gradio's Blocks, to be launched."""
     page = Page(desk)
     gr, maker = page.gr, desk.maker
-
-    class Slider(gr.Slider):  # type: ignore[name-defined, misc]
-        """One whose values reach us, who say what is wrong with one, and not Gradio with a traceback."""
-
-        def preprocess(self, payload: Any) -> Any:
-            return payload
-
     unit = PRICE if any(control.dial for control in desk.controls) else STRENGTH
     texts = maker.makes == "texts"
     with gr.Blocks(title="lineas", analytics_enabled=False) as blocks, gr.Row():
-        before, opened = gr.State(unit), gr.State([])
         with gr.Column(scale=3, min_width=300):
             gr.HTML(shown.title(maker.name), elem_id="title")
             units = gr.Radio([PRICE, STRENGTH], value=unit, label="Sliders in", visible=unit == PRICE or desk.may_open)
-            sliders = [
-                Slider(**_shape(control, unit, float(k == 0)), buttons=[], elem_id=f"slider-{k}")
-                for k, control in enumerate(desk.controls)
-            ]
-            sliders += [
-                Slider(-1, 2, 0, step=0.05, visible=False, buttons=[], elem_id=f"slider-{k}")
-                for k in range(len(sliders), page.slots)
-            ]
+            sliders = page.sliders(unit)
             prompts = gr.Textbox(
                 "\n".join(maker.examples), label="Prompts, one a line", lines=4, max_lines=8, elem_id="prompts"
             )
@@ -141,19 +137,19 @@ def build(desk: Desk) -> Any:
             with gr.Row(visible=desk.may_open):
                 folder = gr.Textbox(label="Open another steering", placeholder="its folder", elem_id="folder")
         with gr.Column(scale=7):
-            results = gr.HTML(elem_id="results")
-            figures = gr.HTML(elem_id="figures")
+            shows = [gr.HTML(elem_id="results"), gr.HTML(elem_id="figures")]
+
+        before, opened = gr.State(unit), gr.State([])
         given = [prompts, tokens, heat, seed, units, opened, *sliders]
-        shows = [results, figures]
-        make, how = page.said(page.make), {"concurrency_limit": 1, "trigger_mode": "always_last"}
-        blocks.load(make, given, shows, **how, api_visibility="private")
+        how = {"concurrency_limit": 1, "trigger_mode": "always_last"}
+        make, switch, add = map(page.said, (page.make, page.switch, page.open))
+        hidden = {"api_visibility": "private"}
+        blocks.load(make, given, shows, **how, **hidden)
         button.click(make, given, shows, **how, api_name="make")
         for event in (*(s.release for s in sliders), *(n.submit for n in (tokens, heat, seed))):
-            event(make, given, shows, **how, api_visibility="private")
-        units.input(
-            page.said(page.switch), [units, before, opened, *sliders], [before, *sliders], queue=False, api_visibility="private"
-        )
-        folder.submit(page.said(page.open), [folder, units, opened], [opened, folder, *sliders], api_visibility="private")
+            event(make, given, shows, **how, **hidden)
+        units.input(switch, [units, before, opened, *sliders], [before, *sliders], queue=False, **hidden)
+        folder.submit(add, [folder, units, opened], [opened, folder, *sliders], **hidden)
     return blocks.queue(max_size=WAITING, default_concurrency_limit=1)
 
 

@@ -16,7 +16,8 @@ STYLE = """<style>
 .lns { color: var(--body-text-color); font-size: 15px; line-height: 1.45; }
 .lns .pairs { display: grid; grid-template-columns: 1fr 1fr; column-gap: 28px; }
 .lns .head { font-weight: 600; padding: 0 0 6px; }
-.lns .prompt { grid-column: 1 / 3; font-weight: 600; border-top: 1px solid var(--border-color-primary); padding-top: 7px; }
+.lns .prompt { grid-column: 1 / 3; font-weight: 600; padding-top: 7px; }
+.lns .prompt { border-top: 1px solid var(--border-color-primary); }
 .lns .made { padding: 1px 0 8px; overflow-wrap: anywhere; }
 .lns .same { opacity: 0.62; }
 .lns .other { background: #ffedd5; color: #7c2d12; border-radius: 3px; padding: 1px 2px; }

@@ -14,7 +14,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(
-    steerings: Annotated[list[str], typer.Argument(metavar="FOLDER...", help="Folders of steerings, or names on the hub.")],
+    steerings: Annotated[
+        list[str], typer.Argument(metavar="FOLDER...", help="Folders of steerings, or names on the hub.")
+    ],
     model: Annotated[str | None, typer.Option(help="A model folder, a GGUF file, or a name on the hub.")] = None,
     pipeline: Annotated[
         str | None, typer.Option(help="Instead: a pipeline of diffusers, a folder or a name on the hub.")
@@ -22,7 +24,9 @@ def serve(
     report: Annotated[
         str | None, typer.Option(help="What `lineas evaluate --out` wrote: its effect against price is shown.")
     ] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on; others than this computer's are let in by it.")] = HOST,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; others than this computer's are let in by it.")
+    ] = HOST,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="The first free one from 7860 on if not given.")
     ] = None,

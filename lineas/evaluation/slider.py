@@ -50,7 +50,9 @@ def slider(
     try:
         import ipywidgets
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("a slider needs ipywidgets; install it with: pip install 'lineas[notebook]'") from None
+        raise ModuleNotFoundError(
+            "a slider needs ipywidgets; install it with: pip install 'lineas[notebook]'"
+        ) from None
     places = _places(steering, strengths)
     base = continuations(model, prompts, tokenizer=tokenizer, **options)
 
@@ -59,10 +61,10 @@ def slider(
             return _table(prompts, base, continuations(model, prompts, tokenizer=tokenizer, **options))
 
     begin = min((s for _, s in places), key=lambda s: abs(s - 1))
+    texts = ipywidgets.HTML(written(begin))
     knob = ipywidgets.SelectionSlider(
         options=places, value=begin, description="steered", continuous_update=False, layout={"width": "90%"}
     )
-    texts = ipywidgets.HTML(written(begin))
 
     def moved(change: Any) -> None:
         try:
@@ -95,9 +97,8 @@ def _table(prompts: Sequence[Any], base: Sequence[str], steered: Sequence[str]) 
     rows = []
     for prompt, *texts in zip(prompts, base, steered, strict=True):
         asked = prompt if isinstance(prompt, str) else str(prompt[-1].get("content"))
-        cells = "".join(
-            f'<td style="text-align: left; vertical-align: top"><b>{escape(asked)}</b> {escape(" ".join(text.split()))}</td>'
-            for text in texts
-        )
+        style = "text-align: left; vertical-align: top"
+        lines = (" ".join(text.split()) for text in texts)
+        cells = "".join(f'<td style="{style}"><b>{escape(asked)}</b> {escape(line)}</td>' for line in lines)
         rows.append(f"<tr>{cells}</tr>")
     return f'<table style="width: 100%"><tr>{heads}</tr>{"".join(rows)}</table>'

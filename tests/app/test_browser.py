@@ -2,27 +2,25 @@
 
 import json
 import re
-import shutil
 import time
 
 import pytest
-from app_desks import PROMPTS, alone, desk, parts
+from app_desks import alone, desk, parts
 
 pytest.importorskip("gradio")
 pytest.importorskip("matplotlib")
 pytest.importorskip("selenium")
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
+import browsers
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
-from lineas_app import page  # noqa: E402
-from lineas_app.makers import Sampling  # noqa: E402
+from lineas_app import page
+from lineas_app.makers import Sampling
 
-BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow, pytest.mark.process,
-    pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver, from the distribution"),
+    pytest.mark.skipif(not browsers.found(), reason="needs chromium and chromedriver, which distributions have"),
 ]  # fmt: skip
 SAMPLING = Sampling(24, 1.0, 0)  # that of the page
 PATIENCE = 60  # seconds for an answer
@@ -41,21 +39,9 @@ def address(tmp_path_factory):
         blocks.close(verbose=False)
 
 
-def start_browser(size=(1280, 800)):
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    return browser
-
-
 @pytest.fixture(scope="module")
 def browser(address):
-    found = start_browser()
+    found = browsers.start()
     yield found
     found.quit()
 
@@ -92,7 +78,10 @@ def number_box(browser, k):
 def drag(browser, k, share):
     """A slider, by the mouse, to a share of its length."""
     track = browser.find_element(By.CSS_SELECTOR, f"#slider-{k} input[type=range]")
-    width, value, low, high = track.size["width"], *(float(track.get_attribute(name)) for name in ("value", "min", "max"))
+    width, value, low, high = (
+        track.size["width"],
+        *(float(track.get_attribute(name)) for name in ("value", "min", "max")),
+    )
     knob = 8  # half of it is beyond either end
     at, to = ((x - 0.5) * (width - 2 * knob) for x in ((value - low) / (high - low), share))
     steps = ActionChains(browser).move_to_element_with_offset(track, round(at), 0).click_and_hold()

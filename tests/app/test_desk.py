@@ -187,7 +187,7 @@ def test_prompts_that_cannot_be_gone_on_from_are_refused(shared, prompts, said):
 
 
 def test_a_steering_of_another_model_is_refused_by_name_before_anybody_comes():
-    model, tokenizer, steerings = parts()
+    steerings = parts()[2]
     narrow = lineas.Steering({site: ([1.0], [1.0]) for site in steerings["plain"].sites})
     elsewhere = lineas.Steering({"another.place": ([1.0], [1.0])})
     for wrong, error, said in ((narrow, ValueError, r"bad: site .* \(1,\)"), (elsewhere, LookupError, "bad: .*place")):

@@ -10,11 +10,11 @@ from app_desks import PROMPTS, alone, desk, parts
 
 pytest.importorskip("gradio")
 pytest.importorskip("matplotlib")
-from gradio_client import Client  # noqa: E402 -- comes with gradio
-from gradio_client.exceptions import AppError  # noqa: E402
+from gradio_client import Client
+from gradio_client.exceptions import AppError
 
-from lineas_app import page  # noqa: E402
-from lineas_app.controls import PRICE, STRENGTH  # noqa: E402
+from lineas_app import page
+from lineas_app.controls import PRICE, STRENGTH
 
 LINES = "\n".join(PROMPTS)
 
@@ -67,7 +67,8 @@ def test_a_price_is_turned_into_the_strength_that_costs_it(client):
     ("sliders", "how", "said"),
     [((1.0, 0.0), {"prompts": ""}, "prompts: expected 1 to 16, one a line, got 0"),
      ((1.0, 0.0), {"tokens": 1000}, "new tokens: expected a whole number from 1 to 256, got 1000"),
-     ((1e30, 0.0), {}, "casual: expected a strength from -10 to 10"), ((1.0, None), {}, "plain: expected a finite number"),
+     ((1e30, 0.0), {}, "casual: expected a strength from -10 to 10"),
+     ((1.0, None), {}, "plain: expected a finite number"),
      ((90.0, 0.0), {"unit": PRICE}, "casual: price: expected at most what was measured")],
 )  # fmt: skip
 def test_what_goes_wrong_is_said_in_a_line_without_a_traceback(client, capfd, sliders, how, said):
@@ -99,7 +100,9 @@ def test_no_file_can_be_read_through_it_or_left_in_it(served, tmp_path):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{served[1]}gradio_api/file={path}")
         assert refused.value.code in (403, 404)
-    body = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\n' + b"a" * 999 + b"\r\n--b--\r\n"
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\n' + b"a" * 999 + b"\r\n--b--\r\n"
+    )
     request = urllib.request.Request(
         f"{served[1]}gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=b"}
     )
@@ -145,5 +148,7 @@ def test_an_address_that_nothing_can_listen_on_is_refused_before_any_work(served
 
 def test_without_gradio_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ModuleNotFoundError, match=r"the app needs gradio; install it with: pip install 'lineas\[app\]'"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"the app needs gradio; install it with: pip install 'lineas\[app\]'"
+    ):
         page.gradio()

@@ -21,7 +21,12 @@ def strengths():
 
 def report():
     measures = {"casual": Measure("effect", "higher", "continuations"), "perplexity": Measure("utility", "lower")}
-    rows = [("casual", None, 0.0, 0.3), ("perplexity", None, 0.0, 80.0), ("casual", "s", 1.0, 0.5), ("perplexity", "s", 1.0, 84.0)]
+    rows = [
+        ("casual", None, 0.0, 0.3),
+        ("perplexity", None, 0.0, 80.0),
+        ("casual", "s", 1.0, 0.5),
+        ("perplexity", "s", 1.0, 84.0),
+    ]
     return Report(measures, tuple(Outcome(name, whose, s, (value,), seed=None) for name, whose, s, value in rows))
 
 
@@ -51,12 +56,17 @@ def test_the_head_says_which_sliders_are_on_and_what_they_cost(strengths):
 def test_figures_show_cost_units_and_the_report_and_load_nothing_from_elsewhere(strengths):
     html = shown.figures(strengths, report())
     names = re.findall(r'<img alt="([^"]+)"', html)
-    assert names == ["What was measured: effect against price", "casual: what strengths cost", "casual: units", "plain: units"]
+    assert names == [
+        "What was measured: effect against price",
+        "casual: what strengths cost",
+        "casual: units",
+        "plain: units",
+    ]
     assert "No dial: lineas.calibrate" in html
     assert html.count("<summary>by site</summary>") == 2
     for kind, content in re.findall(r'src="data:([^;]+);base64,([^"]+)"', html):
         assert kind == "image/svg+xml"
-        assert "href=\"http" not in base64.b64decode(content).decode()
+        assert 'href="http' not in base64.b64decode(content).decode()
     assert html.count("src=") == 4
 
 

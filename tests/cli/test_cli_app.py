@@ -9,7 +9,7 @@ import lineas
 
 pytest.importorskip("gradio")
 pytest.importorskip("matplotlib")
-from lineas_app import page  # noqa: E402
+from lineas_app import page
 
 
 @pytest.fixture

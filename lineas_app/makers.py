@@ -65,7 +65,7 @@ class Writer:
     most = 16
 
     def make(self, prompts: Sequence[str], sampling: Sampling) -> list[str]:
-        heat = {"temperature": sampling.temperature} if sampling.temperature else {"top_p": LIKELIEST}
+        heat: dict[str, Any] = {"temperature": sampling.temperature} if sampling.temperature else {"top_p": LIKELIEST}
         return evaluation.continuations(
             self.model, prompts, tokenizer=self.tokenizer, new_tokens=sampling.new_tokens, seed=sampling.seed, **heat
         )

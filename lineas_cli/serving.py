@@ -24,9 +24,7 @@ def serve(
     report: Annotated[
         str | None, typer.Option(help="What `lineas evaluate --out` wrote: its effect against price is shown.")
     ] = None,
-    host: Annotated[
-        str, typer.Option(help="The address to listen on; others than this computer's are let in by it.")
-    ] = HOST,
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 lets other computers in.")] = HOST,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="The first free one from 7860 on if not given.")
     ] = None,

@@ -56,7 +56,7 @@ def pictures() -> Desk:
     pipe = steer_pictures.load()
     captions = json.loads((steer_pictures.FOLDER / "prompts.json").read_text(encoding="utf-8"))
     folders = sorted(file.parent for file in (SAVED / "images").glob("*/steering_config.json"))
-    steerings: dict[str, Any] = {folder.name: lineas.Steering.from_pretrained(folder) for folder in folders}
+    steerings: dict[str, Any] = {folder.name: _saved(folder) for folder in folders}
     if not folders:
         print("There is nothing of `make demo-images`: fitting what takes snow out of pictures ...", flush=True)
         source, target = captions["with"]["snow"]["fit"][:32], captions["without"]["fit"][:32]

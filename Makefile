@@ -1,4 +1,4 @@
-# make demo | make demo-images | make test: on a fresh machine with Python >= 3.10, a C compiler and make.
+# make demo | make demo-images | make app | make test: on a fresh machine with Python >= 3.10, a C compiler and make.
 # The rest is for development: check (linters, types), docs (the site), fuzz, kernels (the C program), sanitize, serial,
 # dist, wheel.
 
@@ -16,7 +16,7 @@ PYTEST = $(ONE_THREAD) $(BIN)/pytest $(SHARED)
 # Another build in the place of the installed one: first on the path, and the tests check that it is the one they got.
 PYTEST_ON = PYTHONPATH=$(1) LINEAS_EXPECT_BUILD=$(1) $(PYTEST) -q -m "not slow" -o addopts=--strict-markers $(2)
 
-.PHONY: demo demo-images test fast fuzz check docs kernels instructions build-sanitize sanitize build-serial serial dist wheel clean
+.PHONY: demo demo-images app test fast fuzz check docs kernels instructions build-sanitize sanitize build-serial serial dist wheel clean
 
 demo: $(VENV)/.installed
 	$(if $(MODEL),,HF_HUB_OFFLINE=1) $(BIN)/python examples/demo.py $(if $(SRC),--src "$(SRC)") $(if $(TGT),--tgt "$(TGT)") $(if $(MODEL),--model "$(MODEL)")
@@ -24,6 +24,12 @@ demo: $(VENV)/.installed
 # One thread: two minutes wherever one core is free; two of them would wait for each other where others work too.
 demo-images: $(VENV)/.installed
 	$(ONE_THREAD) $(BIN)/python examples/steer_pictures.py
+
+# A page with sliders, until Ctrl-C: of the embedded model, of MODEL=path/to/model, or of the image model (MODEL=images).
+PORT ?=
+app: $(VENV)/.installed
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/app.py $(if $(PORT),--port $(PORT)) \
+	$(if $(filter images,$(MODEL)),--images,$(if $(MODEL),--model "$(MODEL)"))
 
 test: $(VENV)/.installed
 	$(PYTEST)

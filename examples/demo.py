@@ -17,6 +17,7 @@ from lineas import evaluation, samples
 
 BUDGET = "+5% perplexity"
 STRENGTHS = (0.5, 1.0, 2.0)
+REPORT = "report.json"  # beside the steering: what was measured, for `make app`
 FIT_ON, LEAST = 32, 16  # texts of each side; of which a half can teach a classifier
 PROMPTS = (  # that a formal text goes on from, so that another tone is seen
     "Dear Sir or Madam, we are writing to",
@@ -123,6 +124,7 @@ def run(
     draw(steering, report, effect, Path(out))
     folder = Path(out).with_suffix("")
     steering.save_pretrained(folder)
+    report.to_json(folder / REPORT)
     print(
         f"\nPicture: {out}   Steering: {folder}/   Fit: {info['evaluations']} evaluations, {info['seconds']:.0f} s"
         f"   All: {time.perf_counter() - started:.0f} s"

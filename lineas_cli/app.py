@@ -10,6 +10,7 @@ from .generating import generate
 from .looking import dry_run, inspect, sites
 from .merging import merge
 from .running import Settings, guarded
+from .serving import serve
 
 app = typer.Typer(
     rich_markup_mode=None,  # plain text, which goes through pipes and into files
@@ -49,3 +50,4 @@ def start(
 
 for command in (fit, evaluate, generate, merge, inspect, sites, dry_run):
     app.command()(guarded(command))
+app.command("app")(guarded(serve))

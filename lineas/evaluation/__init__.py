@@ -20,6 +20,7 @@ from .picture_scorers import PictureScorer
 from .pictures import generators
 from .report import Report
 from .scorers import Scorer, classifier, scorer
+from .slider import slider
 from .vision import clip, dino, lpips
 
 __all__ = [
@@ -47,5 +48,6 @@ __all__ = [
     "responses",
     "scorer",
     "self_bleu",
+    "slider",
     "tasks",
 ]

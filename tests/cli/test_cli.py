@@ -19,7 +19,7 @@ from lineas import optim
 from lineas.fitting import losses, methods, options
 from lineas.responses import pooling
 
-COMMANDS = ("fit", "evaluate", "generate", "merge", "inspect", "sites", "dry-run")
+COMMANDS = ("fit", "evaluate", "generate", "merge", "inspect", "sites", "dry-run", "app")
 
 
 # -- help --
@@ -30,8 +30,18 @@ def examples(command=""):
     return re.findall(r"^ *lineas (.*)$", text.partition("Example:\n")[2].partition("\n\n")[0], re.MULTILINE)
 
 
+@pytest.fixture
+def brief(monkeypatch, tmp_path):
+    """A page that is served, and at once no more."""
+    pytest.importorskip("gradio")
+    from lineas_app import page
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    monkeypatch.setattr(page, "wait", lambda: None)
+
+
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_every_example_of_the_help_runs(command, there):
+def test_every_example_of_the_help_runs(command, there, brief):
     found = examples(command)
     assert found
     assert all(line.startswith(command) for line in found)
@@ -85,7 +95,7 @@ def test_the_version_is_that_of_the_package():
     assert run("--version").stdout.split() == ["lineas", lineas.__version__]
 
 
-def test_every_line_of_the_page_runs(there):
+def test_every_line_of_the_page_runs(there, brief):
     """Without the other programs in its pipes."""
     (there / "prompts.txt").write_text("The movie was\nHis film\n")
     for name, writing in (

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import load_example, small_model, small_tokenizer
+from conftest import load_example, minding_model, small_tokenizer
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("nbclient")
@@ -15,7 +15,7 @@ nbformat = pytest.importorskip("nbformat")
 runner = load_example("run_notebook")
 if not runner.NOTEBOOK.exists():
     pytest.skip("tests without the source tree", allow_module_level=True)
-SMALL = "SENTENCES, EVALUATIONS, CONTINUATIONS, NEUTRAL, STRENGTHS = 4, 2, 1, 2, [0.0, 1.0]"
+SMALL = "SENTENCES, EVALUATIONS, CONTINUATIONS, NEUTRAL, STRENGTHS = 8, 3, 1, 4, [0.0, 1.0]"
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_the_small_settings_are_those_of_the_notebook(stored):
 def test_the_code_runs_on_a_tiny_model(stored, tmp_path, monkeypatch, capsys):
     pytest.importorskip("vaderSentiment")
     tokenizer = small_tokenizer()
-    model = small_model(len(tokenizer))
+    model = minding_model(len(tokenizer))
     monkeypatch.setitem(sys.modules, "embedded_model", SimpleNamespace(load=lambda: (model, tokenizer)))
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.chdir(tmp_path)

@@ -1,18 +1,21 @@
-"""Several processes, each with a share of the samples, that fit the same maps."""
+"""Several processes that fit the same maps: each with a share of the samples, or of the weights, or of both."""
 
 import zlib
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch import nn
 
 from ..core.errors import NonFiniteError
+from ..network.sharding import holders
 
 DISAGREE = "processes disagree: expected the same model, sites and options everywhere, got"
+Item, Found = TypeVar("Item"), TypeVar("Found")
 
 
 class Alone:
@@ -29,6 +32,33 @@ class Alone:
     def share(self, value: Any) -> list[Any]:
         """Every process's value, in the order of their ranks."""
         return [value]
+
+    def of_parts(self, value: Any) -> list[Any]:
+        """The values of the processes whose samples count together."""
+        return self.share(value)
+
+    def earlier(self, count: int) -> int:
+        """Of such counts in all processes, the sum over those before this one."""
+        return 0
+
+    def most(self, count: int) -> int:
+        """This count, or the largest one where all processes must do as much."""
+        return count
+
+    def agree(self, holds: bool) -> bool:
+        """Whether it holds here; everywhere, where all processes must go the same way."""
+        return holds
+
+    def before(self, what: str) -> None:
+        """Wait for the others, where all must do this together."""
+
+    def passes(self, model: nn.Module) -> AbstractContextManager[None]:
+        """While open, no forward pass of the model begins before all are ready for it, where all must run it."""
+        return nullcontext()
+
+    def each(self, run: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+        """What `run`, a pass through the model, makes of each item."""
+        return map(run, items)
 
     def gather(self, collect: Callable[[], NDArray], maps: NDArray | None = None) -> tuple[NDArray, slice]:
         """The rows that `collect` makes in every process, one after another, and which of them are this process's.
@@ -64,6 +94,9 @@ class Together(Alone):
     def share(self, value: Any) -> list[Any]:
         return self._meet("sharing", value)
 
+    def earlier(self, count: int) -> int:
+        return sum(self.share(count)[: self.rank])
+
     def gather(self, collect: Callable[[], NDArray], maps: NDArray | None = None) -> tuple[NDArray, slice]:
         rows, trouble = np.empty((0, 0), np.float32), ""
         try:
@@ -78,15 +111,21 @@ class Together(Alone):
             raise RuntimeError(f"{DISAGREE} maps that differ")
         if len({shape[1] for shape in shapes}) > 1:
             raise RuntimeError(f"{DISAGREE} responses of shapes {shapes}")
-        start = sum(shape[0] for shape in shapes[: self.rank])
-        return np.concatenate(self._exchange(rows, shapes)), slice(start, start + len(rows))
+        return self._joined(self._exchange(rows, shapes))
+
+    def _joined(self, parts: list[NDArray]) -> tuple[NDArray, slice]:
+        """All that count together, and which of them are this process's."""
+        start = sum(map(len, parts[: self.rank]))
+        return np.concatenate(parts), slice(start, start + len(parts[self.rank]))
 
     def total(self, gradient: NDArray) -> NDArray:
         shapes = tuple(self._meet("gradient", gradient.shape))
         if len(set(shapes)) > 1:
             raise RuntimeError(f"{DISAGREE} gradients of shapes {shapes}")
-        parts = self._exchange(gradient, shapes)
-        return np.sum(parts, axis=0, dtype=gradient.dtype)
+        return self._sum(self._exchange(gradient, shapes))
+
+    def _sum(self, parts: list[NDArray]) -> NDArray:
+        return np.sum(parts, axis=0, dtype=parts[0].dtype)
 
     def _exchange(self, mine: NDArray, shapes) -> list[NDArray]:
         """Every process's array, which need not have as many rows as the others'."""
@@ -114,9 +153,74 @@ class Together(Alone):
             raise RuntimeError(f"process {self.rank} lost another one, or waited longer than the group does") from error
 
 
-def processes(distributed: Any) -> Alone:
-    """What `distributed=` of `lineas.fit` asks for: False, True (the default group), or a group."""
+class InStep(Together):
+    """Processes that share the weights as well: what one gathers for a pass, all must bring. So all run as many passes,
+    in the same order, whatever their samples are, and none begins one that another will not come to."""
+
+    def most(self, count: int) -> int:
+        return max(self.share(count))
+
+    def agree(self, holds: bool) -> bool:
+        return all(self.share(holds))
+
+    def before(self, what: str) -> None:
+        self._meet(what)
+
+    @contextmanager
+    def passes(self, model: nn.Module) -> Iterator[None]:
+        handle = model.register_forward_pre_hook(lambda *_: self.before("a forward pass"), prepend=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def each(self, run: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+        """Processes with fewer items run their last one again, for nothing, until all have done theirs.
+
+        NonFiniteError comes when all have run all of theirs.
+        """
+        own, last, trouble = iter(items), None, None
+        while any(self.share((item := next(own, None)) is not None)):
+            last = last if item is None else item
+            try:
+                found = run(last)  # type: ignore[arg-type]
+            except NonFiniteError as error:
+                trouble = trouble or error
+                continue
+            if item is not None and trouble is None:
+                yield found
+        if trouble is not None:
+            raise trouble
+
+
+class Alike(InStep):
+    """Processes that share the weights, and all have the same samples, which count once."""
+
+    def of_parts(self, value: Any) -> list[Any]:
+        return self.share(value)[:1]
+
+    def earlier(self, count: int) -> int:
+        return 0
+
+    def _joined(self, parts: list[NDArray]) -> tuple[NDArray, slice]:
+        return parts[0], slice(0, len(parts[0]))
+
+    def _sum(self, parts: list[NDArray]) -> NDArray:
+        return parts[0]
+
+
+def processes(distributed: Any, model: nn.Module) -> Alone:
+    """What `distributed=` of `lineas.fit` asks for: False, True (the default group), or a group.
+
+    ValueError where the model's weights are spread over processes that are not in it.
+    """
+    sharing = holders(model)
     if distributed is False:
+        if sharing:
+            raise ValueError(
+                f"model: its weights are spread over processes {sharing}, which must fit together: expected "
+                "distributed=True, and in each process a part of the samples; got distributed=False"
+            )
         return Alone()
     if not (dist.is_available() and dist.is_initialized()):
         raise ValueError("distributed: expected an initialised process group (torchrun, init_process_group), got none")
@@ -128,4 +232,9 @@ def processes(distributed: Any) -> Alone:
             f"distributed: expected a group that exchanges tensors on the CPU, got {backends}; pass "
             'torch.distributed.new_group(backend="gloo")'
         )
-    return Together(group)
+    if missing := {*sharing} - {*dist.get_process_group_ranks(group)}:
+        raise ValueError(
+            f"distributed: expected all processes that have parts of the weights, {sharing}; the group lacks "
+            f"{sorted(missing)}"
+        )
+    return InStep(group) if sharing else Together(group)

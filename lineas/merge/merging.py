@@ -19,7 +19,8 @@ from ..maps.info import maps_digest
 from ..maps.maps import Maps
 from ..network.hooks import Hook
 from ..network.links import is_adapted, unwrapped, within
-from ..network.state import dtype_of, eager, is_sharded
+from ..network.sharding import is_sharded
+from ..network.state import dtype_of, eager
 from .layers import Journal
 from .planning import MergePlan, folded_pairs, make_plan
 from .probing import TOLERANCE, Probe, relative_difference

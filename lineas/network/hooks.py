@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .links import module_at
+from .sharding import kind_of
 from .sites import Site, units_of
 
 # Modules whose channels are dimension 1. Other modules have theirs last, except that 4-D outputs (images) count as
@@ -27,7 +28,7 @@ def channel_dim(module: nn.Module, output: Tensor) -> int:
     if "base_layer" in module._modules:  # under an adapter of PEFT
         module = module.get_submodule("base_layer")
     dim = _usual_dim(module, output)
-    if output.ndim < 3 or type(module) in CHANNELS_FIRST + CHANNELS_LAST:
+    if output.ndim < 3 or kind_of(module) in CHANNELS_FIRST + CHANNELS_LAST:
         return dim
     other, units = -1 if dim == 1 else 1, units_of(module)
     if output.shape[dim] != units and output.shape[other] == units:

@@ -19,11 +19,15 @@ from ..network.blocks import PrefixRecord, checkpointed, checkpointing, neighbou
 from ..network.calls import call
 from ..network.hooks import hooked
 from ..network.links import trail
+from ..network.sharding import is_sharded
 from ..network.sites import Site
 from ..network.state import device_of, dtype_of, must_finish, reseed
 from .graphs import Graphs
 from .layout import Layout
 from .pooling import Part, as_poolings
+
+
+Each = Callable[[Callable[[Batch], NDArray[np.float32]], Sequence[Batch]], Iterable[NDArray[np.float32]]]
 
 
 class Begun(Exception):
@@ -123,10 +127,15 @@ class Runner:
     def possible_savings(self, batches: Sequence[Batch], prefix: bool = True) -> Savings:
         """What this model allows to leave out, by a look with single samples; the runner itself leaves nothing out.
 
+        Nothing, where weights are gathered from other processes: these may have samples that allow other things, and
+        all must run the same passes.
+
         Padding, if a sample responds without it as it does with it, up to rounding. With `prefix`, what runs before the
         first mapped site, where no response changes a bit by that; what must be kept for it takes at most a sixteenth
         of the memory of the weights, or 16 MB.
         """
+        if any(map(is_sharded, self.model.modules())):
+            return NOTHING
         with torch.no_grad():
             padded = next((batch for batch in batches if batch.groups()), None)
             cuts_padding = padded is not None and self._is_padding_idle(padded)
@@ -274,10 +283,13 @@ class Runner:
             raise NonFiniteError(f"site {site.name!r}: expected finite responses, got {host.flat[bad]}")
         return host
 
-    def collect(self, batches: Sequence[Batch]) -> NDArray[np.float32]:
-        """Responses of the unsteered model to all batches, one after another: (n, N) on the host."""
+    def collect(self, batches: Sequence[Batch], each: Each = map) -> NDArray[np.float32]:
+        """Responses of the unsteered model to all batches, one after another: (n, N) on the host.
+
+        `each` runs the passes, where others have a say in that.
+        """
         with torch.no_grad():
-            return self.stacked(batches, (self.gather(self.run(batch)) for batch in batches))
+            return self.stacked(batches, each(lambda batch: self.gather(self.run(batch)), batches))
 
     def stacked(self, batches: Sequence[Batch], parts: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Responses to one batch after the other, (n, N), each made when the one before is in its place."""
@@ -285,7 +297,7 @@ class Runner:
         # next pass, finding none that is large enough any more, would take new memory every time.
         rows = np.empty((sum(batch.size for batch in batches), self.compared.units), np.float32)
         start = 0
-        for batch, part in zip(batches, parts, strict=True):
+        for batch, part in zip(batches, parts, strict=True):  # to the end of the parts: some passes may be for others
             rows[start : start + batch.size] = part
             start += batch.size
         return rows

@@ -1,0 +1,94 @@
+"""Models whose weights are spread over processes: whoever has a part of them, and what a pass must not leave behind.
+
+Each module that `fully_shard` (FSDP2) has taken gathers its weights before it runs and gives them back afterwards, in
+the forward and in the backward pass. All processes must do that at the same moments.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether `fully_shard`, or the older `FullyShardedDataParallel`, has spread a module's weights over processes."""
+    return any(kind.__name__ in ("FSDPModule", "FullyShardedDataParallel") for kind in type(module).__mro__)
+
+
+def kind_of(module: Any) -> type:
+    """A module's class; where `fully_shard` made one of its own, the class that it was made of."""
+    kinds = type(module).__mro__
+    made = len(kinds) > 2 and kinds[1].__name__ == "FSDPModule"
+    return kinds[2] if made else kinds[0]
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, of which this process may have a part only."""
+    return any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__)
+
+
+def gathering(model: nn.Module) -> list[Any]:
+    """The modules that gather their weights before they run, by `fully_shard`."""
+    return [module for module in model.modules() if hasattr(module, "reshard") and is_sharded(module)]
+
+
+def holders(model: nn.Module) -> tuple[int, ...]:
+    """The processes that have parts of a model's weights, by their ranks among all; none where weights are whole.
+
+    ValueError for weights that are spread in a way that nothing here knows.
+    """
+    reshard(model)
+    for path, module in model.named_modules():
+        if is_sharded(module) and not hasattr(module, "reshard"):
+            raise ValueError(
+                f"model: expected whole weights, or those that fully_shard spreads; {path or 'it'} is a "
+                f"{type(module).__name__}, whose weights are gone when a backward pass from within wants them"
+            )
+    spread: list[Any] = [weight for weight in model.parameters() if is_spread(weight)]
+    return tuple(sorted({rank for weight in spread for rank in weight.device_mesh.mesh.flatten().tolist()}))
+
+
+def reshard(model: nn.Module) -> None:
+    """Give back all weights that were gathered; only this process's own part stays. It needs no other process."""
+    for module in gathering(model):
+        module.reshard()
+
+
+@contextmanager
+def in_parts(model: nn.Module) -> Iterator[None]:
+    """While open, whole weights last no longer than they are used; where a pass breaks off, they go all the same."""
+    try:
+        yield
+    except BaseException:
+        for module in gathering(model):
+            if hasattr(module, "reset_iter_state"):  # of newer versions of torch
+                with suppress(RuntimeError, AttributeError):  # it is inside another one, or it never ran
+                    module.reset_iter_state()
+        raise
+    finally:
+        reshard(model)
+
+
+def own_numbers(weight: Tensor, step: int) -> tuple[Tensor, Tensor] | None:
+    """Of every `step`-th number of a weight, counted row by row, those that this process has: which ones, and what
+    they are. None where the weight is spread in a way that cannot be told."""
+    known: Any = weight
+    local, starts, sizes = known.to_local().detach(), [0] * known.ndim, list(known.shape)
+    for k, placement in enumerate(known.placements):
+        if type(placement).__name__ == "Shard":
+            mesh, dim = known.device_mesh, placement.dim
+            chunk = -(-sizes[dim] // mesh.size(k))
+            begin = min(mesh.get_local_rank(k) * chunk, sizes[dim])
+            starts[dim], sizes[dim] = starts[dim] + begin, min(chunk, sizes[dim] - begin)
+        elif type(placement).__name__ != "Replicate":
+            return None
+    if tuple(sizes) != tuple(local.shape):
+        return None
+    places = np.arange(0, known.numel(), step)
+    where = np.stack(np.unravel_index(places, known.shape)) - np.array(starts)[:, None]
+    is_here = ((where >= 0) & (where < np.array(sizes)[:, None])).all(0)
+    index = tuple(torch.from_numpy(row[is_here]).to(local.device) for row in where)
+    return torch.from_numpy(np.flatnonzero(is_here)), local[index].cpu()

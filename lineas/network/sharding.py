@@ -4,7 +4,7 @@ Each module that `fully_shard` (FSDP2) has taken gathers its weights before it r
 the forward and in the backward pass. All processes must do that at the same moments.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -57,6 +57,12 @@ def reshard(model: nn.Module) -> None:
         module.reshard()
 
 
+def gather(model: nn.Module) -> None:
+    """Gather what the model itself holds, beside its blocks, for a backward pass that does not begin at its output."""
+    if hasattr(model, "unshard") and is_sharded(model):
+        model.unshard()  # type: ignore[operator]
+
+
 @contextmanager
 def in_parts(model: nn.Module) -> Iterator[None]:
     """While open, whole weights last no longer than they are used; where a pass breaks off, they go all the same."""
@@ -70,6 +76,41 @@ def in_parts(model: nn.Module) -> Iterator[None]:
         raise
     finally:
         reshard(model)
+
+
+class _Tied(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, output: Tensor) -> Tensor:
+        ctx.output = output.shape, output.dtype, output.device
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        shape, dtype, device = ctx.output
+        return slope, torch.zeros((), dtype=dtype, device=device).expand(shape)
+
+
+@contextmanager
+def tied(found: dict[Any, Tensor], inside: Mapping[nn.Module, Iterable[Any]]) -> Iterator[None]:
+    """While open, a gradient for what was found inside these modules goes to their outputs first, as zeros.
+
+    A gradient for its output is what makes a module gather its weights again. Without one, a backward pass that begins
+    inside reads memory that has been given back.
+    """
+
+    def tie(module: nn.Module, args: Any, output: Any) -> None:
+        values = output.values() if isinstance(output, Mapping) else output
+        several = values if isinstance(values, Iterable) and not isinstance(values, Tensor) else [values]
+        ends = (value for value in several if isinstance(value, Tensor) and value.requires_grad)
+        if (end := next(ends, None)) is not None:
+            found.update({key: _Tied.apply(found[key], end) for key in inside[module] if key in found})
+
+    handles = [module.register_forward_hook(tie) for module in inside]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def own_numbers(weight: Tensor, step: int) -> tuple[Tensor, Tensor] | None:

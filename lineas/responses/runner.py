@@ -19,13 +19,12 @@ from ..network.blocks import PrefixRecord, checkpointed, checkpointing, neighbou
 from ..network.calls import call
 from ..network.hooks import hooked
 from ..network.links import trail
-from ..network.sharding import is_sharded
+from ..network.sharding import gathering, is_sharded, tied
 from ..network.sites import Site
 from ..network.state import device_of, dtype_of, must_finish, reseed
 from .graphs import Graphs
 from .layout import Layout
 from .pooling import Part, as_poolings
-
 
 Each = Callable[[Callable[[Batch], NDArray[np.float32]], Sequence[Batch]], Iterable[NDArray[np.float32]]]
 
@@ -118,6 +117,11 @@ class Runner:
             self.sides.update(zip(layout.sites, layout.sides, strict=True))
         around = {module for site in compared.sites for module in trail(model, site.path)[:-1]}
         self.may_stop = not any(map(must_finish, around))
+        self.inside = {
+            module: [site for site in compared.sites if module in trail(model, site.path)[:-1]]
+            for module in gathering(model)
+            if module in around and module is not model
+        }
         self.checkpointing = checkpointing(model, compared.sites[-1])
         self.savings, self.compute_dtype = savings, compute_dtype
         self.graphs, self.mirrors = Graphs(self, graphs), Mirrors(self.device)
@@ -258,7 +262,8 @@ class Runner:
         forwards = {} if record is None else record.forwards()
         if differentiable:
             forwards |= {b: checkpointed(b, hooks) for b in self.checkpointing if record is None or b not in record.ran}
-        with hooks(), replaced(forwards), self.half(), suppress(Finished):
+        ties = tied(found, self.inside if differentiable else {})
+        with hooks(), ties, replaced(forwards), self.half(), suppress(Finished):
             call(self.model, part.batch)
         if missing := [site.name for site in self.compared.sites if site not in found]:
             raise LookupError(f"not run in this forward pass, though it was in the first: {', '.join(missing)}")

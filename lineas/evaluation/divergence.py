@@ -13,7 +13,9 @@ from ..attaching.positions import Position
 from ..network.batch import Batch
 from ..network.data import as_batches
 from ..network.generation import is_encoder_decoder
+from ..network.identity import data_digest
 from ..network.links import check_network
+from ..network.sharding import refuse_others
 from ..network.state import device_of, frozen
 from ..network.texts import listed_texts
 
@@ -87,8 +89,10 @@ def read(
     rows: list[list[list[Tensor]]] = [[[] for _ in Sums._fields] for _ in conditions]
     tokens: list[list[Tensor]] = [[] for _ in conditions]
     device = device_of(model)
+    batches = as_batches(ordered, "texts", model, tokenizer, batch_size, max_length)
+    refuse_others(model, "texts", lambda: data_digest(batches))
     with frozen(model), torch.no_grad():
-        for batch in as_batches(ordered, "texts", model, tokenizer, batch_size, max_length):
+        for batch in batches:
             batch, base = batch.to(device).trimmed(), None
             for condition, parts, each in zip(conditions, rows, tokens, strict=True):
                 with condition():

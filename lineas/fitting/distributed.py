@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..core.errors import NonFiniteError
-from ..network.sharding import holders
+from ..network.sharding import group_of, holders, is_split
 
 DISAGREE = "processes disagree: expected the same model, sites and options everywhere, got"
 Item, Found = TypeVar("Item"), TypeVar("Found")
@@ -21,7 +21,7 @@ Item, Found = TypeVar("Item"), TypeVar("Found")
 class Alone:
     """One process that has all samples."""
 
-    rank = 0
+    rank, size = 0, 1
 
     def __enter__(self) -> "Alone":
         return self
@@ -34,7 +34,10 @@ class Alone:
         return [value]
 
     def of_parts(self, value: Any) -> list[Any]:
-        """The values of the processes whose samples count together."""
+        """The values of the processes whose samples count together; one where all have the same.
+
+        ValueError where they should have.
+        """
         return self.share(value)
 
     def earlier(self, count: int) -> int:
@@ -194,10 +197,17 @@ class InStep(Together):
 
 
 class Alike(InStep):
-    """Processes that share the weights, and all have the same samples, which count once."""
+    """Processes that share the weights, and all have the same samples, which count once: what the first one says of
+    them holds for all."""
 
     def of_parts(self, value: Any) -> list[Any]:
-        return self.share(value)[:1]
+        values = self.share(value)
+        if any(other != values[0] for other in values):
+            raise ValueError(
+                "src, tgt: expected the same samples in every process that shares the model's weights, got others; "
+                "with distributed=True each has a part of them"
+            )
+        return values[:1]
 
     def earlier(self, count: int) -> int:
         return 0
@@ -212,29 +222,33 @@ class Alike(InStep):
 def processes(distributed: Any, model: nn.Module) -> Alone:
     """What `distributed=` of `lineas.fit` asks for: False, True (the default group), or a group.
 
-    ValueError where the model's weights are spread over processes that are not in it.
+    Where the model's weights are spread over processes, these go in step. ValueError where some are not in the group.
     """
     sharing = holders(model)
-    if distributed is False:
-        if sharing:
-            raise ValueError(
-                f"model: its weights are spread over processes {sharing}, which must fit together: expected "
-                "distributed=True, and in each process a part of the samples; got distributed=False"
-            )
+    if distributed is False and not sharing:
         return Alone()
     if not (dist.is_available() and dist.is_initialized()):
         raise ValueError("distributed: expected an initialised process group (torchrun, init_process_group), got none")
-    group = dist.group.WORLD if distributed is True else distributed
+    if distributed is False:
+        group = group_of(model)
+    elif is_split(model):
+        raise ValueError(
+            "distributed: expected False, and the same samples in every process, for a model that tensor parallelism "
+            f"splits; got {distributed!r:.60}"
+        )
+    else:
+        group = dist.group.WORLD if distributed is True else distributed
     if not isinstance(group, dist.ProcessGroup):
         raise TypeError(f"distributed: expected True, False or a process group, got {type(distributed).__name__}")
     if "cpu:" not in (backends := dist.get_backend_config(group)):
         raise ValueError(
             f"distributed: expected a group that exchanges tensors on the CPU, got {backends}; pass "
             'torch.distributed.new_group(backend="gloo")'
+            + ', or begin with init_process_group("cpu:gloo,cuda:nccl")' * (distributed is False)
         )
     if missing := {*sharing} - {*dist.get_process_group_ranks(group)}:
         raise ValueError(
             f"distributed: expected all processes that have parts of the weights, {sharing}; the group lacks "
             f"{sorted(missing)}"
         )
-    return InStep(group) if sharing else Together(group)
+    return (Alike if distributed is False else InStep)(group) if sharing else Together(group)

@@ -145,8 +145,8 @@ def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
         check_budget(budget, model, asked.src)
     check_gate(asked.gate, asked.neutral, model)
     world = processes(asked.distributed, network)
-    if asked.distributed and (asked.checkpoint_dir is not None or isinstance(resume_from, (str, os.PathLike))):
-        raise ValueError("checkpoint_dir, resume_from: checkpoints are of one process; expected distributed=False")
+    if world.size > 1 and (asked.checkpoint_dir is not None or isinstance(resume_from, (str, os.PathLike))):
+        raise ValueError("checkpoint_dir, resume_from: checkpoints are of one process that has the whole model")
     formula = options.in_closed_form
     if formula and formula.needs_units and asked.units is None:
         raise ValueError(
@@ -177,6 +177,7 @@ def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
             [batch.to(device) for batch in batches]
             for batches in inputs.batches(sets, asked.tokenizer, options.batch_size, options.max_length, options.least)
         )
+        data = identity.of_data(world.of_parts((identity.data_digest(sources), identity.data_digest(targets))))
         _check_batches(world.share((len(sources), len(targets))), options.recipe)
         if wants_output:
             compared = find_sites(network, [output_name(network, sources[0].rows(0, 1))])
@@ -192,7 +193,6 @@ def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
             "loss_sites": [site.name for site in runner.compared.sites],
             **inputs.facts(), **what_is_on(network),
         }  # fmt: skip
-        data = identity.of_data(world.of_parts((identity.data_digest(sources), identity.data_digest(targets))))
         model_facts = identity.of_model(network, world.share)
         problem_facts: dict[str, Any] = {}
         if keeper or past:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -169,7 +170,7 @@ def _site_by_site(runner: Runner, sources: Sequence[Batch], fitting: _Fitting) -
             compute_dtype=runner.compute_dtype,
         )  # fmt: skip
         with hooked(runner.model, earlier):
-            each = fitting.world.each
-            responses, _ = fitting.world.gather(lambda of_site=of_site: of_site.collect(sources, each))  # type: ignore[misc]
+            collect = partial(of_site.collect, sources, fitting.world.each)
+            responses, _ = fitting.world.gather(collect)
         fitting.fit(k, responses)
         earlier[site] = lambda module, h, k=k: fitting.mapped(k, h)  # type: ignore[misc]

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .links import module_at
-from .sharding import kind_of
+from .sharding import is_spread, kind_of
 from .sites import Site, units_of
 
 # Modules whose channels are dimension 1. Other modules have theirs last, except that 4-D outputs (images) count as
@@ -56,6 +57,13 @@ def tensor_of(site: Site, output: object) -> Tensor:
         found = output[site.item or 0]
     elif site.item is not None:
         raise TypeError(f"site {site.name!r}: expected its module to return a tuple, got {type(output).__name__}")
+    if isinstance(found, Tensor) and is_spread(found):
+        placements: Any = found
+        raise TypeError(
+            f"site {site.name!r}: expected a tensor (batch, ..., channels), got a DTensor {placements.placements}, of "
+            "which each process has a part; tensor parallelism returns whole ones with Replicate() as the output's "
+            "layout and use_local_output=True"
+        )
     if isinstance(found, Tensor) and found.is_nested:
         raise TypeError(
             f"site {site.name!r}: expected a tensor (batch, ..., channels), got a nested one; nn.TransformerEncoder "

@@ -4,12 +4,14 @@ Each module that `fully_shard` (FSDP2) has taken gathers its weights before it r
 the forward and in the backward pass. All processes must do that at the same moments.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 
@@ -35,6 +37,12 @@ def gathering(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if hasattr(module, "reshard") and is_sharded(module)]
 
 
+def is_split(model: nn.Module) -> bool:
+    """Whether modules compute with parts of weights, and so perhaps parts of units: tensor parallelism."""
+    gathered = {id(weight) for module in gathering(model) for weight in module.parameters()}
+    return any(is_spread(weight) and id(weight) not in gathered for weight in model.parameters())
+
+
 def holders(model: nn.Module) -> tuple[int, ...]:
     """The processes that have parts of a model's weights, by their ranks among all; none where weights are whole.
 
@@ -48,7 +56,69 @@ def holders(model: nn.Module) -> tuple[int, ...]:
                 f"{type(module).__name__}, whose weights are gone when a backward pass from within wants them"
             )
     spread: list[Any] = [weight for weight in model.parameters() if is_spread(weight)]
+    if any(sum(not placement.is_replicate() for placement in weight.placements) > 1 for weight in spread) or (
+        gathering(model) and is_split(model)
+    ):
+        raise ValueError(
+            "model: expected weights that fully_shard spreads, or tensor parallelism, got both at once; use one of them"
+        )
     return tuple(sorted({rank for weight in spread for rank in weight.device_mesh.mesh.flatten().tolist()}))
+
+
+def group_of(model: nn.Module) -> Any:
+    """The process group of all that have parts of the weights; None where weights are whole."""
+    ranks = holders(model)
+    if not ranks or len(ranks) == dist.get_world_size():
+        return dist.group.WORLD if ranks else None
+    meshes = {weight.device_mesh for weight in model.parameters() if is_spread(weight)}  # type: ignore[attr-defined]
+    if len(meshes) > 1 or next(iter(meshes)).ndim > 1:
+        raise ValueError(
+            f"model: its weights are spread over processes {ranks}, which have no group of their own; expected a mesh "
+            "of one dimension, or of all processes"
+        )
+    return next(iter(meshes)).get_group()
+
+
+def refuse_others(model: nn.Module, name: str, told: Callable[[], str]) -> None:
+    """ValueError where processes that share a model's weights were told different things; nothing where it is whole.
+
+    A pass gathers weights, or sums what each has computed: all must run the same ones.
+    """
+    if (group := group_of(model)) is None:
+        return
+    entries: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(entries, (name, told()), group=group)
+    if len(set(entries)) > 1:
+        raise ValueError(f"{name}: expected the same in every process that shares the model's weights, got others")
+
+
+def refuse_slices(model: nn.Module, found: Mapping[str, Tensor]) -> None:
+    """ValueError where, of what two modules of one name return, processes of a split model have different parts.
+
+    Parameters
+    ----------
+    found : dict of site name -> (units,)
+        The mean of a site's units on inputs that are the same in all processes.
+    """
+    if (group := group_of(model)) is None:
+        return
+    entries: list[Any] = [None] * dist.get_world_size(group)
+    own = {name: value.detach().float().cpu().numpy() for name, value in found.items()}
+    dist.all_gather_object(entries, own, group=group)
+    for name, value in own.items():
+        others = [entry.get(name) for entry in entries]
+        if any(other is None or not _alike(value, other) for other in others):
+            raise ValueError(
+                f"site {name!r}: expected all of its units in every process, got another part of them in each: tensor "
+                "parallelism splits what this module returns. Take a site whose output is whole, such as a block's, "
+                "that of its attention or MLP, or a norm on the residual stream"
+            )
+
+
+def _alike(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
+    if one.shape != other.shape:
+        return False
+    return np.array_equal(one, other, equal_nan=True) or bool(np.linalg.norm(one - other) <= 1e-2 * np.linalg.norm(one))
 
 
 def reshard(model: nn.Module) -> None:

@@ -19,7 +19,7 @@ from ..network.blocks import PrefixRecord, checkpointed, checkpointing, neighbou
 from ..network.calls import call
 from ..network.hooks import hooked
 from ..network.links import trail
-from ..network.sharding import gathering, is_sharded, tied
+from ..network.sharding import gathering, is_sharded, is_split, tied
 from ..network.sites import Site
 from ..network.state import device_of, dtype_of, must_finish, reseed
 from .graphs import Graphs
@@ -131,14 +131,14 @@ class Runner:
     def possible_savings(self, batches: Sequence[Batch], prefix: bool = True) -> Savings:
         """What this model allows to leave out, by a look with single samples; the runner itself leaves nothing out.
 
-        Nothing, where weights are gathered from other processes: these may have samples that allow other things, and
-        all must run the same passes.
+        Nothing, where weights are spread over processes: others may have samples that allow other things, and all must
+        run the same passes.
 
         Padding, if a sample responds without it as it does with it, up to rounding. With `prefix`, what runs before the
         first mapped site, where no response changes a bit by that; what must be kept for it takes at most a sixteenth
         of the memory of the weights, or 16 MB.
         """
-        if any(map(is_sharded, self.model.modules())):
+        if any(map(is_sharded, self.model.modules())) or is_split(self.model):
             return NOTHING
         with torch.no_grad():
             padded = next((batch for batch in batches if batch.groups()), None)

@@ -129,9 +129,7 @@ def test_a_gate_is_kept_and_generate_goes_through_it(there):
     objects("generate model --steering gated --prompt 'The movie' --new-tokens 5 --strength 1 --compare")
     wrong = "fit model --src from.txt --tgt to.txt --out x"
     assert "neutral: expected gate=" in run(f"{wrong} --neutral to.txt", code=1).stderr
-    assert (
-        "only one of them can be the standard input" in run(f"{wrong} --gate auto --neutral - --src -", code=2).stderr
-    )
+    assert "only one of them can be the standard input" in run(f"{wrong} --gate auto --neutral - --src -", code=2).stderr
     assert "a gate says how much of it acts" in run("merge model --steering gated --out y", code=1).stderr
 
 

@@ -186,7 +186,9 @@ def test_a_named_site_leaves_out_the_default_sites_before_it(language):
 @quiet
 def test_a_budget_is_of_the_maps_where_the_gate_is_open(language):
     neutral = lineas.samples.neutral_sentences(30)
-    ungated, gated = (fitted(language, budget="0.02 nats", **more) for more in ({}, {"gate": True, "neutral": neutral}))
+    ungated, gated = (
+        fitted(language, budget="0.02 nats", **more) for more in ({}, {"gate": True, "neutral": neutral})
+    )
     assert np.array_equal(gated.weights, ungated.weights)
     assert gated.dial == ungated.dial
     assert gated.gate is not None

@@ -1,5 +1,6 @@
 """Several processes that fit the same maps: each with a share of the samples, or of the weights, or of both."""
 
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..core.errors import NonFiniteError
-from ..network.sharding import group_of, holders, is_split
+from ..network.sharding import Owed, group_of, holders, is_split
+from ..responses.runner import Finished
 
 DISAGREE = "processes disagree: expected the same model, sites and options everywhere, got"
 Item, Found = TypeVar("Item"), TypeVar("Found")
@@ -160,6 +162,8 @@ class InStep(Together):
     """Processes that share the weights as well: what one gathers for a pass, all must bring. So all run as many passes,
     in the same order, whatever their samples are, and none begins one that another will not come to."""
 
+    in_pass = False
+
     def most(self, count: int) -> int:
         return max(self.share(count))
 
@@ -171,11 +175,34 @@ class InStep(Together):
 
     @contextmanager
     def passes(self, model: nn.Module) -> Iterator[None]:
-        handle = model.register_forward_pre_hook(lambda *_: self.before("a forward pass"), prepend=True)
+        owed = Owed(model)
+
+        def begin(*_: Any) -> None:
+            self.before("a forward pass")
+            self.in_pass = True
+            owed.begin()
+
+        def end(*_: Any) -> None:  # also where the pass raises
+            error = sys.exc_info()[0]
+            if error is None:
+                owed.end()
+            elif self.in_pass and not issubclass(error, Finished):  # which all come to at the same place
+                owed.pay()  # or the others would wait in the middle of theirs
+            self.in_pass = False
+
+        handles = (
+            model.register_forward_pre_hook(begin, prepend=True),
+            model.register_forward_hook(end, always_call=True),
+        )
         try:
             yield
         finally:
-            handle.remove()
+            for handle in (*handles, owed):
+                handle.remove()
+
+    def _meet(self, task: str, note: Any = None) -> list[Any]:
+        self.in_pass = False  # whoever meets the others within a pass does so at each site, and owes them nothing else
+        return super()._meet(task, note)
 
     def each(self, run: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
         """Processes with fewer items run their last one again, for nothing, until all have done theirs.
@@ -183,7 +210,7 @@ class InStep(Together):
         NonFiniteError comes when all have run all of theirs.
         """
         own, last, trouble = iter(items), None, None
-        while any(self.share((item := next(own, None)) is not None)):
+        while any(self._meet("whether passes are left", (item := next(own, None)) is not None)):
             last = last if item is None else item
             try:
                 found = run(last)  # type: ignore[arg-type]
@@ -244,7 +271,8 @@ def processes(distributed: Any, model: nn.Module) -> Alone:
         raise ValueError(
             f"distributed: expected a group that exchanges tensors on the CPU, got {backends}; pass "
             'torch.distributed.new_group(backend="gloo")'
-            + ', or begin with init_process_group("cpu:gloo,cuda:nccl")' * (distributed is False)
+            + ', or begin with init_process_group("cpu:gloo,cuda:nccl")'
+            * (distributed is False)
         )
     if missing := {*sharing} - {*dist.get_process_group_ranks(group)}:
         raise ValueError(

@@ -32,7 +32,7 @@ def output_of(output: Any) -> tuple[Tensor, bool]:
     if not found:
         raise TypeError(f"expected a model whose output is, or holds, a tensor; got {type(output).__name__}")
     if is_spread(found[0]):
-        raise TypeError("expected a model with a whole tensor for its output, got a DTensor, of which each process has a part")
+        raise TypeError("expected a model whose output is a whole tensor, got a DTensor; each process has a part")
     return found[0], False
 
 

@@ -93,12 +93,12 @@ def refuse_others(model: nn.Module, name: str, told: Callable[[], str]) -> None:
 
 
 def refuse_slices(model: nn.Module, found: Mapping[str, Tensor]) -> None:
-    """ValueError where, of what two modules of one name return, processes of a split model have different parts.
+    """ValueError where processes that share a model's weights have different parts of what a module returns.
 
     Parameters
     ----------
-    found : dict of site name -> (units,)
-        The mean of a site's units on inputs that are the same in all processes.
+    found : dict of name -> (units,)
+        By what messages call it, such as "site 'a'", the mean of each unit on inputs that are the same in all processes.
     """
     if (group := group_of(model)) is None:
         return
@@ -109,9 +109,9 @@ def refuse_slices(model: nn.Module, found: Mapping[str, Tensor]) -> None:
         others = [entry.get(name) for entry in entries]
         if any(other is None or not _alike(value, other) for other in others):
             raise ValueError(
-                f"site {name!r}: expected all of its units in every process, got another part of them in each: tensor "
-                "parallelism splits what this module returns. Take a site whose output is whole, such as a block's, "
-                "that of its attention or MLP, or a norm on the residual stream"
+                f"{name}: expected all units in every process, got another part of them in each: tensor parallelism "
+                "splits what this module returns. Expected a whole output: that of a block, of its attention or MLP, of "
+                "a norm on the residual stream, or one that is made so by output_layouts=Replicate()"
             )
 
 
@@ -131,6 +131,33 @@ def gather(model: nn.Module) -> None:
     """Gather what the model itself holds, beside its blocks, for a backward pass that does not begin at its output."""
     if hasattr(model, "unshard") and is_sharded(model):
         model.unshard()  # type: ignore[operator]
+
+
+class Owed:
+    """What a process owes the others of a forward pass that breaks off here: its part of the weights that they will
+    gather in the rest of theirs."""
+
+    def __init__(self, model: nn.Module):
+        self.order, self.gathered = gathering(model), []  # until a pass has told their order
+        self.handles = [module.register_forward_pre_hook(self._note) for module in self.order]
+
+    def begin(self) -> None:
+        self.gathered: list[Any] = []
+
+    def end(self) -> None:
+        self.order = self.gathered
+
+    def pay(self) -> None:
+        for module in self.order[len(self.gathered) :]:
+            module.unshard()
+            module.reshard()
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _note(self, module: nn.Module, args: Any) -> None:
+        self.gathered.append(module)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def probe(
             side = "decoder_" if rows.ndim == 3 and rows.shape[1] == decoder_tokens else ""
             seen[site] = rows.shape[dim], dim, side
             if is_in_slices:
-                means[site.name] = rows.transpose(0, dim).flatten(1).mean(1)
+                means[f"site {site.name!r}"] = rows.transpose(0, dim).flatten(1).mean(1)
             mask = few.mask_of(side) if rows.ndim == 3 and dim == -1 else None
             if len(rows) != few.size:
                 why = ", the same for all samples, as rotary positions (cos, sin) are" * (len(h) == 1)

@@ -56,6 +56,11 @@ def holders(model: nn.Module) -> tuple[int, ...]:
                 f"{type(module).__name__}, whose weights are gone when a backward pass from within wants them"
             )
     spread: list[Any] = [weight for weight in model.parameters() if is_spread(weight)]
+    if not spread and (getattr(model, "tp_size", None) or 1) > 1:
+        raise ValueError(
+            f"model: expected the weights of a model of tp_size {model.tp_size} as DTensors, which say what a process "
+            "has of them, got plain ones; a newer version of transformers makes DTensors"
+        )
     if any(sum(not placement.is_replicate() for placement in weight.placements) > 1 for weight in spread) or (
         gathering(model) and is_split(model)
     ):
@@ -98,7 +103,7 @@ def refuse_slices(model: nn.Module, found: Mapping[str, Tensor]) -> None:
     Parameters
     ----------
     found : dict of name -> (units,)
-        By what messages call it, such as "site 'a'", the mean of each unit on inputs that are the same in all processes.
+        By what messages call it, such as "site 'a'": the mean of each unit on inputs that all processes have alike.
     """
     if (group := group_of(model)) is None:
         return
@@ -110,8 +115,8 @@ def refuse_slices(model: nn.Module, found: Mapping[str, Tensor]) -> None:
         if any(other is None or not _alike(value, other) for other in others):
             raise ValueError(
                 f"{name}: expected all units in every process, got another part of them in each: tensor parallelism "
-                "splits what this module returns. Expected a whole output: that of a block, of its attention or MLP, of "
-                "a norm on the residual stream, or one that is made so by output_layouts=Replicate()"
+                "splits what this module returns. Whole is that of a block, of its attention or MLP, of a norm on the "
+                "residual stream, or what is made so by output_layouts=Replicate()"
             )
 
 

@@ -17,7 +17,8 @@ from ..network.sharding import Owed, group_of, holders, is_split
 from ..responses.runner import Finished
 
 DISAGREE = "processes disagree: expected the same model, sites and options everywhere, got"
-Item, Found = TypeVar("Item"), TypeVar("Found")
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 class Alone:
@@ -209,11 +210,12 @@ class InStep(Together):
 
         NonFiniteError comes when all have run all of theirs.
         """
-        own, last, trouble = iter(items), None, None
+        own, last = iter(items), None
+        trouble: NonFiniteError | None = None
         while any(self._meet("whether passes are left", (item := next(own, None)) is not None)):
             last = last if item is None else item
             try:
-                found = run(last)  # type: ignore[arg-type]
+                found = run(last)
             except NonFiniteError as error:
                 trouble = trouble or error
                 continue

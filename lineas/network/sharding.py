@@ -27,7 +27,7 @@ def kind_of(module: Any) -> type:
     return kinds[2] if made else kinds[0]
 
 
-def is_spread(tensor: Tensor) -> bool:
+def is_spread(tensor: Any) -> bool:
     """Whether it is a DTensor, of which this process may have a part only."""
     return any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__)
 
@@ -143,11 +143,12 @@ class Owed:
     gather in the rest of theirs."""
 
     def __init__(self, model: nn.Module):
-        self.order, self.gathered = gathering(model), []  # until a pass has told their order
+        self.order = gathering(model)  # until a pass has told in which they run
+        self.gathered: list[Any] = []
         self.handles = [module.register_forward_pre_hook(self._note) for module in self.order]
 
     def begin(self) -> None:
-        self.gathered: list[Any] = []
+        self.gathered = []
 
     def end(self) -> None:
         self.order = self.gathered
@@ -187,7 +188,7 @@ class _Tied(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
         shape, dtype, device = ctx.output
         return slope, torch.zeros((), dtype=dtype, device=device).expand(shape)
 

@@ -18,6 +18,7 @@ from conftest import (
     WordTokenizer,
     count_hooks,
     flat,
+    normal,
     random_maps,
     small_tokenizer,
     snapshot,
@@ -27,6 +28,7 @@ from processes import PATIENCE, play, played, told
 
 import lineas
 from lineas import evaluation, experts
+from lineas.network.identity import weights_digest
 
 pytestmark = [
     pytest.mark.process,
@@ -129,6 +131,20 @@ EQUAL = {
     "split, at attention and MLP": {"spread": split, "parts": False, "sites": r".*(self_attn|mlp)", "steps": 1},
     "split, linear_act": {"spread": split, "parts": False, "method": "linear_act"},
 }
+SOURCE, TARGET = normal(13, 4), normal(11, 4, seed=1, shift=0.7)
+
+
+def odd_sizes(rank=None):
+    """Weights of 9 rows, a part of which is larger than the other."""
+    from torch.distributed.fsdp import fully_shard
+
+    options = {"sites": "first|second", "progress": False, "steps": 2}
+    if rank is None:
+        return lineas.fit(Mlp(), SOURCE, TARGET, **options)
+    sides = [side[4:] if rank else side[:4] for side in (SOURCE, TARGET)]
+    return lineas.fit(fully_shard(Mlp(), mesh=mesh()), *sides, distributed=True, **options)
+
+
 FITS = {name: lambda rank, options=options: fit(rank, **options) for name, options in EQUAL.items()}
 
 
@@ -137,6 +153,7 @@ FITS = {name: lambda rank, options=options: fit(rank, **options) for name, optio
 
 def steered(model):
     steering, found = random_maps(tiny("llama"), size=0.3), {}
+    steering.info["weights"] = weights_digest(tiny("llama"))  # which `attach` then compares
     with steering.apply(model), torch.no_grad():
         found["plain"] = model(IDS).logits
         found["generated"] = model.generate(IDS, max_new_tokens=5, do_sample=False, pad_token_id=0)
@@ -147,6 +164,7 @@ def steered(model):
     with torch.no_grad():
         found["rows"] = model(IDS).logits
     handle.remove()
+    found |= {site: torch.from_numpy(h) for site, h in evaluation.responses(model, IDS).items()}
     return found
 
 
@@ -393,6 +411,7 @@ REFUSED = {  # the scene; what the first process says, and the second
 }
 SCENES = {
     **FITS,
+    "odd sizes": odd_sizes,
     "steered": same_as_whole(steered, by_block, nested, split),
     "looked at": same_as_whole(looked_at, by_block, split),
     "gradients": same_as_whole(gradients, by_block, in_one),
@@ -420,6 +439,18 @@ def test_the_maps_are_those_of_one_process_with_the_whole_model(folder, name):
     alone = fit(**{key: value for key, value in EQUAL[name].items() if key not in ("spread", "parts")})
     moved = np.abs(flat(alone) - np.repeat([1, 0], len(first) // 2)).max()
     assert np.abs(first - flat(alone)).max() < 1e-5 * moved
+    assert_told_alike(folder, name, alone)
+
+
+def test_parts_of_weights_need_not_be_of_one_size(folder):
+    first, second = (np.load(folder / f"odd sizes.{rank}.npy") for rank in range(2))
+    alone = odd_sizes()
+    assert np.array_equal(first, second)
+    np.testing.assert_allclose(first, flat(alone), atol=2e-6 * np.abs(first).max())
+    assert_told_alike(folder, "odd sizes", alone)
+
+
+def assert_told_alike(folder, name, alone):
     for rank in range(2):
         info, history = (told(folder, name, rank)[key] for key in ("info", "history"))
         np.testing.assert_allclose(history.get("loss", []), alone.history.get("loss", []), rtol=1e-4)

@@ -55,8 +55,9 @@ class Alone:
         """Whether it holds here; everywhere, where all processes must go the same way."""
         return holds
 
-    def before(self, what: str) -> None:
-        """Wait for the others, where all must do this together."""
+    def way_back(self) -> AbstractContextManager[None]:
+        """While open, a backward pass; it begins when all are ready for it, where all must run it."""
+        return nullcontext()
 
     def passes(self, model: nn.Module) -> AbstractContextManager[None]:
         """While open, no forward pass of the model begins before all are ready for it, where all must run it."""
@@ -80,7 +81,15 @@ class Alone:
 
 
 class Together(Alone):
-    """A process of a group. While open, whoever fails tells the others, so that nobody waits for it."""
+    """A process of a group. While open, whoever fails tells the others, so that nobody waits for it.
+
+    Attributes
+    ----------
+    stays_away : bool
+        Whether others wait where a word of this one would not be heard; they notice when it ends.
+    """
+
+    stays_away = False
 
     def __init__(self, group: "dist.ProcessGroup"):
         self.group, self.open = group, False
@@ -93,7 +102,7 @@ class Together(Alone):
     def __exit__(self, kind, error, trace) -> None:
         if error is None:
             self._meet("done")
-        elif self.open:
+        elif self.open and not self.stays_away:
             with suppress(RuntimeError):
                 self._meet("failed", f"{kind.__name__}: {error}")
 
@@ -171,24 +180,29 @@ class InStep(Together):
     def agree(self, holds: bool) -> bool:
         return all(self.share(holds))
 
-    def before(self, what: str) -> None:
-        self._meet(what)
+    @contextmanager
+    def way_back(self) -> Iterator[None]:
+        self._meet("a backward pass")
+        self.stays_away = True
+        yield
+        self.stays_away = False
 
     @contextmanager
     def passes(self, model: nn.Module) -> Iterator[None]:
         owed = Owed(model)
 
         def begin(*_: Any) -> None:
-            self.before("a forward pass")
+            self._meet("a forward pass")
             self.in_pass = True
             owed.begin()
 
-        def end(*_: Any) -> None:  # also where the pass raises
-            error = sys.exc_info()[0]
-            if error is None:
+        def end(module: nn.Module, args: Any, output: Any) -> None:  # also where the pass raises; then there is none
+            if output is not None:
                 owed.end()
-            elif self.in_pass and not issubclass(error, Finished):  # which all come to at the same place
-                owed.pay()  # or the others would wait in the middle of theirs
+            elif not isinstance(sys.exc_info()[1], Finished):  # which all come to at the same place
+                if self.in_pass:
+                    owed.pay()  # or the others would wait in the middle of theirs
+                self.stays_away = not self.in_pass
             self.in_pass = False
 
         handles = (
@@ -202,7 +216,7 @@ class InStep(Together):
                 handle.remove()
 
     def _meet(self, task: str, note: Any = None) -> list[Any]:
-        self.in_pass = False  # whoever meets the others within a pass does so at each site, and owes them nothing else
+        self.in_pass = False  # whoever meets the others within a pass cannot tell what else they wait for
         return super()._meet(task, note)
 
     def each(self, run: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
@@ -210,7 +224,8 @@ class InStep(Together):
 
         NonFiniteError comes when all have run all of theirs.
         """
-        own, last = iter(items), None
+        own = iter(items)
+        last: Any = None
         trouble: NonFiniteError | None = None
         while any(self._meet("whether passes are left", (item := next(own, None)) is not None)):
             last = last if item is None else item

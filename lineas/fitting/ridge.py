@@ -122,8 +122,8 @@ def sensitivity(
         if not output.requires_grad:  # quantised layers behind the last loss site may pass nothing back
             return None
         direction = _direction(output, is_logits, part, number)
-        world.before("a backward pass")
-        gradients = torch.autograd.grad(output, leaves, direction, materialize_grads=True, allow_unused=True)
+        with world.way_back():
+            gradients = torch.autograd.grad(output, leaves, direction, materialize_grads=True, allow_unused=True)
         half = len(layout.sites)
         w, b = (_side_by_side(g) for g in (gradients[:half], gradients[half:]))
         return w, b, _tokens(output, part) if is_logits and output.shape[:1] == (part.size,) else None

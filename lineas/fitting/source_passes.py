@@ -104,8 +104,8 @@ class SourcePass:
         for power in (0, 8, 16, 24) if may_overflow else (0,):
             step = np.ldexp(unit, power)
             scaled = np.divide(slopes, step, out=self.passes.room.take("slopes in units", slopes.shape))
-            self.passes.world.before("a backward pass")
-            gradient = trip.back(scaled, keeps=may_overflow)
+            with self.passes.world.way_back():
+                gradient = trip.back(scaled, keeps=may_overflow)
             if not may_overflow or self.passes.world.agree(bool(np.isfinite(gradient).all())):
                 trip.forget()
                 trip.prove(self._at, responses, scaled, gradient, may_overflow)

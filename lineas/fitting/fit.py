@@ -145,7 +145,8 @@ def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
         check_budget(budget, model, asked.src)
     check_gate(asked.gate, asked.neutral, model)
     world = processes(asked.distributed, network)
-    if world.size > 1 and (asked.checkpoint_dir is not None or isinstance(resume_from, (str, os.PathLike))):
+    keeps = asked.checkpoint_dir is not None or isinstance(resume_from, (str, os.PathLike))
+    if keeps and (asked.distributed or world.size > 1):
         raise ValueError("checkpoint_dir, resume_from: checkpoints are of one process that has the whole model")
     formula = options.in_closed_form
     if formula and formula.needs_units and asked.units is None:

@@ -98,15 +98,14 @@ def refuse_others(model: nn.Module, name: str, told: Callable[[], str]) -> None:
 
 
 def refuse_slices(model: nn.Module, found: Mapping[str, Tensor]) -> None:
-    """ValueError where processes that share a model's weights have different parts of what a module returns.
+    """ValueError where the processes of a split model have different parts of what a module returns.
 
     Parameters
     ----------
     found : dict of name -> (units,)
         By what messages call it, such as "site 'a'": the mean of each unit on inputs that all processes have alike.
     """
-    if (group := group_of(model)) is None:
-        return
+    group = group_of(model)
     entries: list[Any] = [None] * dist.get_world_size(group)
     own = {name: value.detach().float().cpu().numpy() for name, value in found.items()}
     dist.all_gather_object(entries, own, group=group)

@@ -29,6 +29,8 @@ from processes import PATIENCE, play, played, told
 import lineas
 from lineas import evaluation, experts
 from lineas.network.identity import weights_digest
+from lineas.network.sharding import reshard
+from lineas.network.state import frozen
 
 pytestmark = [
     pytest.mark.process,
@@ -186,9 +188,11 @@ def looked_at(model):
 
 def gradients(model):
     """Of its own weights, after something else has frozen them for a while."""
-    model(IDS).logits.square().sum().backward()
+    model(IDS)  # which leaves what is outside of blocks whole
+    with frozen(model):
+        reshard(model)
+        assert not any(weight.requires_grad for weight in model.parameters())
     evaluation.responses(model, NEGATIVE, tokenizer=WordTokenizer())
-    model.zero_grad()
     model(IDS).logits.square().sum().backward()
     return {
         name: weight.grad.full_tensor() if hasattr(weight.grad, "full_tensor") else weight.grad
@@ -227,9 +231,12 @@ def memory(rank):
     block and what is outside of blocks have."""
     whole, model, during = tiny("llama"), by_block(tiny("llama")), []
     before = bytes_here(model)
+    model(IDS)  # which leaves what is outside of blocks whole, and asking for gradients
+    assert bytes_here(model) > before
 
     def note(module, *_):
         during.append(bytes_here(model))
+        assert not any(weight.requires_grad for weight in model.parameters())
 
     for layer in model.model.layers:
         layer.post_attention_layernorm.register_forward_hook(note)

@@ -87,6 +87,10 @@ def split(model, **more):
     return parallelize_module(model, mesh(), plan)
 
 
+def whole(model):
+    return model
+
+
 # -- fits --
 
 
@@ -104,8 +108,7 @@ def fit(rank=None, *, spread=by_block, parts=True, model=None, **options):
     after = snapshot(model)
     for key in ("hooks", "modes", "requires_grad", "grad"):
         assert after[key] == before[key], key
-    if rank is not None:
-        assert {type(weight).__name__ for weight in model.parameters()} <= {"DTensor", "Parameter"}
+    if rank is not None and spread is not whole:
         assert_in_parts(model, spread is not split)
     return steering
 
@@ -133,6 +136,18 @@ EQUAL = {
     "split, at attention and MLP": {"spread": split, "parts": False, "sites": r".*(self_attn|mlp)", "steps": 1},
     "split, linear_act": {"spread": split, "parts": False, "method": "linear_act"},
 }
+
+
+def half_precise(rank):
+    """In float16, which may go back more than once through a pass: as with the whole model in each process."""
+    options = {"batch_size": 5, "steps": 1}
+    spread, not_spread = (
+        flat(fit(rank, model=tiny("llama").half(), spread=spread, **options)) for spread in (by_block, whole)
+    )
+    assert np.array_equal(spread, not_spread)
+    return "as expected"
+
+
 SOURCE, TARGET = normal(13, 4), normal(11, 4, seed=1, shift=0.7)
 
 
@@ -323,6 +338,10 @@ def sliced_logits(model):
     return split(model, lm_head=ColwiseParallel())
 
 
+def sliced_perplexity(rank, model):
+    evaluation.perplexity(sliced_logits(model), NEGATIVE, tokenizer=WordTokenizer())
+
+
 def split_fit(rank, model, spread=split, **options):
     fit(rank, model=model, spread=spread, parts=False, steps=1, **options)
 
@@ -409,6 +428,10 @@ REFUSED = {  # the scene; what the first process says, and the second
         refused(lambda *a: split_fit(*a, spread=sliced_logits), works=False),
         *["ValueError: the model's output: expected all units in every process"] * 2,
     ),
+    "parts of words, perplexity": (
+        refused(sliced_perplexity, works=False),
+        *["ValueError: the model's output: expected all units in every process"] * 2,
+    ),
     "parts of samples": (
         refused(lambda rank, model: fit(rank, model=model, spread=split)),
         *["ValueError: distributed: expected False, and the same samples in every process"] * 2,
@@ -419,6 +442,7 @@ REFUSED = {  # the scene; what the first process says, and the second
 SCENES = {
     **FITS,
     "odd sizes": odd_sizes,
+    "half precise": half_precise,
     "steered": same_as_whole(steered, by_block, nested, split),
     "looked at": same_as_whole(looked_at, by_block, split),
     "gradients": same_as_whole(gradients, by_block, in_one),
@@ -465,7 +489,7 @@ def assert_told_alike(folder, name, alone):
             assert info[key] == alone.info[key], key
 
 
-@pytest.mark.parametrize("name", ["steered", "looked at", "gradients"])
+@pytest.mark.parametrize("name", ["half precise", "steered", "looked at", "gradients"])
 def test_a_model_that_is_spread_does_what_the_whole_one_does(folder, name):
     assert [told(folder, name, rank) for rank in range(2)] == ["as expected"] * 2
 

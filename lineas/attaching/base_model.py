@@ -13,6 +13,7 @@ from ..network.adapters import adapters_of
 from ..network.identity import folder_in_pipeline, has_digest, has_whole_weights, name_of
 from ..network.links import core
 from ..network.pipelines.components import NETWORKS
+from ..network.sharding import kind_of
 from ..network.state import dtype_of
 from .handle import what_is_on
 
@@ -82,7 +83,7 @@ def _check_component(info: Mapping[str, Any], model: nn.Module) -> None:
 
     What tells is the folder that it was loaded from, else its class; a merged model may be of another.
     """
-    fitted, kind, known = fitted_component(info), type(core(model)).__name__, info.get("model_class")
+    fitted, kind, known = fitted_component(info), kind_of(core(model)).__name__, info.get("model_class")
     if not fitted:
         return
     folder = folder_in_pipeline(model)

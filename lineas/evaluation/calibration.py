@@ -23,6 +23,7 @@ from ..network.generation import is_encoder_decoder
 from ..network.identity import name_of
 from ..network.inputs import Inputs
 from ..network.pipelines import is_pipeline
+from ..network.sharding import kind_of
 from ..network.state import device_of, eager, frozen
 from ..network.texts import as_texts, find_tokenizer
 from ..steering import Steering
@@ -128,7 +129,7 @@ def calibrate(
     apply: Any = partial(steering.apply, model, position=position, strict=strict, component=component)
     with apply(0.0):  # refused before any work where it does not fit
         pass
-    facts: dict[str, Any] = {"model": name_of(model) or type(model).__name__, "seed": seed}
+    facts: dict[str, Any] = {"model": name_of(model) or kind_of(model).__name__, "seed": seed}
     with tqdm(desc="calibrate", disable=not progress, total=ROUNDS) as bar, eager():
         if price == "pixel_change":
             meter, own = _of_pictures(

@@ -13,7 +13,9 @@ from ..attaching.positions import Position
 from ..network.batch import Batch
 from ..network.data import as_batches
 from ..network.generation import is_encoder_decoder
+from ..network.identity import data_digest
 from ..network.links import check_network
+from ..network.sharding import is_split, refuse_others, refuse_slices
 from ..network.state import device_of, frozen
 from ..network.texts import listed_texts
 
@@ -52,6 +54,8 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
     output = model(**batch.kwargs, use_cache=False)
     if not isinstance(logits := getattr(output, "logits", None), Tensor):
         raise TypeError(f"model: expected a causal language model, got {type(model).__name__}, which returns no logits")
+    if is_split(model):
+        refuse_slices(model, {"the model's output": logits.flatten(0, -2).mean(0)})
     return logits
 
 
@@ -87,8 +91,10 @@ def read(
     rows: list[list[list[Tensor]]] = [[[] for _ in Sums._fields] for _ in conditions]
     tokens: list[list[Tensor]] = [[] for _ in conditions]
     device = device_of(model)
+    batches = as_batches(ordered, "texts", model, tokenizer, batch_size, max_length)
+    refuse_others(model, "texts", lambda: data_digest(batches))
     with frozen(model), torch.no_grad():
-        for batch in as_batches(ordered, "texts", model, tokenizer, batch_size, max_length):
+        for batch in batches:
             batch, base = batch.to(device).trimmed(), None
             for condition, parts, each in zip(conditions, rows, tokens, strict=True):
                 with condition():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..core.checks import number, whole
 from ..network.limits import most_tokens
+from ..network.sharding import refuse_others
 from ..network.state import device_of, frozen, seeded
 from ..network.texts import find_tokenizer, listed_texts
 from .divergence import check_causal, read
@@ -77,6 +78,7 @@ def continuations(
     _refuse_too_long(prompts, encoded, new_tokens, model)
     rows = [ids for ids in encoded for _ in range(count)]
     texts: list[str] = []
+    refuse_others(model, "prompts", lambda: repr((encoded, count, new_tokens, seed)))
     with seeded(seed, device_of(model)), frozen(model), torch.no_grad():
         for start in range(0, len(rows), batch_size):
             some = rows[start : start + batch_size]

@@ -13,6 +13,7 @@ from ..attaching.positions import Position
 from ..core.text import warn
 from ..network.identity import name_of
 from ..network.links import check_network
+from ..network.sharding import kind_of
 from ..network.sites import Site
 from ..network.state import eager
 from ..network.texts import as_texts, find_tokenizer, listed_texts
@@ -76,7 +77,7 @@ def measure_language(
         if tasks:
             found.measure_tasks(tasks, harnessed, named)
     settings = {
-        "model": name_of(model) or type(model).__name__,
+        "model": name_of(model) or kind_of(model).__name__,
         "steerings": {name: repr(one) for name, one in named.items()},
         "seeds": drawn, "texts": len(texts), "prompts": len(prompts), "count": count, "new_tokens": new_tokens,
         "temperature": temperature, "top_p": top_p, "batch_size": batch_size,

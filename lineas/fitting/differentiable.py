@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..network.batch import Batch
 from ..network.links import core, named_modules
+from ..network.sharding import is_spread, kind_of
 from ..responses.runner import Runner
 
 
@@ -49,7 +50,7 @@ def check_differentiable(runner: Runner, batch: Batch) -> None:
 
 
 def _is_odd_linear(module: nn.Module) -> bool:
-    plain = type(module) is nn.Linear and type(module.weight) is nn.Parameter
+    plain = kind_of(module) is nn.Linear and (type(module.weight) is nn.Parameter or is_spread(module.weight))
     return "Linear" in type(module).__name__ and not plain
 
 

@@ -1,24 +1,30 @@
-"""Several processes, each with a share of the samples, that fit the same maps."""
+"""Several processes that fit the same maps: each with a share of the samples, or of the weights, or of both."""
 
+import sys
 import zlib
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch import nn
 
 from ..core.errors import NonFiniteError
+from ..network.sharding import Owed, group_of, holders, is_split
+from ..responses.runner import Finished
 
 DISAGREE = "processes disagree: expected the same model, sites and options everywhere, got"
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 class Alone:
     """One process that has all samples."""
 
-    rank = 0
+    rank, size = 0, 1
 
     def __enter__(self) -> "Alone":
         return self
@@ -29,6 +35,37 @@ class Alone:
     def share(self, value: Any) -> list[Any]:
         """Every process's value, in the order of their ranks."""
         return [value]
+
+    def of_parts(self, value: Any) -> list[Any]:
+        """The values of the processes whose samples count together; one where all have the same.
+
+        ValueError where they should have.
+        """
+        return self.share(value)
+
+    def earlier(self, count: int) -> int:
+        """Of such counts in all processes, the sum over those before this one."""
+        return 0
+
+    def most(self, count: int) -> int:
+        """This count, or the largest one where all processes must do as much."""
+        return count
+
+    def agree(self, holds: bool) -> bool:
+        """Whether it holds here; everywhere, where all processes must go the same way."""
+        return holds
+
+    def way_back(self) -> AbstractContextManager[None]:
+        """While open, a backward pass; it begins when all are ready for it, where all must run it."""
+        return nullcontext()
+
+    def passes(self, model: nn.Module) -> AbstractContextManager[None]:
+        """While open, no forward pass of the model begins before all are ready for it, where all must run it."""
+        return nullcontext()
+
+    def each(self, run: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+        """What `run`, a pass through the model, makes of each item."""
+        return map(run, items)
 
     def gather(self, collect: Callable[[], NDArray], maps: NDArray | None = None) -> tuple[NDArray, slice]:
         """The rows that `collect` makes in every process, one after another, and which of them are this process's.
@@ -44,7 +81,15 @@ class Alone:
 
 
 class Together(Alone):
-    """A process of a group. While open, whoever fails tells the others, so that nobody waits for it."""
+    """A process of a group. While open, whoever fails tells the others, so that nobody waits for it.
+
+    Attributes
+    ----------
+    stays_away : bool
+        Whether others wait where a word of this one would not be heard; they notice when it ends.
+    """
+
+    stays_away = False
 
     def __init__(self, group: "dist.ProcessGroup"):
         self.group, self.open = group, False
@@ -57,12 +102,15 @@ class Together(Alone):
     def __exit__(self, kind, error, trace) -> None:
         if error is None:
             self._meet("done")
-        elif self.open:
+        elif self.open and not self.stays_away:
             with suppress(RuntimeError):
                 self._meet("failed", f"{kind.__name__}: {error}")
 
     def share(self, value: Any) -> list[Any]:
         return self._meet("sharing", value)
+
+    def earlier(self, count: int) -> int:
+        return sum(self.share(count)[: self.rank])
 
     def gather(self, collect: Callable[[], NDArray], maps: NDArray | None = None) -> tuple[NDArray, slice]:
         rows, trouble = np.empty((0, 0), np.float32), ""
@@ -78,15 +126,21 @@ class Together(Alone):
             raise RuntimeError(f"{DISAGREE} maps that differ")
         if len({shape[1] for shape in shapes}) > 1:
             raise RuntimeError(f"{DISAGREE} responses of shapes {shapes}")
-        start = sum(shape[0] for shape in shapes[: self.rank])
-        return np.concatenate(self._exchange(rows, shapes)), slice(start, start + len(rows))
+        return self._joined(self._exchange(rows, shapes))
+
+    def _joined(self, parts: list[NDArray]) -> tuple[NDArray, slice]:
+        """All that count together, and which of them are this process's."""
+        start = sum(map(len, parts[: self.rank]))
+        return np.concatenate(parts), slice(start, start + len(parts[self.rank]))
 
     def total(self, gradient: NDArray) -> NDArray:
         shapes = tuple(self._meet("gradient", gradient.shape))
         if len(set(shapes)) > 1:
             raise RuntimeError(f"{DISAGREE} gradients of shapes {shapes}")
-        parts = self._exchange(gradient, shapes)
-        return np.sum(parts, axis=0, dtype=gradient.dtype)
+        return self._sum(self._exchange(gradient, shapes))
+
+    def _sum(self, parts: list[NDArray]) -> NDArray:
+        return np.sum(parts, axis=0, dtype=parts[0].dtype)
 
     def _exchange(self, mine: NDArray, shapes) -> list[NDArray]:
         """Every process's array, which need not have as many rows as the others'."""
@@ -114,18 +168,132 @@ class Together(Alone):
             raise RuntimeError(f"process {self.rank} lost another one, or waited longer than the group does") from error
 
 
-def processes(distributed: Any) -> Alone:
-    """What `distributed=` of `lineas.fit` asks for: False, True (the default group), or a group."""
-    if distributed is False:
+class InStep(Together):
+    """Processes that share the weights as well: what one gathers for a pass, all must bring. So all run as many passes,
+    in the same order, whatever their samples are, and none begins one that another will not come to."""
+
+    in_pass = False
+
+    def most(self, count: int) -> int:
+        return max(self.share(count))
+
+    def agree(self, holds: bool) -> bool:
+        return all(self.share(holds))
+
+    @contextmanager
+    def way_back(self) -> Iterator[None]:
+        self._meet("a backward pass")
+        self.stays_away = True
+        yield
+        self.stays_away = False
+
+    @contextmanager
+    def passes(self, model: nn.Module) -> Iterator[None]:
+        owed = Owed(model)
+
+        def begin(*_: Any) -> None:
+            self._meet("a forward pass")
+            self.in_pass = True
+            owed.begin()
+
+        def end(module: nn.Module, args: Any, output: Any) -> None:  # also where the pass raises; then there is none
+            if output is not None:
+                owed.end()
+            elif not isinstance(sys.exc_info()[1], Finished):  # which all come to at the same place
+                if self.in_pass:
+                    owed.pay()  # or the others would wait in the middle of theirs
+                self.stays_away = not self.in_pass
+            self.in_pass = False
+
+        handles = (
+            model.register_forward_pre_hook(begin, prepend=True),
+            model.register_forward_hook(end, always_call=True),
+        )
+        try:
+            yield
+        finally:
+            for handle in (*handles, owed):
+                handle.remove()
+
+    def _meet(self, task: str, note: Any = None) -> list[Any]:
+        self.in_pass = False  # whoever meets the others within a pass cannot tell what else they wait for
+        return super()._meet(task, note)
+
+    def each(self, run: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+        """Processes with fewer items run their last one again, for nothing, until all have done theirs.
+
+        NonFiniteError comes when all have run all of theirs.
+        """
+        own = iter(items)
+        last: Any = None
+        trouble: NonFiniteError | None = None
+        while any(self._meet("whether passes are left", (item := next(own, None)) is not None)):
+            last = last if item is None else item
+            try:
+                found = run(last)
+            except NonFiniteError as error:
+                trouble = trouble or error
+                continue
+            if item is not None and trouble is None:
+                yield found
+        if trouble is not None:
+            raise trouble
+
+
+class Alike(InStep):
+    """Processes that share the weights, and all have the same samples, which count once: what the first one says of
+    them holds for all."""
+
+    def of_parts(self, value: Any) -> list[Any]:
+        values = self.share(value)
+        if any(other != values[0] for other in values):
+            raise ValueError(
+                "src, tgt: expected the same samples in every process that shares the model's weights, got others; "
+                "with distributed=True each has a part of them"
+            )
+        return values[:1]
+
+    def earlier(self, count: int) -> int:
+        return 0
+
+    def _joined(self, parts: list[NDArray]) -> tuple[NDArray, slice]:
+        return parts[0], slice(0, len(parts[0]))
+
+    def _sum(self, parts: list[NDArray]) -> NDArray:
+        return parts[0]
+
+
+def processes(distributed: Any, model: nn.Module) -> Alone:
+    """What `distributed=` of `lineas.fit` asks for: False, True (the default group), or a group.
+
+    Where the model's weights are spread over processes, these go in step. ValueError where some are not in the group.
+    """
+    sharing = holders(model)
+    if distributed is False and not sharing:
         return Alone()
     if not (dist.is_available() and dist.is_initialized()):
         raise ValueError("distributed: expected an initialised process group (torchrun, init_process_group), got none")
-    group = dist.group.WORLD if distributed is True else distributed
+    if distributed is False:
+        group = group_of(model)
+    elif is_split(model):
+        raise ValueError(
+            "distributed: expected False, and the same samples in every process, for a model that tensor parallelism "
+            f"splits; got {distributed!r:.60}"
+        )
+    else:
+        group = dist.group.WORLD if distributed is True else distributed
     if not isinstance(group, dist.ProcessGroup):
         raise TypeError(f"distributed: expected True, False or a process group, got {type(distributed).__name__}")
     if "cpu:" not in (backends := dist.get_backend_config(group)):
         raise ValueError(
             f"distributed: expected a group that exchanges tensors on the CPU, got {backends}; pass "
             'torch.distributed.new_group(backend="gloo")'
+            + ', or begin with init_process_group("cpu:gloo,cuda:nccl")'
+            * (distributed is False)
         )
-    return Together(group)
+    if missing := {*sharing} - {*dist.get_process_group_ranks(group)}:
+        raise ValueError(
+            f"distributed: expected all processes that have parts of the weights, {sharing}; the group lacks "
+            f"{sorted(missing)}"
+        )
+    return (Alike if distributed is False else InStep)(group) if sharing else Together(group)

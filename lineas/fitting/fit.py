@@ -27,7 +27,7 @@ from ..network.inputs import Inputs
 from ..network.outputs import OUTPUT, output_name
 from ..network.pipelines.components import is_denoiser
 from ..network.sites import Site, find_sites
-from ..network.state import device_of, eager, frozen, is_sharded, seeded
+from ..network.state import device_of, eager, frozen, seeded
 from ..penalties import Penalty
 from ..responses.layout import Layout
 from ..responses.probe import probe
@@ -138,15 +138,16 @@ def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
     options = Options.checked(given, is_denoiser(model, component))
     started = time.perf_counter()
     inputs = Inputs(model, component=component, call=asked.call, at=asked.at, seed=options.seed)
-    network = _checked(inputs.network)
+    network = inputs.network
     if asked.distributed and (budget is not None or asked.gate):
         raise ValueError("budget, gate: expected distributed=False; see to them in one process afterwards")
     if budget is not None:
         check_budget(budget, model, asked.src)
     check_gate(asked.gate, asked.neutral, model)
-    world = processes(asked.distributed)
-    if asked.distributed and (asked.checkpoint_dir is not None or isinstance(resume_from, (str, os.PathLike))):
-        raise ValueError("checkpoint_dir, resume_from: checkpoints are of one process; expected distributed=False")
+    world = processes(asked.distributed, network)
+    keeps = asked.checkpoint_dir is not None or isinstance(resume_from, (str, os.PathLike))
+    if keeps and (asked.distributed or world.size > 1):
+        raise ValueError("checkpoint_dir, resume_from: checkpoints are of one process that has the whole model")
     formula = options.in_closed_form
     if formula and formula.needs_units and asked.units is None:
         raise ValueError(
@@ -167,6 +168,7 @@ def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
         world,
         seeded(options.seed, device),
         frozen(network),
+        world.passes(network),
         eager(),
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -176,6 +178,7 @@ def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
             [batch.to(device) for batch in batches]
             for batches in inputs.batches(sets, asked.tokenizer, options.batch_size, options.max_length, options.least)
         )
+        data = identity.of_data(world.of_parts((identity.data_digest(sources), identity.data_digest(targets))))
         _check_batches(world.share((len(sources), len(targets))), options.recipe)
         if wants_output:
             compared = find_sites(network, [output_name(network, sources[0].rows(0, 1))])
@@ -187,11 +190,11 @@ def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
         free = None if asked.units is None else mask_of(asked.units, maps)
         facts = options.facts() | {
             "units": None if free is None else int(free.sum()),
-            "samples": [sum(sizes) for sizes in zip(*world.share((_count(sources), _count(targets))), strict=True)],
+            "samples": [sum(sizes) for sizes in zip(*world.of_parts((_count(sources), _count(targets))), strict=True)],
             "loss_sites": [site.name for site in runner.compared.sites],
             **inputs.facts(), **what_is_on(network),
         }  # fmt: skip
-        data = identity.of_data(world.share((identity.data_digest(sources), identity.data_digest(targets))))
+        model_facts = identity.of_model(network, world.share)
         problem_facts: dict[str, Any] = {}
         if keeper or past:
             chosen = None if free is None else identity.digest([torch.from_numpy(free)])
@@ -217,7 +220,7 @@ def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
     found = []
     for end in ends:
         info = {
-            **identity.of_model(network), "data": data, **facts, "ridge": end.ridge,
+            **model_facts, "data": data, **facts, "ridge": end.ridge,
             "evaluations": passes if formula else len(end.history["loss"]), "seconds": round(end.seconds, 3),
             "stopped": end.stopped, **kernel_facts(runner.device), **runner.graphs.facts(),
         }  # fmt: skip
@@ -235,12 +238,6 @@ def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
         how = {name: given[name] for name in OF_GATE}
         found = [gated(one, model, asked.src, asked.tgt, asked.gate, asked.neutral, **how) for one in found]
     return found
-
-
-def _checked(model: nn.Module) -> nn.Module:
-    if any(map(is_sharded, model.modules())):  # they are gone again when a backward pass from within wants them
-        raise ValueError("model: expected whole weights, got weights that FSDP shards; fit first, then shard")
-    return model
 
 
 def _evaluations(past: Checkpoint | None) -> int:
@@ -316,7 +313,7 @@ def problem_of(
 ) -> ModelLoss:  # fmt: skip
     """What is to be minimised, with all that is known of the targets."""
     with blame("tgt"):  # responses of the unsteered network never change, so they are collected once
-        responses = [runner.collect([batch]) for batch in targets]
+        responses = [*world.each(lambda batch: runner.collect([batch]), targets)]
         held = options.ridge != 0
         ridge = sensitivity(runner.model, runner.mapped, targets, options.seed, world) if held else None
     with blame("src"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -74,7 +75,7 @@ def maps_of(
         Which units may have a map; all if not given.
     """
     with blame("tgt"):
-        goal, _ = world.gather(lambda: runner.collect(targets))
+        goal, _ = world.gather(lambda: runner.collect(targets, world.each))
         least, _ = world.gather(lambda: resolution(runner, targets[0]))
     everywhere = np.ones(runner.mapped.units, bool)
     fitting = _Fitting(method, runner.mapped, goal, everywhere if free is None else free, world, kind, least.max(0))
@@ -86,7 +87,7 @@ def maps_of(
 def _fit_all(schedule: str, runner: Runner, sources: Sequence[Batch], fitting: "_Fitting") -> int:
     layout, world = fitting.layout, fitting.world
     if schedule == "at_once":
-        responses, _ = world.gather(lambda: runner.collect(sources))
+        responses, _ = world.gather(lambda: runner.collect(sources, world.each))
         for k in range(len(layout.sites)):
             fitting.fit(k, responses[:, layout.slice(k)])
         return 1
@@ -169,6 +170,7 @@ def _site_by_site(runner: Runner, sources: Sequence[Batch], fitting: _Fitting) -
             compute_dtype=runner.compute_dtype,
         )  # fmt: skip
         with hooked(runner.model, earlier):
-            responses, _ = fitting.world.gather(lambda of_site=of_site: of_site.collect(sources))  # type: ignore[misc]
+            collect = partial(of_site.collect, sources, fitting.world.each)
+            responses, _ = fitting.world.gather(collect)
         fitting.fit(k, responses)
         earlier[site] = lambda module, h, k=k: fitting.mapped(k, h)  # type: ignore[misc]

@@ -1,6 +1,6 @@
 """A ridge on the maps, measured by how far they move the model's output."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..core.threads import thread_count
 from ..network.batch import Batch
 from ..network.calls import call, output_of
 from ..network.hooks import hooked
+from ..network.sharding import is_split, refuse_slices
 from ..network.sites import Site
 from ..responses.layout import Layout
 from ..responses.padding import put_back, set_aside
@@ -92,31 +93,51 @@ def sensitivity(
     to every unit. Source: Amari, Natural Gradient Works Efficiently in Learning, Neural Computation 10 (1998).
     """
     world = world or Alone()
-    done = sum(world.share(sum(batch.size for batch in batches))[: world.rank])
+    first = world.earlier(sum(batch.size for batch in batches))
     totals = np.zeros((3, layout.units))
     most = most_at_once(batches[0])
     rows = max(1, most // _bound(model, batches[0]))
     kept: list[NDArray[np.float32]] = []
-    room = ROOM // (2 * layout.units)
-    for batch in batches:
-        start = 0
-        while start < batch.size:
-            part = batch.rows(start, min(start + rows, batch.size))
-            output, is_logits, leaves = _run(model, layout, part)
-            rows = max(1, most * part.size // output.numel())
-            start, done = start + part.size, done + part.size
-            if not output.requires_grad:  # quantised layers behind the last loss site may pass nothing back
-                continue
-            direction = _direction(output, is_logits, part, seed + done - part.size)
+    room, splits = ROOM // (2 * layout.units), is_split(model)
+
+    def parts() -> Iterator[tuple[int, Batch]]:
+        """A few samples at a time, and the seed of the first one."""
+        start = seed + first
+        for batch in batches:
+            stop = 0
+            while stop < batch.size:
+                part = batch.rows(stop, min(stop + rows, batch.size))
+                yield start + stop, part
+                stop += part.size
+            start += batch.size
+
+    def slopes(numbered: tuple[int, Batch]) -> tuple[Tensor, Tensor, Floats | None] | None:
+        """Of each sample, for all weights and all biases; and the tokens, where they are of logits."""
+        nonlocal rows
+        number, part = numbered
+        output, is_logits, leaves = _run(model, layout, part)
+        rows = max(1, most * part.size // output.numel())
+        if splits:
+            refuse_slices(model, {"the model's output": output.transpose(0, -1).flatten(1).mean(1)})
+        if not output.requires_grad:  # quantised layers behind the last loss site may pass nothing back
+            return None
+        direction = _direction(output, is_logits, part, number)
+        with world.way_back():
             gradients = torch.autograd.grad(output, leaves, direction, materialize_grads=True, allow_unused=True)
-            half = len(layout.sites)
-            w, b = (_side_by_side(g) for g in (gradients[:half], gradients[half:]))
-            totals += torch.stack([(w * w).sum(0), (w * b).sum(0), (b * b).sum(0)]).cpu().numpy()
-            if is_logits and room and output.shape[:1] == (part.size,):
-                scale = 1 / np.sqrt(2 * _tokens(output, part))[:room, None]
-                rows_of_both = torch.cat([w[:room], b[:room]], 1) * torch.from_numpy(scale).to(w.device)
-                kept.append(rows_of_both.float().cpu().numpy())
-                room -= len(kept[-1])
+        half = len(layout.sites)
+        w, b = (_side_by_side(g) for g in (gradients[:half], gradients[half:]))
+        return w, b, _tokens(output, part) if is_logits and output.shape[:1] == (part.size,) else None
+
+    for found in world.each(slopes, parts()):
+        if found is None:
+            continue
+        w, b, tokens = found
+        totals += torch.stack([(w * w).sum(0), (w * b).sum(0), (b * b).sum(0)]).cpu().numpy()
+        if tokens is not None and room:
+            scale = 1 / np.sqrt(2 * tokens)[:room, None]
+            rows_of_both = torch.cat([w[:room], b[:room]], 1) * torch.from_numpy(scale).to(w.device)
+            kept.append(rows_of_both.float().cpu().numpy())
+            room -= len(kept[-1])
     totals = world.total(totals)
     if not np.isfinite(totals).all():
         raise NonFiniteError("expected finite gradients of the model's output, got others; pass ridge=0")

@@ -34,7 +34,8 @@ class SourcePasses:
         self, runner: Runner, batches: Sequence[Batch], world: Alone | None = None, room: Room | None = None
     ):  # fmt: skip
         self.runner, self.batches, self.world, self.room = runner, list(batches), world or Alone(), room or Room()
-        self.samples = sum(self.world.share(sum(batch.size for batch in batches)))
+        self.samples = sum(self.world.of_parts(sum(batch.size for batch in batches)))
+        self.has_several = self.world.most(len(batches)) > 1
         weights = (weight.dtype for weight in runner.model.parameters())
         self.may_overflow = torch.float16 in (runner.compute_dtype, *weights)
         self.trips = [Trip(runner, batch) for batch in batches]
@@ -69,29 +70,31 @@ class SourcePass:
 
     def _collect(self) -> Vector:
         trips = self.passes.trips
-        if len(trips) == 1:
+        if not self.passes.has_several:
             return trips[0].there(self._at, returns=True)
-        found = (trip.there(self._at, returns=False) for trip in trips)
+        found = self.passes.world.each(lambda trip: trip.there(self._at, returns=False), trips)
         return self.passes.runner.stacked(self.passes.batches, found)
 
     def is_fresh(self, x: Vector) -> bool:
         """Whether it was run at x, and nothing has been taken back through it yet."""
-        trips = self.passes.trips
-        return (len(trips) > 1 or trips[0].can_return) and np.array_equal(self._at, x)
+        return (self.passes.has_several or self.passes.trips[0].can_return) and np.array_equal(self._at, x)
 
     def pull_back(self, slopes: NDArray[np.float32], unit: np.float32) -> Vector:
         """This process's part of the gradient for the maps (2 N,), from the loss's slope for each response (n, N).
 
         `unit` is about the size of the slopes: those of 1e-7 would be lost in half precision.
         """
-        total, start, own = np.zeros(len(self._at), np.float32), 0, slopes[self.own]
-        responses = self.responses[self.own]
-        for trip in self.passes.trips:
-            rows = slice(start, start + trip.batch.size)
-            if len(self.passes.trips) > 1 or not trip.can_return:
+        total, own, responses = np.zeros(len(self._at), np.float32), slopes[self.own], self.responses[self.own]
+        ends = np.cumsum([trip.batch.size for trip in self.passes.trips])
+
+        def of_trip(trip: Trip, end: int) -> Vector:
+            rows = slice(end - trip.batch.size, end)
+            if self.passes.has_several or not trip.can_return:
                 trip.there(self._at, returns=True)
-            total += self._of_batch(trip, own[rows], unit, responses[rows])
-            start = rows.stop
+            return self._of_batch(trip, own[rows], unit, responses[rows])
+
+        for gradient in self.passes.world.each(lambda one: of_trip(*one), [*zip(self.passes.trips, ends, strict=True)]):
+            total += gradient
         return total
 
     def _of_batch(self, trip: Trip, slopes: NDArray[np.float32], unit: np.float32, responses: Vector) -> Vector:
@@ -101,8 +104,9 @@ class SourcePass:
         for power in (0, 8, 16, 24) if may_overflow else (0,):
             step = np.ldexp(unit, power)
             scaled = np.divide(slopes, step, out=self.passes.room.take("slopes in units", slopes.shape))
-            gradient = trip.back(scaled, keeps=may_overflow)
-            if not may_overflow or np.isfinite(gradient).all():
+            with self.passes.world.way_back():
+                gradient = trip.back(scaled, keeps=may_overflow)
+            if not may_overflow or self.passes.world.agree(bool(np.isfinite(gradient).all())):
                 trip.forget()
                 trip.prove(self._at, responses, scaled, gradient, may_overflow)
                 return gradient * step

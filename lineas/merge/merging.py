@@ -19,7 +19,8 @@ from ..maps.info import maps_digest
 from ..maps.maps import Maps
 from ..network.hooks import Hook
 from ..network.links import is_adapted, unwrapped, within
-from ..network.state import dtype_of, eager, is_sharded
+from ..network.sharding import is_sharded, is_spread
+from ..network.state import dtype_of, eager
 from .layers import Journal
 from .planning import MergePlan, folded_pairs, make_plan
 from .probing import TOLERANCE, Probe, relative_difference
@@ -126,7 +127,7 @@ def ready(
     if tolerance is not None and number(tolerance, "tolerance") < 0:
         raise ValueError(f"tolerance: expected at least 0, got {tolerance}")
     for path, module in model.named_modules():
-        if is_sharded(module):
+        if is_sharded(module) or any(map(is_spread, module.parameters(recurse=False))):
             raise ValueError(f"model: {path or 'it'} is sharded over processes; merge first, then shard")
         if is_adapted(module):
             raise ValueError(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .batch import Batch
 from .blocks import checkpointing_off
 from .links import core
+from .sharding import is_spread
 
 
 def call(model: nn.Module, batch: Batch) -> Any:
@@ -23,13 +24,15 @@ def call(model: nn.Module, batch: Batch) -> Any:
 def output_of(output: Any) -> tuple[Tensor, bool]:
     """The logits, or else the first tensor of floats; and whether it is logits."""
     logits = getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
+    if isinstance(logits, Tensor) and not is_spread(logits):
         return logits, True
     values = output.values() if isinstance(output, Mapping) else output
     many = values if isinstance(values, Iterable) and not isinstance(values, Tensor) else [values]
     found = [value for value in map(_stacked, many) if isinstance(value, Tensor) and value.is_floating_point()]
     if not found:
         raise TypeError(f"expected a model whose output is, or holds, a tensor; got {type(output).__name__}")
+    if is_spread(found[0]):
+        raise TypeError("expected a model whose output is a whole tensor, got a DTensor; each process has a part")
     return found[0], False
 
 

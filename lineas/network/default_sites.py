@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from .links import core
+from .sharding import kind_of
 
 __all__ = ["all_norms", "default_names", "outline"]
 
@@ -97,7 +98,7 @@ def all_norms(modules: Mapping[str, nn.Module]) -> list[str]:
     """
     found: list[str] = []
     for path, module in modules.items():
-        name, kind = path.rpartition(".")[2], type(core(module)).__name__
+        name, kind = path.rpartition(".")[2], kind_of(core(module)).__name__
         is_one = path and "norm" in kind.lower() and not MODULATION.fullmatch(kind) and not OF_ATTENTION.fullmatch(name)
         if is_one and not any(path.startswith(f"{above}.") for above in found):
             found.append(path)
@@ -135,7 +136,7 @@ def _only(norms: list[str], children: Mapping[str, nn.Module]) -> list[str]:
 
 
 def is_norm(path: str, module: nn.Module) -> bool:
-    return "norm" in type(core(module)).__name__.lower() and not MLP.fullmatch(path.rpartition(".")[2])
+    return "norm" in kind_of(core(module)).__name__.lower() and not MLP.fullmatch(path.rpartition(".")[2])
 
 
 def _last_numbered(norms: list[str]) -> list[str]:
@@ -156,13 +157,13 @@ def _normalises_behind(block: nn.Module) -> bool:
 
 def _normalises_between(block: nn.Module, children: Mapping[str, nn.Module]) -> bool:
     behind_only = "post_feedforward_layernorm" in children and "pre_feedforward_layernorm" not in children
-    return behind_only or BETWEEN.fullmatch(type(block).__name__) is not None
+    return behind_only or BETWEEN.fullmatch(kind_of(block).__name__) is not None
 
 
 def outline(modules: Mapping[str, nn.Module], limit: int = 8) -> str:
     """Leaf modules by shape of name, layer numbers folded: 'blocks.*.norm (12 LayerNorm)'."""
     leaves = Counter(
-        (re.sub(r"\d+", "*", path), type(core(module)).__name__)
+        (re.sub(r"\d+", "*", path), kind_of(core(module)).__name__)
         for path, module in modules.items()
         if next(core(module).children(), None) is None
     )

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .links import module_at
+from .sharding import is_spread, kind_of
 from .sites import Site, units_of
 
 # Modules whose channels are dimension 1. Other modules have theirs last, except that 4-D outputs (images) count as
@@ -27,7 +29,7 @@ def channel_dim(module: nn.Module, output: Tensor) -> int:
     if "base_layer" in module._modules:  # under an adapter of PEFT
         module = module.get_submodule("base_layer")
     dim = _usual_dim(module, output)
-    if output.ndim < 3 or type(module) in CHANNELS_FIRST + CHANNELS_LAST:
+    if output.ndim < 3 or kind_of(module) in CHANNELS_FIRST + CHANNELS_LAST:
         return dim
     other, units = -1 if dim == 1 else 1, units_of(module)
     if output.shape[dim] != units and output.shape[other] == units:
@@ -55,6 +57,13 @@ def tensor_of(site: Site, output: object) -> Tensor:
         found = output[site.item or 0]
     elif site.item is not None:
         raise TypeError(f"site {site.name!r}: expected its module to return a tuple, got {type(output).__name__}")
+    if isinstance(found, Tensor) and is_spread(found):
+        placements: Any = found
+        raise TypeError(
+            f"site {site.name!r}: expected a tensor (batch, ..., channels), got a DTensor {placements.placements}, of "
+            "which each process has a part; tensor parallelism returns whole ones with Replicate() as the output's "
+            "layout and use_local_output=True"
+        )
     if isinstance(found, Tensor) and found.is_nested:
         raise TypeError(
             f"site {site.name!r}: expected a tensor (batch, ..., channels), got a nested one; nn.TransformerEncoder "

@@ -1,7 +1,7 @@
 """What tells a model, and data, from others: names and digests."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,23 @@ from .adapters import adapters_of, effective_weights
 from .batch import Batch
 from .links import core
 from .pipelines.components import NETWORKS
+from .sharding import is_spread, kind_of, own_numbers, reshard
 from .state import dtype_of
 
 PIPELINE_INDEX = "model_index.json"  # which diffusers puts beside the folders of a pipeline's parts
 
 
-def of_model(model: nn.Module) -> dict[str, Any]:
+Share = Callable[[Any], list[Any]]  # a value -> every process's value
+
+
+def of_model(model: nn.Module, share: Share | None = None) -> dict[str, Any]:
     """What a steering's `info` keeps of a model; `model` is its name, or its class where it has none."""
-    config, kind, adapters = getattr(model, "config", None), type(core(model)).__name__, adapters_of(model)
+    config, kind, adapters = getattr(model, "config", None), kind_of(core(model)).__name__, adapters_of(model)
     return {
         "model": name_of(model) or kind,
         "model_class": kind,
         "revision": getattr(config, "_commit_hash", None),
-        "weights": weights_digest(model),
+        "weights": weights_digest(model, share),
         "dtype": str(dtype_of(model)).removeprefix("torch."),
         **({"adapters": adapters} if adapters else {}),
     }
@@ -96,9 +100,32 @@ def data_digest(batches: Iterable[Batch]) -> str:
     return digest(tensor for batch in batches for tensor in batch.tensors())
 
 
-def weights_digest(model: nn.Module) -> str:
-    """Of a few numbers of every weight, those of adapters added in: enough to tell models apart."""
-    return digest(_few(effective_weights(model)))
+def weights_digest(model: nn.Module, share: Share | None = None) -> str | None:
+    """Of a few numbers of every weight, those of adapters added in: enough to tell models apart.
+
+    Of weights that are spread over processes it is that of the whole ones, with `share`, which all then must call;
+    None where it cannot be told.
+    """
+    reshard(model)
+    weights = list(effective_weights(model))
+    if share is None or not any(map(is_spread, weights)):
+        return digest(_few(weights))
+    own = [own_numbers(weight, _step(weight)) if is_spread(weight) else None for weight in weights]
+    everyone = share(own)
+    if any(is_spread(weight) and part is None for weight, part in zip(weights, own, strict=True)):
+        return None
+    few: list[Tensor] = []
+    for weight, *parts in zip(weights, *everyone, strict=True):
+        few.extend([_joined(weight, parts)] if is_spread(weight) else _few([weight]))
+    return digest(few)
+
+
+def _joined(weight: Tensor, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """The few numbers of one weight, from what each process has of them."""
+    few = torch.zeros(len(range(0, weight.numel(), _step(weight))), dtype=weight.dtype)
+    for places, values in parts:
+        few[places] = values
+    return few
 
 
 def has_digest(model: nn.Module, known: str, dtypes: Iterable[torch.dtype]) -> bool:
@@ -119,7 +146,12 @@ def has_digest(model: nn.Module, known: str, dtypes: Iterable[torch.dtype]) -> b
 def _few(weights: Iterable[Tensor]) -> Iterator[Tensor]:
     held = (weight.detach() for weight in weights if not weight.is_meta)
     plain = (weight for weight in held if type(weight) is Tensor)  # what packs its numbers cannot be sampled
-    return (weight.reshape(-1)[:: max(1, weight.numel() // 16)] for weight in plain)
+    # A copy: memory that NumPy has seen cannot be given back, as fully_shard does with what it gathered.
+    return (weight.reshape(-1)[:: _step(weight)].clone() for weight in plain)
+
+
+def _step(weight: Tensor) -> int:
+    return max(1, weight.numel() // 16)
 
 
 def has_whole_weights(model: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from ..core.text import nearest
 from .default_sites import all_norms, default_names, outline
 from .links import core, module_at, named_modules, trail
 from .pipelines.components import is_denoiser, network_of
+from .sharding import kind_of
 
 __all__ = ["Site", "find_sites"]
 
@@ -163,7 +164,7 @@ def _why_never_run(model: nn.Module, path: str) -> str:
 
 def _site(name: str, module: nn.Module) -> Site:
     inner = core(module)
-    return Site(name, units_of(inner), type(inner).__name__)
+    return Site(name, units_of(inner), kind_of(inner).__name__)
 
 
 def units_of(module: nn.Module) -> int | None:
@@ -174,6 +175,6 @@ def units_of(module: nn.Module) -> int | None:
     weight = getattr(module, "weight", None)
     if isinstance(weight, Tensor) and weight.ndim == 1 and "norm" in type(module).__name__.lower():
         return len(weight)
-    if type(module).__name__ == "Conv1D" and isinstance(weight, Tensor):  # GPT-2's linear layer, (in, out)
+    if kind_of(module).__name__ == "Conv1D" and isinstance(weight, Tensor):  # GPT-2's linear layer, (in, out)
         return weight.shape[1]
     return None

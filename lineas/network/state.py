@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..core.checks import whole
+from .sharding import in_parts, is_sharded, reshard
 
 # Modes, weights' requires_grad and random generators are of the process: threads that change them take turns.
 TURN = threading.RLock()
@@ -29,26 +30,34 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """While open, the model is in evaluation mode and no weight asks for a gradient; as before afterwards."""
+    """While open, the model is in evaluation mode and no weight asks for a gradient; as before afterwards.
+
+    Of weights that `fully_shard` spreads, only a process's own part is kept afterwards: whole ones, as any pass may
+    leave some, go.
+    """
     with TURN:
         modes = {module: module.training for module in model.modules()}
         # By place, not by tensor: where weights are offloaded, every forward pass puts new tensors in their places.
+        # What is in place between two passes asks for those that come; it is what must ask again afterwards, too.
+        reshard(model)
         trainable = [
-            (module, name)
+            (module, name, parameter)
             for module in modes
             for name, parameter in module.named_parameters(recurse=False)
             if parameter.requires_grad and not parameter.is_inference()  # autograd records those never
         ]
         try:
-            model.eval()
-            for module, name in trainable:
-                module.get_parameter(name).requires_grad_(False)
-            yield
+            with in_parts(model):
+                model.eval()
+                for module, name, _ in trainable:
+                    module.get_parameter(name).requires_grad_(False)
+                yield
         finally:
             for module, mode in modes.items():
                 module.training = mode
-            for module, name in trainable:
-                module.get_parameter(name).requires_grad_(True)
+            for module, name, parameter in trainable:
+                for one in (module.get_parameter(name), parameter):
+                    one.requires_grad_(True)
 
 
 @contextmanager
@@ -167,10 +176,6 @@ def moves_tensors(module: nn.Module) -> bool:
 
 
 def must_finish(module: nn.Module) -> bool:
-    """Whether no forward pass through this module may be cut short: at its end it drops the weights it had loaded."""
-    return any(getattr(hook, "offload", False) for hook in _accelerate_hooks(module))
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Whether `fully_shard`, or the older `FullyShardedDataParallel`, has spread a module's weights over processes."""
-    return any(kind.__name__ in ("FSDPModule", "FullyShardedDataParallel") for kind in type(module).__mro__)
+    """Whether no forward pass through this module may be cut short: at its end it drops the weights it had loaded, or
+    gathered from other processes."""
+    return is_sharded(module) or any(getattr(hook, "offload", False) for hook in _accelerate_hooks(module))

@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..network.identity import data_digest
 from ..network.inputs import Inputs
+from ..network.sharding import refuse_others
 from ..network.sites import Site, find_sites
 from ..network.state import device_of, eager, frozen, seeded
 from .pooling import as_poolings
@@ -65,6 +67,7 @@ def responses_to(
     found, network, device = find_sites(model, sites, component=component), given.network, device_of(given.network)
     with seeded(seed, device), frozen(network), eager(), torch.no_grad():
         (batches,) = given.batches({name: inputs}, tokenizer, batch_size, max_length)
+        refuse_others(network, name, lambda: data_digest(batches))
         batches = [batch.to(device) for batch in batches]
         defaults = found if sites is None else ()
         layout = probe(network, found, batches[0], defaults, feed_mlps=not given.makes_pictures)

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..core.arrays import Vector
 from ..core.mirror import Mirrors, memory_free, wait
 from ..network.batch import Batch
+from ..network.sharding import is_sharded, is_split
 from ..network.state import dtype_of, is_compiled, moves_tensors
 from .layout import Layout
 
@@ -114,6 +115,8 @@ def _unfit(runner: Runs) -> str:
         return "the weights are not all on one GPU"
     if any(map(moves_tensors, modules)):
         return "accelerate moves weights or inputs about"
+    if any(map(is_sharded, modules)) or is_split(runner.model):
+        return "the weights are spread over processes"
     if runner.checkpointing:
         return "blocks are checkpointed"
     return "the model is compiled" if any(map(is_compiled, modules)) else ""

@@ -19,11 +19,14 @@ from ..network.blocks import PrefixRecord, checkpointed, checkpointing, neighbou
 from ..network.calls import call
 from ..network.hooks import hooked
 from ..network.links import trail
+from ..network.sharding import gathering, is_sharded, is_split, tied
 from ..network.sites import Site
 from ..network.state import device_of, dtype_of, must_finish, reseed
 from .graphs import Graphs
 from .layout import Layout
 from .pooling import Part, as_poolings
+
+Each = Callable[[Callable[[Batch], NDArray[np.float32]], Sequence[Batch]], Iterable[NDArray[np.float32]]]
 
 
 class Begun(Exception):
@@ -114,6 +117,11 @@ class Runner:
             self.sides.update(zip(layout.sites, layout.sides, strict=True))
         around = {module for site in compared.sites for module in trail(model, site.path)[:-1]}
         self.may_stop = not any(map(must_finish, around))
+        self.inside = {
+            module: [site for site in compared.sites if module in trail(model, site.path)[:-1]]
+            for module in gathering(model)
+            if module in around and module is not model
+        }
         self.checkpointing = checkpointing(model, compared.sites[-1])
         self.savings, self.compute_dtype = savings, compute_dtype
         self.graphs, self.mirrors = Graphs(self, graphs), Mirrors(self.device)
@@ -123,10 +131,15 @@ class Runner:
     def possible_savings(self, batches: Sequence[Batch], prefix: bool = True) -> Savings:
         """What this model allows to leave out, by a look with single samples; the runner itself leaves nothing out.
 
+        Nothing, where weights are spread over processes: others may have samples that allow other things, and all must
+        run the same passes.
+
         Padding, if a sample responds without it as it does with it, up to rounding. With `prefix`, what runs before the
         first mapped site, where no response changes a bit by that; what must be kept for it takes at most a sixteenth
         of the memory of the weights, or 16 MB.
         """
+        if any(map(is_sharded, self.model.modules())) or is_split(self.model):
+            return NOTHING
         with torch.no_grad():
             padded = next((batch for batch in batches if batch.groups()), None)
             cuts_padding = padded is not None and self._is_padding_idle(padded)
@@ -249,7 +262,8 @@ class Runner:
         forwards = {} if record is None else record.forwards()
         if differentiable:
             forwards |= {b: checkpointed(b, hooks) for b in self.checkpointing if record is None or b not in record.ran}
-        with hooks(), replaced(forwards), self.half(), suppress(Finished):
+        ties = tied(found, self.inside if differentiable else {})
+        with hooks(), ties, replaced(forwards), self.half(), suppress(Finished):
             call(self.model, part.batch)
         if missing := [site.name for site in self.compared.sites if site not in found]:
             raise LookupError(f"not run in this forward pass, though it was in the first: {', '.join(missing)}")
@@ -274,10 +288,13 @@ class Runner:
             raise NonFiniteError(f"site {site.name!r}: expected finite responses, got {host.flat[bad]}")
         return host
 
-    def collect(self, batches: Sequence[Batch]) -> NDArray[np.float32]:
-        """Responses of the unsteered model to all batches, one after another: (n, N) on the host."""
+    def collect(self, batches: Sequence[Batch], each: Each = map) -> NDArray[np.float32]:
+        """Responses of the unsteered model to all batches, one after another: (n, N) on the host.
+
+        `each` runs the passes, where others have a say in that.
+        """
         with torch.no_grad():
-            return self.stacked(batches, (self.gather(self.run(batch)) for batch in batches))
+            return self.stacked(batches, each(lambda batch: self.gather(self.run(batch)), batches))
 
     def stacked(self, batches: Sequence[Batch], parts: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Responses to one batch after the other, (n, N), each made when the one before is in its place."""
@@ -285,7 +302,7 @@ class Runner:
         # next pass, finding none that is large enough any more, would take new memory every time.
         rows = np.empty((sum(batch.size for batch in batches), self.compared.units), np.float32)
         start = 0
-        for batch, part in zip(batches, parts, strict=True):
+        for batch, part in zip(batches, parts, strict=True):  # to the end of the parts: some passes may be for others
             rows[start : start + batch.size] = part
             start += batch.size
         return rows

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..core.arrays import Vector
 from ..core.mirror import Mirror, memory_used, wait
 from ..network.batch import Batch
+from ..network.sharding import gather
 from .graphs import Replay
 from .runner import Runner
 
@@ -53,6 +54,7 @@ class Trip:
             return self._replay.back(slopes)
         assert self._maps is not None
         leaf, responses = self._maps
+        gather(self.runner.model)
         there = self._ferry.slopes(slopes, responses)
         (gradient,) = torch.autograd.grad(responses, leaf, there, retain_graph=keeps)
         found = self._ferry.fetched("gradient", gradient)

@@ -1,7 +1,5 @@
 """Processes that share the samples: the maps of one process that has them all, and nobody waits for the dead."""
 
-import json
-import multiprocessing
 import os
 import re
 import time
@@ -13,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import NEGATIVE, POSITIVE, Mlp, WordTokenizer, assert_untouched, flat, normal, snapshot, tiny
+from processes import PATIENCE, play, played, told
 
 import lineas
 from lineas.penalties import L1
@@ -20,7 +19,6 @@ from lineas.penalties import L1
 pytestmark = pytest.mark.process
 SOURCE, TARGET = normal(13, 4), normal(11, 4, seed=1, shift=0.7)
 SOURCE_CUT, TARGET_CUT = 4, 8  # the first process gets the samples before the cut
-PATIENCE = 40  # seconds a collective waits; every failure below must be noticed sooner
 
 
 def part(data, cut, rank):
@@ -142,71 +140,23 @@ def killed(rank):
     return refused(lambda model: fit(rank, model=model, callbacks=[call(lambda: os._exit(9))] if rank == 1 else []))
 
 
-def sharded(rank):
-    """Weights spread by FSDP, of either kind: no fit, but a steering acts."""
-    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-
-    ids, plain, modern = torch.tensor([[3, 4, 5]]), tiny("llama"), tiny("llama")
-    maps = {site.name: (np.full(16, 1.5), np.full(16, 0.5)) for site in lineas.find_sites(plain)}
-    steering = lineas.Steering(maps)
-    with steering.apply(plain), torch.no_grad():
-        expected = plain(ids).logits
-    for layer in modern.model.layers:
-        fully_shard(layer, mesh=dist.device_mesh.init_device_mesh("cpu", (2,)))
-    for model in (modern, FullyShardedDataParallel(tiny("llama"), device_id=torch.device("cpu"))):
-        assert [site.name for site in lineas.find_sites(model)] == steering.sites
-        with steering.apply(model), torch.no_grad():
-            torch.testing.assert_close(model(ids).logits, expected)
-        with pytest.raises(ValueError, match="expected whole weights, got weights that FSDP shards"):
-            lineas.fit(model, NEGATIVE, POSITIVE, tokenizer=WordTokenizer(), distributed=True)
-    return "as expected"
-
-
 SCENES = {
     **EQUAL,
-    **{f.__name__: f for f in (overflow, stopped_by_one, sharded, failing, one_sample, other_options, other_sites)},
+    **{f.__name__: f for f in (overflow, stopped_by_one, failing, one_sample, other_options, other_sites)},
     **{f.__name__: f for f in (other_limits, uneven_batches, sleeping, killed)},
 }
 
 
 def worker(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    meeting = f"file://{folder}/meeting"
-    dist.init_process_group("gloo", meeting, timedelta(seconds=PATIENCE), world_size=2, rank=rank)
-    for name, scene in SCENES.items():
-        result = scene(rank)
-        if isinstance(result, lineas.Steering):
-            np.save(folder / f"{name}.{rank}.npy", flat(result))
-            result = {"history": result.history, "info": result.info}
-        (folder / f"{name}.{rank}.json").write_text(json.dumps(result))
-    # Everything is written down. An ordinary end would now and then abort in torch, whose threads still wait for the
-    # other process, which is dead ("terminate called without an active exception").
-    os._exit(0)
+    play(SCENES, folder, rank)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """What the two processes left."""
     folder = tmp_path_factory.mktemp("two")
-    kind = next(kind for kind in ("forkserver", "spawn") if kind in multiprocessing.get_all_start_methods())
-    context = multiprocessing.get_context(kind)
-    context.set_forkserver_preload(["transformers", "torch.distributed.fsdp", "lineas"])  # once for both
-    workers = [context.Process(target=worker, args=(rank, folder)) for rank in range(2)]
-    try:
-        for process in workers:
-            process.start()
-        for process in workers:
-            process.join(timeout=300)
-        codes = [process.exitcode for process in workers]
-    finally:
-        for process in workers:
-            process.kill()
-    assert codes == [0, 9], "the second one kills itself at the end"
+    assert played(worker, folder) == [0, 9], "the second one kills itself at the end"
     return folder
-
-
-def told(folder, name, rank):
-    return json.loads((folder / f"{name}.{rank}.json").read_text())
 
 
 @pytest.mark.parametrize("name", EQUAL)
@@ -274,10 +224,6 @@ def test_a_process_that_dies_is_not_waited_for(folder):
     message, seconds = told(folder, "killed", 0)
     assert message == ALONE
     assert seconds < PATIENCE / 2
-
-
-def test_weights_that_fsdp_shards_are_steered_but_not_fitted(folder):
-    assert [told(folder, "sharded", rank) for rank in range(2)] == ["as expected"] * 2
 
 
 def test_without_a_process_group_or_with_no_group_at_all_it_says_so():

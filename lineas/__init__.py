@@ -12,6 +12,7 @@ from .fitting import callbacks, checkpoint
 from .fitting.conflict import conflict
 from .fitting.fit import fit
 from .fitting.path import Path, path
+from .fitting.suggest import suggest_sites
 from .maps import algebra
 from .maps.dial import Dial
 from .network.sites import Site, find_sites
@@ -46,5 +47,6 @@ __all__ = [
     "path",
     "penalties",
     "samples",
+    "suggest_sites",
     "transport",
 ]

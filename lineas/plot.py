@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-__all__ = ["plot_dial", "plot_history", "plot_strength", "plot_support", "plot_units"]
+__all__ = ["plot_dial", "plot_history", "plot_sites", "plot_strength", "plot_support", "plot_units"]
 
 POINTS = 200  # samples beyond this are not drawn one by one
 
@@ -261,6 +261,42 @@ def plot_dial(dial: Dial, ax: "Axes | None" = None, *, budget: "str | float | Pr
     if "%" in COSTS[name]:
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:+.0%}")
     ax.set(xlabel="strength", ylabel=name, title="What strengths cost")
+    ax.legend(frameon=False)
+    return ax
+
+
+KINDS = {"norm": "o", "attention": "^", "mlp": "s", "block": "D", "layer": "v", "output": "*"}  # of sites, as drawn
+
+
+def plot_sites(rows: Sequence[Mapping[str, Any]], ax: "Axes | None" = None) -> "Axes":
+    """How far apart two sets are along the forward pass, a marker a site; the sites that are chosen are filled.
+
+    Parameters
+    ----------
+    rows : list of dict
+        As `lineas.Suggestion.rows` has them: "site", "kind", "apart" and "chosen", in the order of the forward pass.
+    ax : matplotlib axes, optional
+
+    Raises
+    ------
+    ValueError
+        There are no rows.
+    """
+    if not rows:
+        raise ValueError("rows: expected at least one, got none")
+    ax = new_axes(ax)
+    for kind, marker in KINDS.items():
+        drawn = [(k, row["apart"], row["chosen"]) for k, row in enumerate(rows, 1) if row["kind"] == kind]
+        for chosen, face in ((False, "white"), (True, "black")):
+            places = [(k, apart) for k, apart, is_chosen in drawn if is_chosen == chosen]
+            if places:
+                label = f"{kind}, chosen" if chosen else kind
+                size = 9 if kind == "output" else 5
+                ax.plot(*zip(*places, strict=True), marker, color="black", markerfacecolor=face, markersize=size,
+                        label=label)  # fmt: skip
+    ax.set(xlabel="site, from the input to the output", ylabel="apart, by the variance within", title="Where sets part")
+    ax.set_ylim(bottom=0)
+    whole_numbers(ax.xaxis)
     ax.legend(frameon=False)
     return ax
 

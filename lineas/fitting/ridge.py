@@ -39,16 +39,21 @@ class Ridge:
         What a unit's map does to the model's output, to second order; shift has mean 1.
     rows : (samples, 2 N) float32
         By sample, the gradient of a drawn label's log-likelihood, for all weights and then all biases, divided by the
-        root of twice the sample's tokens; of as many samples as `ROOM` has place for. None of what is no logits.
+        root of twice the sample's tokens; of as many samples as `ROOM` has place for. None of what is no logits, unless
+        asked for: then the gradient of the output along a random direction, divided by the output's length.
+    in_nats : bool
+        Whether rows are of logits.
     """
 
     stretch: Floats
     cross: Floats
     shift: Floats
     rows: NDArray[np.float32] | None = None
+    in_nats: bool = True
 
     def divergences(self, x: NDArray[np.float32]) -> Floats:
-        """KL(model, steered model) a token, in nats, that the maps x are predicted to make of each row's sample.
+        """KL(model, steered model) a token, in nats, that the maps x are predicted to make of each row's sample; where
+        rows are of no logits, the squared change of its output by that of its length.
 
         To second order, (samples,). The whole Fisher form along the maps, which few samples know well; of its diagonal,
         which is what the ridge has, units that move together make several times less.
@@ -71,8 +76,9 @@ class Ridge:
 
 
 def sensitivity(
-    model: nn.Module, layout: Layout, batches: Sequence[Batch], seed: int, world: Alone | None = None
-) -> Ridge:
+    model: nn.Module, layout: Layout, batches: Sequence[Batch], seed: int, world: Alone | None = None, *,
+    rows_of_any: bool = False,
+) -> Ridge:  # fmt: skip
     """How much the model's output minds each unit's map, from one forward and backward pass through all of it.
 
     For logits it is the Fisher information of the maps, 2 KL(model, steered model) a sample to second order: labels are
@@ -85,6 +91,8 @@ def sensitivity(
     batches : samples that the model should go on to handle as it does: the target's
     seed : of the labels and directions
     world : the processes whose samples count together
+    rows_of_any : bool
+        Whether rows are kept of an output that is no logits, too.
 
     Notes
     -----
@@ -97,7 +105,7 @@ def sensitivity(
     most = most_at_once(batches[0])
     rows = max(1, most // _bound(model, batches[0]))
     kept: list[NDArray[np.float32]] = []
-    room = ROOM // (2 * layout.units)
+    room, in_nats = ROOM // (2 * layout.units), True
     for batch in batches:
         start = 0
         while start < batch.size:
@@ -112,8 +120,9 @@ def sensitivity(
             half = len(layout.sites)
             w, b = (_side_by_side(g) for g in (gradients[:half], gradients[half:]))
             totals += torch.stack([(w * w).sum(0), (w * b).sum(0), (b * b).sum(0)]).cpu().numpy()
-            if is_logits and room and output.shape[:1] == (part.size,):
-                scale = 1 / np.sqrt(2 * _tokens(output, part))[:room, None]
+            if (is_logits or rows_of_any) and room and output.shape[:1] == (part.size,):
+                in_nats = is_logits
+                scale = _scales(output, is_logits, part)[:room, None]
                 rows_of_both = torch.cat([w[:room], b[:room]], 1) * torch.from_numpy(scale).to(w.device)
                 kept.append(rows_of_both.float().cpu().numpy())
                 room -= len(kept[-1])
@@ -125,7 +134,7 @@ def sensitivity(
         return Ridge(np.ones(layout.units), np.zeros(layout.units), np.ones(layout.units))
     stretch, cross, shift = totals / mean / (1 + FLOOR)
     by_sample = np.concatenate(kept) if kept else None
-    return Ridge(stretch + FLOOR / (1 + FLOOR), cross, shift + FLOOR / (1 + FLOOR), by_sample)
+    return Ridge(stretch + FLOOR / (1 + FLOOR), cross, shift + FLOOR / (1 + FLOOR), by_sample, in_nats)
 
 
 def most_at_once(batch: Batch) -> int:
@@ -149,6 +158,17 @@ def _mask(output: Tensor, batch: Batch) -> Tensor | None:
     has_decoder = any(key.startswith("decoder_") for key in batch.kwargs)  # whose output it then is
     mask = batch.mask_of("decoder_" if has_decoder else "")
     return mask != 0 if mask is not None and mask.shape == output.shape[:2] else None
+
+
+def _scales(output: Tensor, is_logits: bool, batch: Batch) -> Floats:
+    """What each sample's row is multiplied by, (samples,): a squared row is then nats a token, or a relative change."""
+    if is_logits:
+        return 1 / np.sqrt(2 * _tokens(output, batch))
+    squares = output.detach().float().square().flatten(1 if output.ndim < 3 else 2)
+    squares = squares if output.ndim < 3 else squares.sum(2)  # (samples, places)
+    mask = _mask(output, batch)
+    lengths = (squares if mask is None else squares * mask).sum(1).sqrt().cpu().double().numpy()
+    return np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
 
 
 def _tokens(output: Tensor, batch: Batch) -> Floats:

@@ -1,0 +1,282 @@
+"""Where to put maps: what `lineas.suggest_sites` recommends, beside what one takes without it.
+
+    python benchmarks/sites.py [--only digits,texts,pictures] [--draws 1,2,3] [--json FILE] [--write docs/strength.md]
+
+Digits: three small classifiers of scikit-learn's digits, trained here. A row is the share of unseen images of one digit
+that are read as another, at the strength that is best where the other digits keep 95% of their accuracy. Texts: SmolLM2-
+135M, 32 + 32 texts; how much likelier held-out targets become than held-out sources, nats a token, at 0.05 nats a token
+of newspaper text. Pictures: the image model, 32 + 32 captions; by how much more pictures have the concept, or fewer,
+less the subjects that are lost, at the best strength.
+
+`usual` are the default sites; where there are none, all layers with weights but the last. `all` are all candidates but
+the output. The rule was made with draw 0 of each. The JSON file gains a line for every fit, and what it holds is not
+fitted again.
+"""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+import lineas  # noqa: E402
+from lineas import evaluation, samples  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+JSON = Path(__file__).parent / "data" / "sites.jsonl"
+MARKS = "<!-- sites -->", "<!-- end of sites -->"
+Row = dict[str, Any]
+Setting = dict[str, Any]  # options of a fit: sites, and loss_sites
+FITTED, NATS = 32, 0.05
+PAIRS = ((0, 3), (2, 5), (5, 8), (4, 9), (1, 7), (6, 2), (3, 0), (9, 1))
+KEPT = 0.95  # of the other digits' accuracy
+STRENGTHS = np.linspace(0, 3, 25)[1:]
+
+
+def settings(model: Any, source: Any, target: Any, usual: Any, **how: Any) -> dict[str, Setting]:
+    """What is compared; `usual` are the sites that one would take."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "src and tgt")
+        found = lineas.suggest_sites(model, source, target, **how)
+    return {
+        "usual": {"sites": usual},
+        "usual, output": {"sites": usual, "loss_sites": "output"},
+        "recommended": {"sites": found.sites, "loss_sites": found.loss_sites},
+        "all": {"sites": [one.site for one in found.candidates if one.kind != "output"]},
+    }
+
+
+# -- digits --
+
+
+class Block(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mlp(self.norm(x))
+
+
+class Residual(nn.Module):
+    """Blocks as transformers have them, so that there are default sites."""
+
+    def __init__(self, width: int = 32):
+        super().__init__()
+        self.lead, self.last, self.head = nn.Linear(64, width), nn.LayerNorm(width), nn.Linear(width, 10)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.lead(x.flatten(1))
+        for block in self.blocks:
+            h = block(h)
+        return self.head(self.last(h))
+
+
+def dense() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)
+    )  # fmt: skip
+
+
+def convolutional() -> nn.Module:
+    convolutions = nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU()
+    return nn.Sequential(*convolutions, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10))
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
+    "dense": (dense, ["1", "3"]), "convolutional": (convolutional, ["0", "2"]), "residual": (Residual, None),
+}  # fmt: skip
+
+
+@cache
+def trained(net: str, draw: int) -> tuple[nn.Module, Tensor, Tensor, Tensor, Tensor]:
+    """A network, and images and digits that it was trained on, and others."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    x, y = torch.tensor(digits.images / 16, dtype=torch.float32)[:, None], torch.tensor(digits.target)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(draw))
+    seen, unseen = order[:1200], order[1200:]
+    torch.manual_seed(draw)
+    model = NETS[net][0]()
+    descent = torch.optim.Adam(model.parameters(), 3e-3 if net == "residual" else 1e-2)
+    for _ in range(150):
+        descent.zero_grad()
+        nn.functional.cross_entropy(model(x[seen]), y[seen]).backward()
+        descent.step()
+    return model.eval().requires_grad_(False), x[seen], y[seen], x[unseen], y[unseen]
+
+
+def digits(draw: int, known: set[str]) -> Iterator[Row]:
+    for net, (_, usual) in NETS.items():
+        for a, b in PAIRS:
+            model, x, y, unseen, read = trained(net, draw)
+            source, target = x[y == a][:FITTED], x[y == b][:FITTED]
+            for name, setting in settings(model, source, target, usual).items():
+                row = {"what": "digits", "task": net, "case": f"{a} to {b}", "draw": draw, "setting": name}
+                if key(row) not in known:
+                    steering = lineas.fit(model, source, target, progress=False, **setting)
+                    yield row | facts(steering) | {"figure": turned(model, unseen, read, steering, a, b)}
+
+
+def turned(model: nn.Module, x: Tensor, y: Tensor, steering: lineas.Steering, a: int, b: int) -> float:
+    kept = KEPT * float((model(x).argmax(1) == y)[y != a].float().mean())
+    shares = [0.0]
+    for strength in STRENGTHS:
+        with steering.apply(model, float(strength)):
+            said = model(x).argmax(1)
+        if float((said == y)[y != a].float().mean()) >= kept:
+            shares.append(float((said == b)[y == a].float().mean()))
+    return max(shares)
+
+
+# -- texts --
+
+TEXTS = {"sentiment": (samples.movie_reviews, 96), "tone": (samples.formal_and_casual, 64)}
+
+
+def texts(draw: int, known: set[str]) -> Iterator[Row]:
+    sys.path.insert(0, str(ROOT / "examples"))
+    import embedded_model
+
+    model, tokenizer = embedded_model.load()
+    how: dict[str, Any] = {"tokenizer": tokenizer}
+    neutral = samples.neutral_sentences(FITTED)
+    for task, (read, count) in TEXTS.items():
+        sides = read(count, draw)
+        source, target = (side[:FITTED] for side in sides)
+
+        def contrast(sides: Any = sides) -> float:
+            """How much likelier a token of the held-out targets is than one of the sources."""
+            away, towards = (np.log(evaluation.perplexity(model, side[FITTED:], **how)) for side in sides)
+            return float(away - towards)
+
+        base = None
+        for name, setting in settings(model, source, target, None, **how).items():
+            row = {"what": "texts", "task": task, "case": "", "draw": draw, "setting": name}
+            if name == "all" or key(row) in known:  # five times the sites, and five times the time
+                continue
+            base = contrast() if base is None else base
+            steering = lineas.fit(model, source, target, progress=False, **how, **setting)
+            strength = priced(model, steering, neutral, how)
+            with steering.apply(model, strength):
+                yield row | facts(steering) | {"strength": strength, "figure": contrast() - base}
+
+
+def priced(model: Any, steering: lineas.Steering, texts: list[str], how: Mapping[str, Any]) -> float:
+    """The strength that costs `NATS`: divergences go with its square."""
+    strength = float(np.sqrt(NATS / steering.info["predicted_kl"]))
+    for _ in range(2):
+        strength *= float(np.sqrt(NATS / evaluation.kl_divergence(model, texts, steering, strength, **how)))
+    return strength
+
+
+# -- pictures --
+
+CONCEPTS = ("heart", "snow")
+
+
+def pictures(draw: int, known: set[str]) -> Iterator[Row]:
+    import _image_model as images
+    import image_poolings
+
+    bench = image_poolings.Bench(96, FITTED, {})
+    for concept in CONCEPTS:
+        for task in images.TASKS:
+            told = images.captions(concept, task, draw, bench.count, FITTED)
+            sides = [
+                {"prompt": side, "generator": image_poolings.seeds(500 + 2 * draw + k, side)}
+                for k, side in enumerate(told[:2])
+            ]
+            for name, setting in settings(bench.studio.pipe, *sides, None, call=images.CALL).items():
+                row = {"what": "pictures", "task": task, "case": concept, "draw": draw, "setting": name}
+                if name == "all" or key(row) in known:
+                    continue
+                image_poolings.SETTINGS["ours"] = setting
+                found = bench.row(concept, task, "ours", draw)
+                yield row | {"evaluations": found["evaluations"], "figure": image_poolings.front(found)["net"]}
+
+
+# -- all of them --
+
+BENCHES = {"digits": digits, "texts": texts, "pictures": pictures}
+COLUMNS = ("usual", "usual, output", "recommended", "all")
+
+
+def facts(steering: lineas.Steering) -> Row:
+    return {"sites": steering.sites, "loss_sites": steering.info["loss_sites"],
+            "evaluations": steering.info["evaluations"]}  # fmt: skip
+
+
+def key(row: Mapping[str, Any]) -> str:
+    return "|".join(str(row[name]) for name in ("what", "task", "case", "draw", "setting"))
+
+
+def table(rows: Sequence[Row], draws: Sequence[int]) -> Iterator[str]:
+    """Means with standard errors; and of the recommended sites how far they are above the usual ones, pair by pair."""
+    yield f"| | {' | '.join(COLUMNS)} | recommended less usual |"
+    yield "|---|---|---|---|---|---|"
+    by_key = {key(row): row["figure"] for row in rows if row["draw"] in draws}
+    for what, task in dict.fromkeys((row["what"], row["task"]) for row in rows):
+        cells = dict.fromkeys(
+            (row["case"], row["draw"]) for row in rows if (row["what"], row["task"]) == (what, task)
+        )  # fmt: skip
+
+        def figures(setting: str, cells: Any = cells, what: str = what, task: str = task) -> dict[Any, float]:
+            names = {cell: "|".join(map(str, (what, task, *cell, setting))) for cell in cells}
+            return {cell: by_key[name] for cell, name in names.items() if name in by_key}
+
+        columns = [said(list(figures(setting).values())) for setting in COLUMNS]
+        usual, ours = figures("usual"), figures("recommended")
+        columns.append(said([ours[cell] - usual[cell] for cell in usual if cell in ours]))
+        yield f"| {what}: {task} | {' | '.join(columns)} |"
+
+
+def said(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    return f"{np.mean(values):.3f} ± {error:.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(BENCHES))
+    parser.add_argument("--draws", default="1,2,3")
+    parser.add_argument("--json", metavar="FILE", type=Path, default=JSON, help="one line for each fit")
+    parser.add_argument("--table", action="store_true", help="fit nothing; show what the file holds")
+    parser.add_argument("--write", metavar="PAGE", type=Path, help="put the table into a page, between its marks")
+    asked = parser.parse_args()
+    draws = [int(draw) for draw in asked.draws.split(",")]
+    rows = [json.loads(line) for line in asked.json.read_text().splitlines()] if asked.json.exists() else []
+    if not (asked.table or asked.write):
+        torch.set_num_threads(1)
+        known = set(map(key, rows))
+        for name in asked.only.split(","):
+            for draw in draws:
+                for row in BENCHES[name](draw, known):
+                    rows.append(row)
+                    print(key(row), round(row["figure"], 3), flush=True)
+                    with asked.json.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+    shown = "\n".join(table(rows, draws))
+    print(shown)
+    if asked.write:
+        before, after = (asked.write.read_text(encoding="utf-8").split(mark) for mark in MARKS)
+        asked.write.write_text(f"{before[0]}{MARKS[0]}\n{shown}\n{MARKS[1]}{after[1]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""suggest_sites(): where two sets part in a network, what the output minds there, and where to put maps."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..core.arrays import Floats, Vector
+from ..core.errors import NonFiniteError
+from ..core.text import first_few, warn
+from ..network.batch import Batch
+from ..network.candidates import Candidate, candidate_sites, kinds_of, that_run
+from ..network.inputs import Inputs
+from ..network.sites import Site, find_sites
+from ..network.state import device_of, eager, frozen, seeded
+from ..ot import wasserstein_1d
+from ..responses.layout import Layout
+from ..responses.pooling import as_poolings
+from ..responses.probe import probe
+from ..responses.runner import Runner, blame
+from .losses import LEVEL
+from .options import OF_PICTURES
+from .ridge import Ridge, sensitivity
+from .suggestion import OUTPUT, SiteFigures, Suggestion, recommended
+
+__all__ = ["SiteFigures", "Suggestion", "suggest_sites"]
+
+RELABELLINGS = 99  # of which the observed labels are the hundredth
+LEAST = 1e-6  # of the distance: what the variance within counts at least
+
+
+def suggest_sites(
+    model: Any, src: Any, tgt: Any, candidates: str | Sequence[str | Site] | None = None, *, tokenizer: Any = None,
+    batch_size: int | None = None, max_length: int | None = None, pooling: str | None = None, seed: int = 0,
+    component: str | None = None, call: Mapping[str, Any] | None = None, at: str | Sequence[int] | None = None,
+) -> Suggestion:  # fmt: skip
+    """Where to put maps, and where to compare: looks at every site there could be, and recommends some.
+
+    Parameters
+    ----------
+    model : nn.Module or pipeline
+        Left as it was. Anything already on it is part of what is looked at.
+    src, tgt : as in `lineas.fit`
+    candidates : str or list, optional
+        Where to look, as `sites` of `lineas.fit`: all of these must run. If not given, normalisations, what attention
+        and MLPs put out, blocks, other layers, and what the network puts out, as far as inputs reach them.
+    tokenizer, batch_size, max_length, seed, component, call, at : as in `lineas.fit`
+    pooling : str, optional
+        As in `lineas.fit`, one of them.
+
+    Returns
+    -------
+    Suggestion
+        Print it for a table, `plot()` it, or pass `sites` and `loss_sites` to `lineas.fit`.
+
+    Raises
+    ------
+    TypeError, ValueError, LookupError
+        As in `lineas.fit`; several poolings; no site at all.
+
+    Warns
+    -----
+    UserWarning
+        The sets differ by no more than chance explains, over all candidates: then the default sites are recommended,
+        where there are some.
+
+    Notes
+    -----
+    A pass over each set, and a forward and backward pass over the target, through all of the model; and four passes
+    over two samples. Responses take 4 (n + m) N bytes for the N units of all candidates, a hundred relabellings O(N (n +
+    m) log(n + m)) each.
+
+    Default sites are recommended, unless the sets are more than twice as far apart at another site: then the sites
+    that have at least half of what the farthest has. Where these have less than a tenth of what the output has, the
+    output is compared. `docs/strength.md` says where that wins, and where not.
+
+    Examples
+    --------
+    >>> import torch, lineas
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    >>> source, target = torch.randn(32, 4), torch.randn(40, 4) + 2
+    >>> found = lineas.suggest_sites(net, source, target)
+    >>> steering = lineas.fit(net, source, target, sites=found.sites, loss_sites=found.loss_sites, progress=False)
+    """
+    given = Inputs(model, component=component, call=call, at=at, seed=seed)
+    pooling = pooling or (OF_PICTURES if given.makes_pictures else "mean")
+    if len(as_poolings(pooling)) > 1:
+        raise ValueError(f"pooling: expected one, for one response of each unit and sample; got {pooling!r}")
+    network = given.network
+    device = device_of(network)
+    named = None if candidates is None else find_sites(model, candidates, component=component)
+    usual = _default_names(model, component)
+    with seeded(seed, device), frozen(network), eager(), torch.inference_mode(False), torch.enable_grad():
+        sources, targets = (
+            [batch.to(device) for batch in batches]
+            for batches in given.batches({"src": src, "tgt": tgt}, tokenizer, batch_size, max_length)
+        )
+        known, layout = _layout(network, named, sources[0])
+        runner = Runner(network, layout.part([]), layout, pooling, seed)
+        with blame("src"):
+            of_source = runner.collect(sources)
+        with blame("tgt"):
+            of_target = runner.collect(targets)
+        minds = _minds(network, layout, targets, seed)
+    differ = _apart(of_source, of_target, layout, seed)
+    step = of_target.mean(0, dtype=np.float64) - of_source.mean(0, dtype=np.float64)
+    prices, together = _prices(minds, step, layout, usual)
+    whole = next((prices[k] for k, site in enumerate(layout.sites) if known[site.name].kind == OUTPUT), prices.max())
+    reaches = np.sqrt(np.append(prices, together) / whole) if whole > 0 else np.full(len(prices) + 1, np.nan)
+    figures = tuple(
+        SiteFigures(
+            site.name,
+            known[site.name].kind,
+            layout.sizes[k],
+            float(differ.apart[k]),
+            float(differ.p_values[k]),
+            float(prices[k]),
+            float(reaches[k]),
+            known[site.name].memory * len(of_source),
+        )  # fmt: skip
+        for k, site in enumerate(layout.sites)
+    )
+    told = differ.p_value < LEVEL
+    if not told:
+        warn(
+            f"src and tgt ({len(of_source)} + {len(of_target)} samples) differ by no more than chance explains, over all "
+            f"candidates (p = {differ.p_value:.2f}); give more samples"
+        )
+    reach, in_nats = None if np.isnan(reaches[-1]) else float(reaches[-1]), minds is None or minds.in_nats
+    return Suggestion(figures, *recommended(figures, usual, told, reach), in_nats, reach)
+
+
+class _Apart(NamedTuple):
+    """By site, how far apart the sets are by the variance within them, and how many relabellings reach that; and how
+    many do over all sites, each counting by its mean."""
+
+    apart: Floats
+    p_values: Floats
+    p_value: float
+
+
+def _apart(source: Vector, target: Vector, layout: Layout, seed: int) -> _Apart:
+    pooled, n, draw = np.concatenate([source, target]), len(source), np.random.default_rng(seed)
+    totals = np.empty((1 + RELABELLINGS, len(layout.sites)))
+    for k in range(len(totals)):
+        rows = draw.permutation(len(pooled)) if k else np.arange(len(pooled))
+        totals[k] = _by_site(wasserstein_1d(pooled[rows[:n]], pooled[rows[n:]]), layout)
+    mean = totals[1:].mean(0)
+    within = _by_site((source.var(0, dtype=np.float64) + target.var(0, dtype=np.float64)) / 2, layout)
+    within = np.maximum(within, LEAST * totals[0])  # there may be none: each set the same everywhere, and not the other
+    apart = np.divide(np.maximum(totals[0] - mean, 0), within, out=np.zeros_like(within), where=within > 0)
+    over_all = np.divide(totals, mean, out=np.zeros_like(totals), where=mean > 0).sum(1)
+    return _Apart(apart, (totals[0] <= totals).mean(0), float((over_all[0] <= over_all).mean()))
+
+
+def _by_site(values: Floats, layout: Layout) -> Floats:
+    """(N,) -> (sites,), sums."""
+    return np.add.reduceat(values, layout.offsets[:-1])
+
+
+def _prices(minds: Ridge | None, step: Floats, layout: Layout, usual: Sequence[str]) -> tuple[Floats, float]:
+    """What it does to the output to move a site's units by `step` (N,), those of no other: (sites,); and to move those
+    of all usual sites."""
+    sites = len(layout.sites)
+    if minds is None or minds.rows is None:
+        return np.full(sites, np.nan), np.nan
+    pushes = np.stack([_by_site(row.astype(np.float64) * step, layout) for row in minds.rows[:, layout.units :]])
+    are_usual = [site.name in usual for site in layout.sites]
+    return np.square(pushes).mean(0), float(np.square(pushes[:, are_usual].sum(1)).mean()) if any(are_usual) else np.nan
+
+
+def _minds(network: nn.Module, layout: Layout, targets: Sequence[Batch], seed: int) -> Ridge | None:
+    """None where the gradient is not finite, as it may be in half precision."""
+    try:
+        return sensitivity(network, layout, targets, seed, rows_of_any=True)
+    except NonFiniteError:
+        return None
+
+
+def _default_names(model: Any, component: str | None) -> list[str]:
+    try:
+        return [site.name for site in find_sites(model, component=component)]
+    except LookupError:  # there is no default
+        return []
+
+
+def _layout(network: nn.Module, named: list[Site] | None, batch: Batch) -> tuple[dict[str, Candidate], Layout]:
+    """The candidates by name, the network's output among them, and where their units lie."""
+    if named is not None:
+        probe(network, named, batch)  # refuses what cannot be compared
+    found = that_run(network, candidate_sites(network) if named is None else kinds_of(network, named), batch)
+    if not found:
+        raise LookupError("candidates: expected modules that return floats sample by sample, found none")
+    known = {one.site.name: one for one in found}
+    if lost := [site.name for site in named or () if site.name not in known]:
+        raise LookupError(
+            f"candidates: expected sites that return something of their own, before the network's output; got "
+            f"{first_few(lost)}"
+        )
+    sites = [one.site for one in found]
+    return known, probe(network, sites, batch, sites, feed_mlps=False)

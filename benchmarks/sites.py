@@ -3,10 +3,11 @@
     python benchmarks/sites.py [--only digits,texts,pictures] [--draws 1,2,3] [--json FILE] [--write docs/strength.md]
 
 Digits: three small classifiers of scikit-learn's digits, trained here. A row is the share of unseen images of one digit
-that are read as another, at the strength that is best where the other digits keep 95% of their accuracy. Texts: SmolLM2-
-135M, 32 + 32 texts; how much likelier held-out targets become than held-out sources, nats a token, at 0.05 nats a token
-of newspaper text. Pictures: the image model, 32 + 32 captions; by how much more pictures have the concept, or fewer,
-less the subjects that are lost, at the best strength.
+that are read as another, at the strength that is best where the other digits keep 95% of their accuracy.
+Texts: SmolLM2-135M, 32 + 32 texts; how much likelier held-out targets become than held-out sources, in nats a token, at
+0.05 nats a token of newspaper text.
+Pictures: the image model, 32 + 32 captions; how many more pictures have the concept, or fewer, less the subjects that
+are lost, at the best strength.
 
 `usual` are the default sites; where there are none, all layers with weights but the last. `all` are all candidates but
 the output. The rule was made with draw 0 of each. The JSON file gains a line for every fit, and what it holds is not
@@ -25,12 +26,12 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import numpy as np
+import torch
+from torch import Tensor, nn
 
-import lineas  # noqa: E402
-from lineas import evaluation, samples  # noqa: E402
+import lineas
+from lineas import evaluation, samples
 
 ROOT = Path(__file__).resolve().parents[1]
 JSON = Path(__file__).parent / "data" / "sites.jsonl"
@@ -44,16 +45,33 @@ STRENGTHS = np.linspace(0, 3, 25)[1:]
 
 
 def settings(model: Any, source: Any, target: Any, usual: Any, **how: Any) -> dict[str, Setting]:
-    """What is compared; `usual` are the sites that one would take."""
+    """What is compared; `usual` are the sites that one would take, the default ones if None."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "src and tgt")
         found = lineas.suggest_sites(model, source, target, **how)
+    names = [site.name for site in lineas.find_sites(model, usual)]
     return {
-        "usual": {"sites": usual},
-        "usual, output": {"sites": usual, "loss_sites": "output"},
+        "usual": {"sites": names, "loss_sites": None},
+        "usual, output": {"sites": names, "loss_sites": "output"},
         "recommended": {"sites": found.sites, "loss_sites": found.loss_sites},
-        "all": {"sites": [one.site for one in found.candidates if one.kind != "output"]},
+        "all": {"sites": [one.site for one in found.candidates if one.kind != "output"], "loss_sites": None},
     }
+
+
+def rows(
+    what: Row, options: Mapping[str, Setting], known: dict[str, Row], measure: Callable[[Setting], Row]
+) -> Iterator[Row]:
+    """A row for each setting that is not known; of two that are the same, the second is not measured again."""
+    usual = options["usual"]
+    for name, setting in options.items():
+        row = what | {"setting": name, "sites": len(setting["sites"]), "loss_sites": setting["loss_sites"]}
+        if key(row) in known:
+            continue
+        is_usual = set(setting["sites"]) == set(usual["sites"]) and setting["loss_sites"] == usual["loss_sites"]
+        twin = known.get(key(row | {"setting": "usual"})) if is_usual else None
+        row |= {"is_usual": is_usual, **({"figure": twin["figure"]} if twin else measure(setting))}
+        known[key(row)] = row
+        yield row
 
 
 # -- digits --
@@ -119,16 +137,19 @@ def trained(net: str, draw: int) -> tuple[nn.Module, Tensor, Tensor, Tensor, Ten
     return model.eval().requires_grad_(False), x[seen], y[seen], x[unseen], y[unseen]
 
 
-def digits(draw: int, known: set[str]) -> Iterator[Row]:
+def digits(draw: int, known: dict[str, Row]) -> Iterator[Row]:
     for net, (_, usual) in NETS.items():
+        model, x, y, _, _ = trained(net, draw)
         for a, b in PAIRS:
-            model, x, y, unseen, read = trained(net, draw)
             source, target = x[y == a][:FITTED], x[y == b][:FITTED]
-            for name, setting in settings(model, source, target, usual).items():
-                row = {"what": "digits", "task": net, "case": f"{a} to {b}", "draw": draw, "setting": name}
-                if key(row) not in known:
-                    steering = lineas.fit(model, source, target, progress=False, **setting)
-                    yield row | facts(steering) | {"figure": turned(model, unseen, read, steering, a, b)}
+
+            def measure(setting: Setting, a: int = a, b: int = b, sides: Any = (source, target), of: Any = net) -> Row:
+                model, _, _, unseen, read = trained(of, draw)
+                steering = lineas.fit(model, *sides, progress=False, **setting)
+                return {"figure": turned(model, unseen, read, steering, a, b)}
+
+            what = {"what": "digits", "task": net, "case": f"{a} to {b}", "draw": draw}
+            yield from rows(what, settings(model, source, target, usual), known, measure)
 
 
 def turned(model: nn.Module, x: Tensor, y: Tensor, steering: lineas.Steering, a: int, b: int) -> float:
@@ -147,7 +168,7 @@ def turned(model: nn.Module, x: Tensor, y: Tensor, steering: lineas.Steering, a:
 TEXTS = {"sentiment": (samples.movie_reviews, 96), "tone": (samples.formal_and_casual, 64)}
 
 
-def texts(draw: int, known: set[str]) -> Iterator[Row]:
+def texts(draw: int, known: dict[str, Row]) -> Iterator[Row]:
     sys.path.insert(0, str(ROOT / "examples"))
     import embedded_model
 
@@ -163,24 +184,23 @@ def texts(draw: int, known: set[str]) -> Iterator[Row]:
             away, towards = (np.log(evaluation.perplexity(model, side[FITTED:], **how)) for side in sides)
             return float(away - towards)
 
-        base = None
-        for name, setting in settings(model, source, target, None, **how).items():
-            row = {"what": "texts", "task": task, "case": "", "draw": draw, "setting": name}
-            if name == "all" or key(row) in known:  # five times the sites, and five times the time
-                continue
-            base = contrast() if base is None else base
+        def measure(setting: Setting, source: Any = source, target: Any = target, contrast: Any = contrast) -> Row:
             steering = lineas.fit(model, source, target, progress=False, **how, **setting)
             strength = priced(model, steering, neutral, how)
+            before = contrast()
             with steering.apply(model, strength):
-                yield row | facts(steering) | {"strength": strength, "figure": contrast() - base}
+                figure = contrast() - before
+            return {"figure": figure, "strength": strength, "evaluations": steering.info["evaluations"]}
+
+        found = settings(model, source, target, None, **how)
+        del found["all"]  # five times the sites, and five times the time
+        yield from rows({"what": "texts", "task": task, "case": "", "draw": draw}, found, known, measure)
 
 
 def priced(model: Any, steering: lineas.Steering, texts: list[str], how: Mapping[str, Any]) -> float:
     """The strength that costs `NATS`: divergences go with its square."""
     strength = float(np.sqrt(NATS / steering.info["predicted_kl"]))
-    for _ in range(2):
-        strength *= float(np.sqrt(NATS / evaluation.kl_divergence(model, texts, steering, strength, **how)))
-    return strength
+    return strength * float(np.sqrt(NATS / evaluation.kl_divergence(model, texts, steering, strength, **how)))
 
 
 # -- pictures --
@@ -188,7 +208,7 @@ def priced(model: Any, steering: lineas.Steering, texts: list[str], how: Mapping
 CONCEPTS = ("heart", "snow")
 
 
-def pictures(draw: int, known: set[str]) -> Iterator[Row]:
+def pictures(draw: int, known: dict[str, Row]) -> Iterator[Row]:
     import _image_model as images
     import image_poolings
 
@@ -200,13 +220,16 @@ def pictures(draw: int, known: set[str]) -> Iterator[Row]:
                 {"prompt": side, "generator": image_poolings.seeds(500 + 2 * draw + k, side)}
                 for k, side in enumerate(told[:2])
             ]
-            for name, setting in settings(bench.studio.pipe, *sides, None, call=images.CALL).items():
-                row = {"what": "pictures", "task": task, "case": concept, "draw": draw, "setting": name}
-                if name == "all" or key(row) in known:
-                    continue
+
+            def measure(setting: Setting, concept: str = concept, task: str = task) -> Row:
                 image_poolings.SETTINGS["ours"] = setting
                 found = bench.row(concept, task, "ours", draw)
-                yield row | {"evaluations": found["evaluations"], "figure": image_poolings.front(found)["net"]}
+                return {"figure": image_poolings.front(found)["net"], "evaluations": found["evaluations"]}
+
+            options = settings(bench.studio.pipe, *sides, None, call=images.CALL)
+            del options["all"]
+            what = {"what": "pictures", "task": task, "case": concept, "draw": draw}
+            yield from rows(what, options, known, measure)
 
 
 # -- all of them --
@@ -215,33 +238,26 @@ BENCHES = {"digits": digits, "texts": texts, "pictures": pictures}
 COLUMNS = ("usual", "usual, output", "recommended", "all")
 
 
-def facts(steering: lineas.Steering) -> Row:
-    return {"sites": steering.sites, "loss_sites": steering.info["loss_sites"],
-            "evaluations": steering.info["evaluations"]}  # fmt: skip
-
-
 def key(row: Mapping[str, Any]) -> str:
     return "|".join(str(row[name]) for name in ("what", "task", "case", "draw", "setting"))
 
 
-def table(rows: Sequence[Row], draws: Sequence[int]) -> Iterator[str]:
-    """Means with standard errors; and of the recommended sites how far they are above the usual ones, pair by pair."""
-    yield f"| | {' | '.join(COLUMNS)} | recommended less usual |"
-    yield "|---|---|---|---|---|---|"
-    by_key = {key(row): row["figure"] for row in rows if row["draw"] in draws}
-    for what, task in dict.fromkeys((row["what"], row["task"]) for row in rows):
-        cells = dict.fromkeys(
-            (row["case"], row["draw"]) for row in rows if (row["what"], row["task"]) == (what, task)
-        )  # fmt: skip
+def table(found: Sequence[Row], draws: Sequence[int]) -> Iterator[str]:
+    """Means with standard errors; and by how much the recommended sites are above the usual ones, case by case."""
+    yield f"| | {' | '.join(COLUMNS)} | recommended less usual | recommended is usual |"
+    yield "|---|" + "---|" * (len(COLUMNS) + 2)
+    for what, task in dict.fromkeys((row["what"], row["task"]) for row in found):
+        mine = [row for row in found if (row["what"], row["task"]) == (what, task) and row["draw"] in draws]
+        by_setting = {name: {cell(row): row["figure"] for row in mine if row["setting"] == name} for name in COLUMNS}
+        usual, ours = by_setting["usual"], by_setting["recommended"]
+        cells = [said(list(figures.values())) for figures in by_setting.values()]
+        cells.append(said([ours[at] - usual[at] for at in usual if at in ours]))
+        same = [row["is_usual"] for row in mine if row["setting"] == "recommended"]
+        yield f"| {what}: {task} | {' | '.join(cells)} | {sum(same)} of {len(same)} |"
 
-        def figures(setting: str, cells: Any = cells, what: str = what, task: str = task) -> dict[Any, float]:
-            names = {cell: "|".join(map(str, (what, task, *cell, setting))) for cell in cells}
-            return {cell: by_key[name] for cell, name in names.items() if name in by_key}
 
-        columns = [said(list(figures(setting).values())) for setting in COLUMNS]
-        usual, ours = figures("usual"), figures("recommended")
-        columns.append(said([ours[cell] - usual[cell] for cell in usual if cell in ours]))
-        yield f"| {what}: {task} | {' | '.join(columns)} |"
+def cell(row: Row) -> tuple[str, int]:
+    return row["case"], row["draw"]
 
 
 def said(values: Sequence[float]) -> str:
@@ -260,18 +276,17 @@ def main() -> None:
     parser.add_argument("--write", metavar="PAGE", type=Path, help="put the table into a page, between its marks")
     asked = parser.parse_args()
     draws = [int(draw) for draw in asked.draws.split(",")]
-    rows = [json.loads(line) for line in asked.json.read_text().splitlines()] if asked.json.exists() else []
+    lines = asked.json.read_text().splitlines() if asked.json.exists() else []
+    known = {key(row): row for row in map(json.loads, lines)}
     if not (asked.table or asked.write):
         torch.set_num_threads(1)
-        known = set(map(key, rows))
         for name in asked.only.split(","):
             for draw in draws:
                 for row in BENCHES[name](draw, known):
-                    rows.append(row)
                     print(key(row), round(row["figure"], 3), flush=True)
                     with asked.json.open("a") as file:
                         file.write(json.dumps(row) + "\n")
-    shown = "\n".join(table(rows, draws))
+    shown = "\n".join(table(list(known.values()), draws))
     print(shown)
     if asked.write:
         before, after = (asked.write.read_text(encoding="utf-8").split(mark) for mark in MARKS)

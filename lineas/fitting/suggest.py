@@ -69,12 +69,14 @@ def suggest_sites(
     Notes
     -----
     A pass over each set, and a forward and backward pass over the target, through all of the model; and four passes
-    over two samples. Responses take 4 (n + m) N bytes for the N units of all candidates, a hundred relabellings O(N (n +
-    m) log(n + m)) each.
+    over two samples. Responses take 4 (n + m) N bytes for the N units of all candidates; a hundred relabellings sort
+    them.
 
-    Default sites are recommended, unless the sets are more than twice as far apart at another site: then the sites
-    that have at least half of what the farthest has. Where these have less than a tenth of what the output has, the
-    output is compared. `docs/strength.md` says where that wins, and where not.
+    A site gives what source and target are apart there, times how far the output goes when the source's means are
+    brought to the target's there (its `reach`, at most 1). Default sites are recommended, unless another site gives
+    more than twice what the farthest default site would if it reached as far as all of them together: then the sites
+    that give at least three quarters of what the best one does. Where that is less than a tenth of what the output is
+    apart, the output is compared. `docs/strength.md` says where that wins, and where it does not.
 
     Examples
     --------
@@ -104,32 +106,24 @@ def suggest_sites(
         with blame("tgt"):
             of_target = runner.collect(targets)
         minds = _minds(network, layout, targets, seed)
+    memory = [known[site.name].memory * len(of_source) for site in layout.sites]
+    kinds = [known[site.name].kind for site in layout.sites]
     differ = _apart(of_source, of_target, layout, seed)
     step = of_target.mean(0, dtype=np.float64) - of_source.mean(0, dtype=np.float64)
-    prices, together = _prices(minds, step, layout, usual)
-    whole = next((prices[k] for k, site in enumerate(layout.sites) if known[site.name].kind == OUTPUT), prices.max())
-    reaches = np.sqrt(np.append(prices, together) / whole) if whole > 0 else np.full(len(prices) + 1, np.nan)
-    figures = tuple(
-        SiteFigures(
-            site.name,
-            known[site.name].kind,
-            layout.sizes[k],
-            float(differ.apart[k]),
-            float(differ.p_values[k]),
-            float(prices[k]),
-            float(reaches[k]),
-            known[site.name].memory * len(of_source),
-        )  # fmt: skip
-        for k, site in enumerate(layout.sites)
-    )
+    prices, reaches = _prices(minds, step, layout, usual, kinds)
+    names = (site.name for site in layout.sites)
+    columns = names, kinds, layout.sizes, differ.apart.tolist(), differ.p_values.tolist(), prices, reaches[:-1], memory
+    figures = tuple(SiteFigures(*one) for one in zip(*columns, strict=True))
     told = differ.p_value < LEVEL
     if not told:
         warn(
-            f"src and tgt ({len(of_source)} + {len(of_target)} samples) differ by no more than chance explains, over all "
-            f"candidates (p = {differ.p_value:.2f}); give more samples"
+            f"src and tgt ({len(of_source)} + {len(of_target)} samples) differ by no more than chance explains, over "
+            f"all candidates (p = {differ.p_value:.2f}); give more samples"
         )
-    reach, in_nats = None if np.isnan(reaches[-1]) else float(reaches[-1]), minds is None or minds.in_nats
-    return Suggestion(figures, *recommended(figures, usual, told, reach), in_nats, reach)
+    reach = None if np.isnan(reaches[-1]) else reaches[-1]
+    in_nats = minds is None or minds.in_nats
+    sites, loss_sites, why = recommended(figures, usual, told, reach)
+    return Suggestion(figures, sites, loss_sites, set(sites) == set(usual) and not loss_sites, why, in_nats, reach)
 
 
 class _Apart(NamedTuple):
@@ -160,15 +154,21 @@ def _by_site(values: Floats, layout: Layout) -> Floats:
     return np.add.reduceat(values, layout.offsets[:-1])
 
 
-def _prices(minds: Ridge | None, step: Floats, layout: Layout, usual: Sequence[str]) -> tuple[Floats, float]:
-    """What it does to the output to move a site's units by `step` (N,), those of no other: (sites,); and to move those
-    of all usual sites."""
+def _prices(
+    minds: Ridge | None, step: Floats, layout: Layout, usual: Sequence[str], kinds: Sequence[str]
+) -> tuple[list[float], list[float]]:
+    """What it does to the output to move a site's units by `step` (N,), those of no other, by site; and how far that
+    is of the output's own way, by site, and at last of all usual sites together."""
     sites = len(layout.sites)
     if minds is None or minds.rows is None:
-        return np.full(sites, np.nan), np.nan
+        return [np.nan] * sites, [np.nan] * (sites + 1)
     pushes = np.stack([_by_site(row.astype(np.float64) * step, layout) for row in minds.rows[:, layout.units :]])
+    prices = np.square(pushes).mean(0)
     are_usual = [site.name in usual for site in layout.sites]
-    return np.square(pushes).mean(0), float(np.square(pushes[:, are_usual].sum(1)).mean()) if any(are_usual) else np.nan
+    together = np.square(pushes[:, are_usual].sum(1)).mean() if any(are_usual) else np.nan
+    whole = prices[kinds.index(OUTPUT)] if OUTPUT in kinds else prices.max()
+    reaches = np.sqrt(np.append(prices, together) / whole) if whole > 0 else np.full(sites + 1, np.nan)
+    return prices.tolist(), reaches.tolist()
 
 
 def _minds(network: nn.Module, layout: Layout, targets: Sequence[Batch], seed: int) -> Ridge | None:

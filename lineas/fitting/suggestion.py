@@ -27,8 +27,8 @@ class SiteFigures(NamedTuple):
         Its name; "norm", "attention", "mlp", "block", "layer" or "output".
     units : int
     apart : float
-        How far apart source and target are: the units' W_2^2 beyond what relabelling makes of it, by the variance within
-        the two sets; 0 where chance explains all of it.
+        How far apart source and target are: the units' W_2^2 beyond what relabelling makes of it, by the variance
+        within the two sets; 0 where chance explains all of it.
     p_value : float
         Share of relabellings whose distance reaches this, the observed one counted with them: at least 0.01.
     price : float
@@ -62,6 +62,8 @@ class Suggestion:
         Where to put maps.
     loss_sites : "output" or None
         Where to compare: None is at the sites themselves.
+    is_default : bool
+        Whether that is what `lineas.fit` does without either.
     why : str
     in_nats : bool
         Whether prices are in nats a token.
@@ -72,6 +74,7 @@ class Suggestion:
     candidates: tuple[SiteFigures, ...]
     sites: list[str]
     loss_sites: str | None
+    is_default: bool
     why: str
     in_nats: bool
     default_reach: float | None
@@ -84,12 +87,15 @@ class Suggestion:
         """A table, a line a candidate, and what is recommended."""
         price = "nats" if self.in_nats else "price"
         width = max(len("site"), *(len(one.site) for one in self.candidates))
-        lines = [f"  {'site':{width}}  {'kind':9} {'units':>6} {'apart':>8} {'p':>5} {price:>9} {'reach':>6} {'MB':>7}"]
+        heads = f"{'units':>6} {'apart':>8} {'p':>5} {price:>9} {'reach':>6} {'MB':>7}"
+        lines = [f"  {'site':{width}}  {'kind':9} {heads}"]
         for one in self.candidates:
-            figures = f"{one.units:>6} {one.apart:>8.3g} {one.p_value:>5.2f} {one.price:>9.3g} {one.reach:>6.2f} {one.memory / 1e6:>7.2f}"
-            lines.append(f"{'*' if one.site in self.sites else ' '} {one.site:{width}}  {one.kind:9} {figures}")
+            figures = f"{one.units:>6} {one.apart:>8.3g} {one.p_value:>5.2f} {one.price:>9.3g} {one.reach:>6.2f}"
+            mark = "*" if one.site in self.sites else " "
+            lines.append(f"{mark} {one.site:{width}}  {one.kind:9} {figures} {one.memory / 1e6:>7.2f}")
         compared = '"output"' if self.loss_sites else "None, the sites themselves"
-        return "\n".join([*lines, f"sites: {first_few(self.sites)}", f"loss_sites: {compared}", f"why: {self.why}"])
+        sites = f"the default ones, {len(self.sites)}" if self.is_default else first_few(self.sites)
+        return "\n".join([*lines, f"sites: {sites}", f"loss_sites: {compared}", f"why: {self.why}"])
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """How far apart the sets are along the forward pass, by kind; what is recommended is filled."""

@@ -4,8 +4,18 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from conftest import IMAGE_CALL, NEGATIVE, POSITIVE, Mlp, WordTokenizer, assert_untouched, image_captions, normal
-from conftest import snapshot, tiny
+from conftest import (
+    IMAGE_CALL,
+    NEGATIVE,
+    POSITIVE,
+    Mlp,
+    WordTokenizer,
+    assert_untouched,
+    image_captions,
+    normal,
+    snapshot,
+    tiny,
+)
 from torch import nn
 
 import lineas
@@ -33,7 +43,10 @@ def figures(site, apart, reach=1.0, kind="norm"):
 @pytest.mark.parametrize(
     ("kind", "block"),
     [
-        ("llama", {"input_layernorm": "norm", "self_attn": "attention", "post_attention_layernorm": "norm", "mlp": "mlp"}),
+        (
+            "llama",
+            {"input_layernorm": "norm", "self_attn": "attention", "post_attention_layernorm": "norm", "mlp": "mlp"},
+        ),
         ("gpt2", {"ln_1": "norm", "attn": "attention", "ln_2": "norm", "mlp": "mlp"}),
     ],
 )  # fmt: skip
@@ -234,7 +247,7 @@ def test_the_result_is_the_same_again_and_in_batches():
 def test_it_prints_a_table_and_draws_a_picture():
     rows = tuple(figures(name, apart, kind=kind) for name, apart, kind in
                  (("a", 1.0, "norm"), ("b", 2.0, "mlp"), ("c", 3.0, "output")))  # fmt: skip
-    found = Suggestion(rows, ["b"], None, "so", True, 1.0)
+    found = Suggestion(rows, ["b"], None, False, "so", True, 1.0)
     lines = str(found).splitlines()
     assert "nats" in lines[0]
     assert [line[:3].strip() for line in lines[1:4]] == ["a", "* b", "c"]

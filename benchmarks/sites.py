@@ -36,6 +36,8 @@ from lineas import evaluation, samples
 ROOT = Path(__file__).resolve().parents[1]
 JSON = Path(__file__).parent / "data" / "sites.jsonl"
 MARKS = "<!-- sites -->", "<!-- end of sites -->"
+COLUMNS = ("usual", "usual, output", "recommended", "all")
+ASKED = list(COLUMNS)
 Row = dict[str, Any]
 Setting = dict[str, Any]  # options of a fit: sites, and loss_sites
 FITTED, NATS = 32, 0.05
@@ -61,17 +63,15 @@ def settings(model: Any, source: Any, target: Any, usual: Any, **how: Any) -> di
 def rows(
     what: Row, options: Mapping[str, Setting], known: dict[str, Row], measure: Callable[[Setting], Row]
 ) -> Iterator[Row]:
-    """A row for each setting that is not known; of two that are the same, the second is not measured again."""
+    """A row for each setting that is not known; what is the same as the usual sites is not measured again."""
     usual = options["usual"]
     for name, setting in options.items():
         row = what | {"setting": name, "sites": len(setting["sites"]), "loss_sites": setting["loss_sites"]}
-        if key(row) in known:
+        if name not in ASKED or key(row) in known:
             continue
-        is_usual = set(setting["sites"]) == set(usual["sites"]) and setting["loss_sites"] == usual["loss_sites"]
-        twin = known.get(key(row | {"setting": "usual"})) if is_usual else None
-        row |= {"is_usual": is_usual, **({"figure": twin["figure"]} if twin else measure(setting))}
-        known[key(row)] = row
-        yield row
+        row["is_usual"] = all(set(setting[part] or ()) == set(usual[part] or ()) for part in usual)
+        known[key(row)] = row | ({} if row["is_usual"] and name != "usual" else measure(setting))
+        yield known[key(row)]
 
 
 # -- digits --
@@ -235,7 +235,6 @@ def pictures(draw: int, known: dict[str, Row]) -> Iterator[Row]:
 # -- all of them --
 
 BENCHES = {"digits": digits, "texts": texts, "pictures": pictures}
-COLUMNS = ("usual", "usual, output", "recommended", "all")
 
 
 def key(row: Mapping[str, Any]) -> str:
@@ -248,8 +247,12 @@ def table(found: Sequence[Row], draws: Sequence[int]) -> Iterator[str]:
     yield "|---|" + "---|" * (len(COLUMNS) + 2)
     for what, task in dict.fromkeys((row["what"], row["task"]) for row in found):
         mine = [row for row in found if (row["what"], row["task"]) == (what, task) and row["draw"] in draws]
-        by_setting = {name: {cell(row): row["figure"] for row in mine if row["setting"] == name} for name in COLUMNS}
-        usual, ours = by_setting["usual"], by_setting["recommended"]
+        usual = {cell(row): row["figure"] for row in mine if row["setting"] == "usual"}
+        by_setting = {
+            name: {cell(row): row.get("figure", usual.get(cell(row), np.nan)) for row in mine if row["setting"] == name}
+            for name in COLUMNS
+        }
+        ours = by_setting["recommended"]
         cells = [said(list(figures.values())) for figures in by_setting.values()]
         cells.append(said([ours[at] - usual[at] for at in usual if at in ours]))
         same = [row["is_usual"] for row in mine if row["setting"] == "recommended"]
@@ -261,6 +264,7 @@ def cell(row: Row) -> tuple[str, int]:
 
 
 def said(values: Sequence[float]) -> str:
+    values = [value for value in values if np.isfinite(value)]
     if not values:
         return ""
     error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
@@ -271,10 +275,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(BENCHES))
     parser.add_argument("--draws", default="1,2,3")
+    parser.add_argument("--settings", default=";".join(COLUMNS), help="which of them to measure")
     parser.add_argument("--json", metavar="FILE", type=Path, default=JSON, help="one line for each fit")
     parser.add_argument("--table", action="store_true", help="fit nothing; show what the file holds")
     parser.add_argument("--write", metavar="PAGE", type=Path, help="put the table into a page, between its marks")
     asked = parser.parse_args()
+    ASKED[:] = asked.settings.split(";")
     draws = [int(draw) for draw in asked.draws.split(",")]
     lines = asked.json.read_text().splitlines() if asked.json.exists() else []
     known = {key(row): row for row in map(json.loads, lines)}
@@ -283,7 +289,7 @@ def main() -> None:
         for name in asked.only.split(","):
             for draw in draws:
                 for row in BENCHES[name](draw, known):
-                    print(key(row), round(row["figure"], 3), flush=True)
+                    print(key(row), round(row["figure"], 3) if "figure" in row else "as usual", flush=True)
                     with asked.json.open("a") as file:
                         file.write(json.dumps(row) + "\n")
     shown = "\n".join(table(list(known.values()), draws))

@@ -111,7 +111,7 @@ def sites(
     check_goes_with(pipeline, {"component": component, "call": call}, {"model_class": model_class != CAUSAL})
     if src is not None and tgt is not None:
         texts = [read_texts(name, path, column, field) for name, path in (("src", src), ("tgt", tgt))]
-        loaded = {"revision": revision, "dtype": dtype, "device": device}
+        loaded: dict[str, Any] = {"revision": revision, "dtype": dtype, "device": device}
         if pipeline:
             network: Any = load_pipeline(model, **loaded)
             how |= given(component=component, call=arguments(call) or None)
@@ -148,7 +148,8 @@ def suggest(network: Any, texts: list[Any], sites: str | None, how: dict[str, An
     """The result of `lineas sites` with two files."""
     import lineas
 
-    found = lineas.suggest_sites(network, *texts, sites, **how)
+    source, target = texts
+    found = lineas.suggest_sites(network, source, target, sites, **how)
     pattern = "|".join(map(re.escape, found.sites))
     if as_json:
         for row in found.rows():

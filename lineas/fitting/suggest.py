@@ -106,24 +106,34 @@ def suggest_sites(
         with blame("tgt"):
             of_target = runner.collect(targets)
         minds = _minds(network, layout, targets, seed)
-    memory = [known[site.name].memory * len(of_source) for site in layout.sites]
-    kinds = [known[site.name].kind for site in layout.sites]
     differ = _apart(of_source, of_target, layout, seed)
-    step = of_target.mean(0, dtype=np.float64) - of_source.mean(0, dtype=np.float64)
-    prices, reaches = _prices(minds, step, layout, usual, kinds)
-    names = (site.name for site in layout.sites)
-    columns = names, kinds, layout.sizes, differ.apart.tolist(), differ.p_values.tolist(), prices, reaches[:-1], memory
-    figures = tuple(SiteFigures(*one) for one in zip(*columns, strict=True))
     told = differ.p_value < LEVEL
     if not told:
         warn(
             f"src and tgt ({len(of_source)} + {len(of_target)} samples) differ by no more than chance explains, over "
             f"all candidates (p = {differ.p_value:.2f}); give more samples"
         )
-    reach = None if np.isnan(reaches[-1]) else reaches[-1]
-    in_nats = minds is None or minds.in_nats
-    sites, loss_sites, why = recommended(figures, usual, told, reach)
-    return Suggestion(figures, sites, loss_sites, set(sites) == set(usual) and not loss_sites, why, in_nats, reach)
+    step = of_target.mean(0, dtype=np.float64) - of_source.mean(0, dtype=np.float64)
+    of_a_sample, together = _figures([known[site.name] for site in layout.sites], layout, differ, minds, step, usual)
+    figures = tuple(one._replace(memory=one.memory * len(of_source)) for one in of_a_sample)
+    sites, loss_sites, why = recommended(figures, usual, told, together)
+    is_default, in_nats = set(sites) == set(usual) and not loss_sites, minds is None or minds.in_nats
+    return Suggestion(figures, sites, loss_sites, is_default, why, in_nats, together)
+
+
+def _figures(
+    known: Sequence[Candidate], layout: Layout, differ: "_Apart", minds: Ridge | None, step: Floats,
+    usual: Sequence[str],
+) -> tuple[list[SiteFigures], float | None]:  # fmt: skip
+    """Of each site, its memory that of a sample; and the reach of all usual sites together, None where not known."""
+    kinds = [one.kind for one in known]
+    prices, reaches = _prices(minds, step, layout, usual, kinds)
+    columns = (
+        [one.site.name for one in known], kinds, layout.sizes, differ.apart.tolist(), differ.p_values.tolist(), prices,
+        reaches[:-1], [one.memory for one in known],
+    )  # fmt: skip
+    figures = [SiteFigures(*one) for one in zip(*columns, strict=True)]
+    return figures, None if np.isnan(reaches[-1]) else reaches[-1]
 
 
 class _Apart(NamedTuple):

@@ -164,8 +164,8 @@ def _scales(output: Tensor, is_logits: bool, batch: Batch) -> Floats:
     """What each sample's row is multiplied by, (samples,): a squared row is then nats a token, or a relative change."""
     if is_logits:
         return 1 / np.sqrt(2 * _tokens(output, batch))
-    squares = output.detach().float().square().flatten(1 if output.ndim < 3 else 2)
-    squares = squares if output.ndim < 3 else squares.sum(2)  # (samples, places)
+    squares = output.detach().float().square()
+    squares = squares[:, None] if squares.ndim < 2 else squares.flatten(2).sum(2) if squares.ndim > 2 else squares
     mask = _mask(output, batch)
     lengths = (squares if mask is None else squares * mask).sum(1).sqrt().cpu().double().numpy()
     return np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)

@@ -117,7 +117,8 @@ def suggest_sites(
     of_a_sample, together = _figures([known[site.name] for site in layout.sites], layout, differ, minds, step, usual)
     figures = tuple(one._replace(memory=one.memory * len(of_source)) for one in of_a_sample)
     sites, loss_sites, why = recommended(figures, usual, told, together)
-    is_default, in_nats = set(sites) == set(usual) and not loss_sites, minds is None or minds.in_nats
+    is_default = set(sites) == set(usual) and not loss_sites
+    in_nats = minds is not None and minds.rows is not None and minds.in_nats
     return Suggestion(figures, sites, loss_sites, is_default, why, in_nats, together)
 
 

@@ -131,7 +131,7 @@ def recommended(
         chosen = [one for one in mapped if scores[one.site] >= SHARE * score]
         why = f"apart x reach is at least {SHARE:g} of what it is at {best.site}"
         if usual:
-            why += f", {score / together:.1f} times that of the default sites"
+            why += f"; the default sites give {together / score:.2g} of that"
     output = next((one for one in candidates if one.kind == OUTPUT), None)
     if output is not None and score < BLIND * output.apart:
         return _names(chosen), OUTPUT, f"{why}; which is less than {BLIND:g} of what the output has"

@@ -12,7 +12,7 @@ from .calls import call
 from .default_sites import MODULATION, OF_ATTENTION, default_names
 from .hooks import tensor_of
 from .links import core, module_at, named_modules
-from .outputs import output_name
+from .outputs import head_of, output_name
 from .sites import Site, find_sites
 
 __all__ = ["KINDS", "Candidate", "candidate_sites", "kinds_of", "that_run"]
@@ -43,13 +43,14 @@ def candidate_sites(model: nn.Module) -> list[Candidate]:
     """
     everything = named_modules(model)
     modules = {name: module for name, module in everything.items() if name}
+    head = head_of(model)  # of a language model, whose output is what this reads
     try:
         kinds = dict.fromkeys(default_names(everything), "norm")
     except LookupError:  # there is no default
         kinds = {}
     for name, module in modules.items():
         above = [kinds[other] for other in _above(name) if other in kinds]
-        if name in kinds or any(kind != "block" for kind in above):
+        if name in kinds or module is head or any(kind != "block" for kind in above):
             continue
         if kind := _kind(model, name, module, bool(above)):
             kinds[name] = kind
@@ -136,7 +137,7 @@ def _above(name: str) -> Iterator[str]:
 def _output(model: nn.Module, batch: Batch) -> Site | None:
     try:
         name = output_name(model, batch)
-    except LookupError:  # something is done with it behind all modules
+    except (LookupError, TypeError):  # something is done with it behind all modules, or it is nothing to compare
         return None
     return find_sites(model, [name])[0]
 

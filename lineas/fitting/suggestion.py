@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 __all__ = ["SiteFigures", "Suggestion", "recommended"]
 
 OUTPUT = "output"
-FAR = 2.0  # times as far apart as at the farthest default site: what default sites are given up for
-SHARE = 0.75  # of what the farthest has: sites that are taken with it
-BLIND = 0.1  # of what the output has: where sites know less, the output is compared
+FAR = 2.0  # times what the default sites give: what they are given up for
+SHARE = 0.75  # of what the best site gives: sites that are taken with it
+BLIND = 0.1  # of what the output has: where sites give less, the output is compared
 
 
 class SiteFigures(NamedTuple):

@@ -13,7 +13,7 @@ from .default_sites import MODULATION, OF_ATTENTION, default_names
 from .hooks import tensor_of
 from .links import core, module_at, named_modules
 from .outputs import head_of, output_name
-from .sites import Site, find_sites
+from .sites import Site, find_sites, why_never_run
 
 __all__ = ["KINDS", "Candidate", "candidate_sites", "kinds_of", "that_run"]
 
@@ -24,7 +24,6 @@ MLP = re.compile(
     r"fc2|fc_out|lin2|linear2|pwconv2"
 )
 LISTS = (nn.ModuleList, nn.Sequential)
-WITHOUT_OWN = (nn.Embedding, nn.Identity, nn.modules.dropout._DropoutNd)  # of tokens; and what passes things on
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,7 @@ def that_run(model: nn.Module, candidates: Sequence[Candidate], batch: Batch) ->
 def _kind(model: nn.Module, name: str, module: nn.Module, in_block: bool) -> str:
     """Which kind of candidate a module is; empty where it is none."""
     own, inner = name.rpartition(".")[2], core(module)
-    is_called = getattr(module.forward, "__func__", None) is not nn.Module.forward
-    if not is_called or isinstance(inner, WITHOUT_OWN) or type(inner).__name__ == "NonDynamicallyQuantizableLinear":
+    if isinstance(inner, nn.Embedding) or why_never_run(model, name):
         return ""
     if "norm" in type(inner).__name__.lower():
         is_other = MODULATION.fullmatch(type(inner).__name__) or OF_ATTENTION.fullmatch(own)

@@ -78,14 +78,14 @@ def test_layers_are_candidates_where_there_are_no_blocks_and_nothing_that_is_not
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()
-            self.twice, self.flat, self.last = nn.Linear(4, 4), nn.Identity(), nn.Linear(4, 3)
-            self.pairs, self.never = nn.GRU(4, 4, batch_first=True), nn.Linear(4, 4)
+            self.twice, self.drop, self.last = nn.Linear(4, 4), nn.Dropout(), nn.Linear(4, 3)
+            self.pairs, self.never = nn.GRU(4, 4, batch_first=True), nn.ModuleList([nn.Linear(4, 4)])
 
         def forward(self, x):
             h = self.twice(self.twice(x))
-            return self.last(self.flat(self.pairs(h[:, None])[0][:, 0]))
+            return self.last(self.drop(self.pairs(h)[0]))
 
-    found = lineas.suggest_sites(Odd(), normal(20, 4), normal(20, 4, seed=1, shift=3))
+    found = lineas.suggest_sites(Odd(), normal(20, 5, 4), normal(20, 5, 4, seed=1, shift=3))
     assert [(one.site, one.kind) for one in found.candidates] == [("pairs", "layer"), ("last", "output")]
 
 

@@ -149,7 +149,7 @@ def test_relabelling_tells_sets_that_differ_from_sets_that_do_not(shift, recwarn
     assert (max(one.p_value for one in found.candidates) <= 0.02) == (shift > 0)
     if not shift:
         assert "30 + 30 samples" in warned[0]
-        assert (found.sites, found.loss_sites) == (["first", "second"], None)
+        assert (found.sites, found.loss_sites) == (["first", "drop", "second"], None)
 
 
 def test_the_price_is_what_the_means_move_the_output_by_and_the_reach_how_far_of_its_way():

@@ -48,13 +48,14 @@ STRENGTHS = np.linspace(0, 3, 25)[1:]
 
 def settings(model: Any, source: Any, target: Any, usual: Any, **how: Any) -> dict[str, Setting]:
     """What is compared; `usual` are the sites that one would take, the default ones if None."""
+    names = [site.name for site in lineas.find_sites(model, usual)]
+    taken = {"usual": {"sites": names, "loss_sites": None}, "usual, output": {"sites": names, "loss_sites": "output"}}
+    if not {"recommended", "all"} & set(ASKED):
+        return taken
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "src and tgt")
         found = lineas.suggest_sites(model, source, target, **how)
-    names = [site.name for site in lineas.find_sites(model, usual)]
-    return {
-        "usual": {"sites": names, "loss_sites": None},
-        "usual, output": {"sites": names, "loss_sites": "output"},
+    return taken | {
         "recommended": {"sites": found.sites, "loss_sites": found.loss_sites},
         "all": {"sites": [one.site for one in found.candidates if one.kind != "output"], "loss_sites": None},
     }
@@ -193,7 +194,7 @@ def texts(draw: int, known: dict[str, Row]) -> Iterator[Row]:
             return {"figure": figure, "strength": strength, "evaluations": steering.info["evaluations"]}
 
         found = settings(model, source, target, None, **how)
-        del found["all"]  # five times the sites, and five times the time
+        found.pop("all", None)  # five times the sites, and five times the time
         yield from rows({"what": "texts", "task": task, "case": "", "draw": draw}, found, known, measure)
 
 
@@ -227,7 +228,7 @@ def pictures(draw: int, known: dict[str, Row]) -> Iterator[Row]:
                 return {"figure": image_poolings.front(found)["net"], "evaluations": found["evaluations"]}
 
             options = settings(bench.studio.pipe, *sides, None, call=images.CALL)
-            del options["all"]
+            options.pop("all", None)
             what = {"what": "pictures", "task": task, "case": concept, "draw": draw}
             yield from rows(what, options, known, measure)
 

@@ -269,13 +269,17 @@ KINDS = {"norm": "o", "attention": "^", "mlp": "s", "block": "D", "layer": "v", 
 
 
 def plot_sites(rows: Sequence[Mapping[str, Any]], ax: "Axes | None" = None) -> "Axes":
-    """How far apart two sets are along the forward pass, a marker a site; the sites that are chosen are filled.
+    """What sites give along the forward pass, a marker a site, and above it how far apart two sets are there.
 
     Parameters
     ----------
     rows : list of dict
-        As `lineas.Suggestion.rows` has them: "site", "kind", "apart" and "chosen", in the order of the forward pass.
+        As `lineas.Suggestion.rows` has them: "kind", "apart", "gives" and "chosen", in the order of the forward pass.
     ax : matplotlib axes, optional
+
+    Returns
+    -------
+    The axes, with markers at "gives", those of chosen sites filled, and lines up to "apart".
 
     Raises
     ------
@@ -285,20 +289,24 @@ def plot_sites(rows: Sequence[Mapping[str, Any]], ax: "Axes | None" = None) -> "
     if not rows:
         raise ValueError("rows: expected at least one, got none")
     ax = new_axes(ax)
+    places, gives, apart = (np.array(part) for part in (range(1, len(rows) + 1), *_columns(rows, "gives", "apart")))
+    ax.vlines(places, gives, apart, color="0.7", linewidth=1, label="up to: apart")
     for kind, marker in KINDS.items():
-        drawn = [(k, row["apart"], row["chosen"]) for k, row in enumerate(rows, 1) if row["kind"] == kind]
         for chosen, face in ((False, "white"), (True, "black")):
-            places = [(k, apart) for k, apart, is_chosen in drawn if is_chosen == chosen]
-            if places:
-                label = f"{kind}, chosen" if chosen else kind
-                size = 9 if kind == "output" else 5
-                ax.plot(*zip(*places, strict=True), marker, color="black", markerfacecolor=face, markersize=size,
-                        label=label)  # fmt: skip
-    ax.set(xlabel="site, from the input to the output", ylabel="apart, by the variance within", title="Where sets part")
+            here = np.array([row["kind"] == kind and bool(row["chosen"]) == chosen for row in rows])
+            if here.any():
+                label, size = f"{kind}, chosen" if chosen else kind, 9 if kind == "output" else 5
+                how = {"color": "black", "markerfacecolor": face, "markersize": size, "label": label}
+                ax.plot(places[here], gives[here], marker, **how)
+    ax.set(xlabel="site, from the input to the output", ylabel="apart x reach", title="Where two sets part")
     ax.set_ylim(bottom=0)
     whole_numbers(ax.xaxis)
     ax.legend(frameon=False)
     return ax
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], *names: str) -> list[list[float]]:
+    return [[row[name] for row in rows] for name in names]
 
 
 def new_axes(ax: "Axes | None") -> "Axes":

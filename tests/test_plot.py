@@ -29,7 +29,7 @@ ROWS = [{"strength": s, "perplexity": 50 + s, "mood": s / 2, "se": 0.1} for s in
 VALUES = [normal(30, 4, seed=k, shift=k).numpy() for k in range(3)]
 MAPS = Steering({"a": ([1, 2, 1, 1.5], [0] * 4), "b": ([1.0, 1], [0, 3])})
 SITES = [
-    {"site": name, "kind": kind, "apart": k / 2, "chosen": k == 1}
+    {"site": name, "kind": kind, "apart": k / 2, "gives": k / 3, "chosen": k == 1}
     for k, (name, kind) in enumerate((("a.norm", "norm"), ("a.mlp", "mlp"), ("a", "block"), ("b", "output")))
 ]
 PLOTS = {

@@ -49,6 +49,11 @@ class SiteFigures(NamedTuple):
     reach: float
     memory: int
 
+    @property
+    def gives(self) -> float:
+        """What it is recommended by: how far the sets are apart, times how far that reaches, at most all of the way."""
+        return self.apart * _share(self.reach)
+
 
 @dataclass(frozen=True)
 class Suggestion:
@@ -80,8 +85,8 @@ class Suggestion:
     default_reach: float | None
 
     def rows(self) -> list[dict[str, Any]]:
-        """A dict for each candidate: what `SiteFigures` has, and "chosen"."""
-        return [{**one._asdict(), "chosen": one.site in self.sites} for one in self.candidates]
+        """A dict for each candidate: what `SiteFigures` has, "gives", and "chosen"."""
+        return [{**one._asdict(), "gives": one.gives, "chosen": one.site in self.sites} for one in self.candidates]
 
     def __str__(self) -> str:
         """A table, a line a candidate, and what is recommended."""
@@ -98,7 +103,7 @@ class Suggestion:
         return "\n".join([*lines, f"sites: {sites}", f"loss_sites: {compared}", f"why: {self.why}"])
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """How far apart the sets are along the forward pass, by kind; what is recommended is filled."""
+        """What sites give along the forward pass, and how far apart the sets are; what is recommended is filled."""
         from ..plot import plot_sites
 
         return plot_sites(self.rows(), ax)
@@ -118,17 +123,16 @@ def recommended(
     """
     mapped = [one for one in candidates if one.kind != OUTPUT] or list(candidates)
     usual = [one for one in mapped if one.site in defaults]
-    scores = {one.site: one.apart * _share(one.reach) for one in mapped}
-    best = max(mapped, key=lambda one: scores[one.site])
-    if not differ or not scores[best.site] > 0:
+    best = max(mapped, key=lambda one: one.gives)
+    if not differ or not best.gives > 0:
         return _names(usual or mapped), None, "source and target differ by no more than chance explains"
     together = max((one.apart for one in usual), default=0.0) * _share(default_reach)
-    if usual and scores[best.site] <= FAR * together:
+    if usual and best.gives <= FAR * together:
         chosen, score = usual, together
         why = f"no other site gives more than {FAR:g} times what the default sites do together"
     else:
-        score = scores[best.site]
-        chosen = [one for one in mapped if scores[one.site] >= SHARE * score]
+        score = best.gives
+        chosen = [one for one in mapped if one.gives >= SHARE * score]
         why = f"apart x reach is at least {SHARE:g} of what it is at {best.site}"
         if usual:
             why += f"; the default sites give {together / score:.2g} of that"

@@ -253,7 +253,7 @@ def test_the_result_is_the_same_again_and_in_batches():
 
 
 def test_it_prints_a_table_and_draws_a_picture():
-    rows = tuple(figures(name, apart, kind=kind) for name, apart, kind in
+    rows = tuple(figures(name, apart, 0.5, kind) for name, apart, kind in
                  (("a", 1.0, "norm"), ("b", 2.0, "mlp"), ("c", 3.0, "output")))  # fmt: skip
     found = Suggestion(rows, ["b"], None, False, "so", True, 1.0)
     lines = str(found).splitlines()
@@ -263,7 +263,8 @@ def test_it_prints_a_table_and_draws_a_picture():
     axes = found.plot()
     drawn = {line.get_label(): line for line in axes.lines}
     assert set(drawn) == {"norm", "mlp, chosen", "output"}
-    assert list(drawn["output"].get_ydata()) == [3.0]
+    assert list(drawn["output"].get_ydata()) == [1.5]
+    assert [segment[:, 1].tolist() for segment in axes.collections[0].get_segments()] == [[0.5, 1], [1, 2], [1.5, 3]]
     assert drawn["mlp, chosen"].get_markerfacecolor() == "black"
     assert [row["chosen"] for row in found.rows()] == [False, True, False]
 

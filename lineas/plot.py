@@ -289,24 +289,20 @@ def plot_sites(rows: Sequence[Mapping[str, Any]], ax: "Axes | None" = None) -> "
     if not rows:
         raise ValueError("rows: expected at least one, got none")
     ax = new_axes(ax)
-    places, gives, apart = (np.array(part) for part in (range(1, len(rows) + 1), *_columns(rows, "gives", "apart")))
+    places, (gives, apart) = np.arange(1, len(rows) + 1), np.array([(row["gives"], row["apart"]) for row in rows]).T
     ax.vlines(places, gives, apart, color="0.7", linewidth=1, label="up to: apart")
     for kind, marker in KINDS.items():
         for chosen, face in ((False, "white"), (True, "black")):
             here = np.array([row["kind"] == kind and bool(row["chosen"]) == chosen for row in rows])
             if here.any():
                 label, size = f"{kind}, chosen" if chosen else kind, 9 if kind == "output" else 5
-                how = {"color": "black", "markerfacecolor": face, "markersize": size, "label": label}
-                ax.plot(places[here], gives[here], marker, **how)
+                drawn = ax.plot(places[here], gives[here], marker, color="black", markersize=size, label=label)
+                drawn[0].set_markerfacecolor(face)
     ax.set(xlabel="site, from the input to the output", ylabel="apart x reach", title="Where two sets part")
     ax.set_ylim(bottom=0)
     whole_numbers(ax.xaxis)
     ax.legend(frameon=False)
     return ax
-
-
-def _columns(rows: Sequence[Mapping[str, Any]], *names: str) -> list[list[float]]:
-    return [[row[name] for row in rows] for name in names]
 
 
 def new_axes(ax: "Axes | None") -> "Axes":

@@ -259,7 +259,7 @@ def test_sites_are_compared_once_and_put_into_a_page(monkeypatch, capsys, tmp_pa
     page.write_text("before\n<!-- sites -->\nold\n<!-- end of sites -->\nafter\n", encoding="utf-8")
     monkeypatch.setattr(sites, "PAIRS", ((2, 5),))
     monkeypatch.setattr(sites, "NETS", {"residual": sites.NETS["residual"]})
-    monkeypatch.setattr(sys, "argv", ["sites.py", "--only", "digits", "--draws", "0", "--json", str(rows)])
+    monkeypatch.setattr(sys, "argv", ["sites.py", "--only", "digits", "--draws", "2", "--json", str(rows)])
     with torch.random.fork_rng():
         sites.main()
         first = rows.read_text()

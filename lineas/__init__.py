@@ -12,7 +12,7 @@ from .fitting import callbacks, checkpoint
 from .fitting.conflict import conflict
 from .fitting.fit import fit
 from .fitting.path import Path, path
-from .fitting.suggest import suggest_sites
+from .fitting.suggest import Suggestion, suggest_sites
 from .maps import algebra
 from .maps.dial import Dial
 from .network.sites import Site, find_sites
@@ -29,6 +29,7 @@ __all__ = [
     "Path",
     "Site",
     "Steering",
+    "Suggestion",
     "algebra",
     "attach",
     "attached",

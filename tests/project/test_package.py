@@ -16,7 +16,7 @@ import lineas
 
 def test_the_public_names_are_these():
     assert set(lineas.__all__) == {
-        "Dial", "Handle", "Path", "Site", "Steering", "algebra", "attach", "attached", "calibrate", "callbacks",
+        "Dial", "Handle", "Path", "Site", "Steering", "Suggestion", "algebra", "attach", "attached", "calibrate", "callbacks",
         "checkpoint", "conflict", "detach", "directions", "evaluate", "evaluation", "experts", "find_sites", "fit",
         "ot", "path", "penalties", "samples", "suggest_sites", "transport",
     }  # fmt: skip

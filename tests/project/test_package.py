@@ -17,8 +17,8 @@ import lineas
 def test_the_public_names_are_these():
     assert set(lineas.__all__) == {
         "Dial", "Handle", "Path", "Site", "Steering", "Suggestion", "algebra", "attach", "attached", "calibrate",
-        "callbacks", "checkpoint", "conflict", "detach", "directions", "evaluate", "evaluation", "experts", "find_sites",
-        "fit", "ot", "path", "penalties", "samples", "suggest_sites", "transport",
+        "callbacks", "checkpoint", "conflict", "detach", "directions", "evaluate", "evaluation", "experts",
+        "find_sites", "fit", "ot", "path", "penalties", "samples", "suggest_sites", "transport",
     }  # fmt: skip
     assert all(hasattr(lineas, name) for name in lineas.__all__)
     assert lineas.__version__[0].isdigit()

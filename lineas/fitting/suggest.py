@@ -20,15 +20,14 @@ from ..responses.layout import Layout
 from ..responses.pooling import as_poolings
 from ..responses.probe import probe
 from ..responses.runner import Runner, blame
-from .losses import LEVEL
 from .options import OF_PICTURES
 from .ridge import Ridge, sensitivity
-from .suggestion import OUTPUT, SiteFigures, Suggestion, recommended
+from .suggestion import LEVEL, OUTPUT, SiteFigures, Suggestion, recommended
 
 __all__ = ["SiteFigures", "Suggestion", "suggest_sites"]
 
 RELABELLINGS = 99  # of which the observed labels are the hundredth
-LEAST = 1e-6  # of the distance: what the variance within counts at least
+LEAST, TINY = 1e-3, 1e-6  # of the site's median variance, and of the distance: what a unit's variance counts at least
 
 
 def suggest_sites(
@@ -138,8 +137,8 @@ def _figures(
 
 
 class _Apart(NamedTuple):
-    """By site, how far apart the sets are by the variance within them, and the share of labellings that reach that; and
-    the share that is far apart, as at most one labelling in twenty is, at as many sites."""
+    """By site, how far apart the sets are by the variance within them, mean over units, and the share of labellings
+    that reach that; and the share of them that does over all sites, by Fisher's product of p-values."""
 
     apart: Floats
     p_values: Floats
@@ -148,18 +147,33 @@ class _Apart(NamedTuple):
 
 def _apart(source: Vector, target: Vector, layout: Layout, seed: int) -> _Apart:
     pooled, n, draw = np.concatenate([source, target]), len(source), np.random.default_rng(seed)
+    share = _shares(source, target, layout)
     totals = np.empty((1 + RELABELLINGS, len(layout.sites)))
     for k in range(len(totals)):
         rows = draw.permutation(len(pooled)) if k else np.arange(len(pooled))
-        totals[k] = _by_site(wasserstein_1d(pooled[rows[:n]], pooled[rows[n:]]), layout)
-    mean = totals[1:].mean(0)
-    within = _by_site((source.var(0, dtype=np.float64) + target.var(0, dtype=np.float64)) / 2, layout)
-    within = np.maximum(within, LEAST * totals[0])  # there may be none: each set the same everywhere, and not the other
-    apart = np.divide(np.maximum(totals[0] - mean, 0), within, out=np.zeros_like(within), where=within > 0)
+        totals[k] = _by_site(share * wasserstein_1d(pooled[rows[:n]], pooled[rows[n:]]), layout)
+    apart = np.maximum(totals[0] - totals[1:].mean(0), 0)
     # Of each labelling and site, the share of labellings that come as far.
     reached = np.stack([(column[:, None] <= column).mean(1) for column in totals.T], 1)
-    far = (reached <= LEVEL).sum(1)
-    return _Apart(apart, reached[0], float((far[0] <= far).mean()))
+    over_all = -np.log(reached).sum(1)
+    return _Apart(apart, reached[0], float((over_all[0] <= over_all).mean()))
+
+
+def _shares(source: Vector, target: Vector, layout: Layout) -> Floats:
+    """What each unit's distance counts at its site, (N,): 1 / its variance within the sets / the site's units.
+
+    Else a few units that are a thousand times as large as others, as residual streams have them, would be all of it. A
+    variance far below the site's median counts as more: a unit that is nearly constant would be.
+    """
+    variance = (source.var(0, dtype=np.float64) + target.var(0, dtype=np.float64)) / 2
+    held = np.maximum(
+        variance, TINY * wasserstein_1d(source, target)
+    )  # there may be none, in two sets of one value each
+    for k in range(len(layout.sites)):
+        where = layout.slice(k)
+        held[where] = np.maximum(held[where], LEAST * np.median(variance[where]))
+    sizes = np.repeat(layout.sizes, layout.sizes)
+    return np.divide(1.0, held * sizes, out=np.zeros_like(held), where=held > 0)
 
 
 def _by_site(values: Floats, layout: Layout) -> Floats:

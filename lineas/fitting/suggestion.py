@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.text import first_few
+from .losses import LEVEL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,8 +28,8 @@ class SiteFigures(NamedTuple):
         Its name; "norm", "attention", "mlp", "block", "layer" or "output".
     units : int
     apart : float
-        How far apart source and target are: the units' W_2^2 beyond what relabelling makes of it, by the variance
-        within the two sets; 0 where chance explains all of it.
+        How far apart source and target are: the units' W_2^2 by their variance within the two sets, beyond what
+        relabelling makes of it, mean over units; 0 where chance explains all of it.
     p_value : float
         Share of relabellings whose distance reaches this, the observed one counted with them: at least 0.01.
     price : float
@@ -51,8 +52,9 @@ class SiteFigures(NamedTuple):
 
     @property
     def gives(self) -> float:
-        """What it is recommended by: how far the sets are apart, times how far that reaches, at most all of the way."""
-        return self.apart * _share(self.reach)
+        """What it is recommended by: how far the sets are apart, times how far that reaches, at most all of the way;
+        nothing where more than one relabelling in twenty comes as far."""
+        return self.apart * _share(self.reach) if self.p_value <= LEVEL else 0.0
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def that_run(model: nn.Module, candidates: Sequence[Candidate], batch: Batch) ->
 def _kind(model: nn.Module, name: str, module: nn.Module, in_block: bool) -> str:
     """Which kind of candidate a module is; empty where it is none."""
     own, inner = name.rpartition(".")[2], core(module)
-    if isinstance(inner, nn.Embedding) or why_never_run(model, name):
+    if isinstance(inner, (nn.Embedding, nn.Dropout)) or why_never_run(model, name):
         return ""
     if "norm" in type(inner).__name__.lower():
         is_other = MODULATION.fullmatch(type(inner).__name__) or OF_ATTENTION.fullmatch(own)

@@ -10,7 +10,7 @@ Pictures: the image model, 32 + 32 captions; how many more pictures have the con
 are lost, at the best strength.
 
 `usual` are the default sites; where there are none, all layers with weights but the last. `all` are all candidates but
-the output. The rule was made with draws 0 and 1 of the digits and 0 of the others, which the table leaves out. The JSON
+the output. The rule was made with draws 0 and 1, of pictures with draw 0, which the table leaves out. The JSON
 file gains a line for every fit, and what it holds is not fitted again.
 """
 
@@ -36,7 +36,7 @@ from lineas import evaluation, samples
 ROOT = Path(__file__).resolve().parents[1]
 JSON = Path(__file__).parent / "data" / "sites.jsonl"
 MARKS = "<!-- sites -->", "<!-- end of sites -->"
-SEEN = {"digits": (0, 1), "texts": (0,), "pictures": (0,)}  # draws that the rule was made with
+SEEN = {"digits": (0, 1), "texts": (0, 1), "pictures": (0,)}  # draws that the rule was made with
 COLUMNS = ("usual", "usual, output", "recommended", "all")
 ASKED = list(COLUMNS)
 Row = dict[str, Any]

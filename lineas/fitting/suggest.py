@@ -71,11 +71,11 @@ def suggest_sites(
     over two samples. Responses take 4 (n + m) N bytes for the N units of all candidates; a hundred relabellings sort
     them.
 
-    A site gives what source and target are apart there, times how far the output goes when the source's means are
-    brought to the target's there (its `reach`, at most 1). Default sites are recommended, unless another site gives
-    more than twice what the farthest default site would if it reached as far as all of them together: then the sites
-    that give at least three quarters of what the best one does. Where that is less than a tenth of what the output is
-    apart, the output is compared. `docs/strength.md` says where that wins, and where it does not.
+    A site gives what source and target are apart there, times its `reach`: how far the output goes when the source's
+    means are brought to the target's there; divided by it above 1. Default sites are recommended, unless another site
+    gives more than twice what the farthest default site would if it reached as far as all of them together: then the
+    sites that give at least three quarters of what the best one does. Where that is less than a tenth of what the
+    output is apart, the output is compared. `docs/strength.md` says where that wins, and where it does not.
 
     Examples
     --------

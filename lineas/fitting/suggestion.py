@@ -52,9 +52,12 @@ class SiteFigures(NamedTuple):
 
     @property
     def gives(self) -> float:
-        """What it is recommended by: how far the sets are apart, times how far that reaches, at most all of the way;
-        nothing where more than one relabelling in twenty comes as far."""
-        return self.apart * _share(self.reach) if self.p_value <= LEVEL else 0.0
+        """What it is recommended by: how far the sets are apart, times how far that reaches; by it where it goes beyond
+        the output's own way, as it does where a few samples are far off. Nothing where chance comes as far."""
+        if self.p_value > LEVEL:
+            return 0.0
+        reach = 1.0 if math.isnan(self.reach) else self.reach
+        return self.apart * min(reach, 1 / max(reach, 1))
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,8 @@ def recommended(
     best = max(mapped, key=lambda one: one.gives)
     if not differ or not best.gives > 0:
         return _names(usual or mapped), None, "source and target differ by no more than chance explains"
-    together = max((one.apart for one in usual), default=0.0) * _share(default_reach)
+    # Each of them goes all the way of what is upstream, too, so that together they may go further than is needed.
+    together = max((one.apart for one in usual), default=0.0) * min(1.0 if default_reach is None else default_reach, 1)
     if usual and best.gives <= FAR * together:
         chosen, score = usual, together
         why = f"no other site gives more than {FAR:g} times what the default sites do together"
@@ -142,11 +146,6 @@ def recommended(
     if output is not None and score < BLIND * output.apart:
         return _names(chosen), OUTPUT, f"{why}; which is less than {BLIND:g} of what the output has"
     return _names(chosen), None, why
-
-
-def _share(reach: float | None) -> float:
-    """At most all of it; all where it is not known."""
-    return 1.0 if reach is None or math.isnan(reach) else min(reach, 1.0)
 
 
 def _names(sites: Sequence[SiteFigures]) -> list[str]:

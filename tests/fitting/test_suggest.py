@@ -197,6 +197,7 @@ def test_default_sites_are_taken_unless_another_gives_more_than_twice_as_much():
     # What is far apart and moves nothing is no reason; nor are default sites that only together reach the output.
     assert recommended([*usual, figures("c", 60.0, 0.05)], ["a", "b"], True, 1.0)[0] == ["a", "b"]
     assert recommended([*usual, figures("c", 6.0)], ["a", "b"], True, 0.4)[0] == ["c"]
+    assert recommended([*usual, figures("c", 60.0, 12.0)], ["a", "b"], True, 3.0)[0] == ["a", "b"], "it goes too far"
     assert recommended([*usual, figures("c", 60.0, p_value=0.06)], ["a", "b"], True, 1.0)[0] == ["a", "b"], "chance"
 
 

@@ -398,7 +398,7 @@ def test_sites_with_two_files_says_where_they_part_and_what_fit_takes(there):
     said = run(line).stdout
     assert said.startswith(str(found))
     options = said.splitlines()[-1].removeprefix("lineas fit: ")
-    run(f"{FIT} {options} --max-evaluations 2")
+    run(f"{FIT} {options} --max-evaluations 8")
     assert set(lineas.Steering.from_pretrained("polite").sites) == set(found.sites)
 
 

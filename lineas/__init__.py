@@ -14,6 +14,7 @@ from .fitting.dry_run import DryRun, dry_run
 from .fitting.fit import fit
 from .fitting.gates import fit_gate
 from .fitting.path import Path, path
+from .fitting.suggest import Suggestion, suggest_sites
 from .maps import algebra
 from .maps.dial import Dial
 from .maps.gate import Gate
@@ -33,6 +34,7 @@ __all__ = [
     "Path",
     "Site",
     "Steering",
+    "Suggestion",
     "algebra",
     "attach",
     "attached",
@@ -54,5 +56,6 @@ __all__ = [
     "penalties",
     "samples",
     "serving",
+    "suggest_sites",
     "transport",
 ]

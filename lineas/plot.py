@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-__all__ = ["plot_dial", "plot_history", "plot_strength", "plot_support", "plot_units"]
+__all__ = ["plot_dial", "plot_history", "plot_sites", "plot_strength", "plot_support", "plot_units"]
 
 POINTS = 200  # samples beyond this are not drawn one by one
 
@@ -261,6 +261,46 @@ def plot_dial(dial: Dial, ax: "Axes | None" = None, *, budget: "str | float | Pr
     if "%" in COSTS[name]:
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:+.0%}")
     ax.set(xlabel="strength", ylabel=name, title="What strengths cost")
+    ax.legend(frameon=False)
+    return ax
+
+
+KINDS = {"norm": "o", "attention": "^", "mlp": "s", "block": "D", "layer": "v", "output": "*"}  # of sites, as drawn
+
+
+def plot_sites(rows: Sequence[Mapping[str, Any]], ax: "Axes | None" = None) -> "Axes":
+    """What sites give along the forward pass, a marker a site, and above it how far apart two sets are there.
+
+    Parameters
+    ----------
+    rows : list of dict
+        As `lineas.Suggestion.rows` has them: "kind", "apart", "gives" and "chosen", in the order of the forward pass.
+    ax : matplotlib axes, optional
+
+    Returns
+    -------
+    The axes, with markers at "gives", those of chosen sites filled, and lines up to "apart".
+
+    Raises
+    ------
+    ValueError
+        There are no rows.
+    """
+    if not rows:
+        raise ValueError("rows: expected at least one, got none")
+    ax = new_axes(ax)
+    places, (gives, apart) = np.arange(1, len(rows) + 1), np.array([(row["gives"], row["apart"]) for row in rows]).T
+    ax.vlines(places, gives, apart, color="0.7", linewidth=1, label="up to: apart")
+    for kind, marker in KINDS.items():
+        for chosen, face in ((False, "white"), (True, "black")):
+            here = np.array([row["kind"] == kind and bool(row["chosen"]) == chosen for row in rows])
+            if here.any():
+                label, size = f"{kind}, chosen" if chosen else kind, 9 if kind == "output" else 5
+                drawn = ax.plot(places[here], gives[here], marker, color="black", markersize=size, label=label)
+                drawn[0].set_markerfacecolor(face)
+    ax.set(xlabel="site, from the input to the output", ylabel="apart x reach", title="Where two sets part")
+    ax.set_ylim(bottom=0)
+    whole_numbers(ax.xaxis)
     ax.legend(frameon=False)
     return ax
 

@@ -1,13 +1,32 @@
 """`lineas inspect`, `lineas sites` and `lineas dry-run`: look, change nothing."""
 
 import json
+import re
+import shlex
 from typing import Annotated, Any
 
 import typer
 
 from .fit_options import of_fit
-from .models import numbers_of, outline, outline_of_pipeline
-from .options import CAUSAL, Component, Dtype, Folder, Json, Model, ModelClass, Pipeline, Revision, check_goes_with
+from .models import load, load_pipeline, numbers_of, outline, outline_of_pipeline
+from .options import (
+    CAUSAL,
+    Column,
+    Component,
+    Device,
+    Dtype,
+    Field,
+    Folder,
+    Json,
+    Model,
+    ModelClass,
+    Pipeline,
+    Revision,
+    arguments,
+    check_goes_with,
+    given,
+    read_texts,
+)
 from .running import one_line, print_json
 
 
@@ -60,27 +79,61 @@ def sites(
     sites: Annotated[
         str | None, typer.Option(help="A regular expression over whole module paths; the default sites if not given.")
     ] = None,
+    src: Annotated[str | None, typer.Option(help="With --tgt: look where these texts and those part.")] = None,
+    tgt: Annotated[str | None, typer.Option(help="The other file of texts.")] = None,
+    column: Column = None,
+    field: Field = None,
+    call: Annotated[list[str] | None, of_fit("call")] = None,
+    batch_size: Annotated[int | None, of_fit("batch_size")] = None,
+    max_length: Annotated[int | None, of_fit("max_length")] = None,
+    pooling: Annotated[str | None, of_fit("pooling")] = None,
+    seed: Annotated[int | None, of_fit("seed")] = None,
     model_class: ModelClass = CAUSAL,
     pipeline: Pipeline = False,
     component: Component = None,
     revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """List the sites that would be steered: name, units and class. Of the model only the config is read.
 
     Without --sites these are the normalisations that feed each block's MLP; of a pipeline's denoiser, all of them.
+    With --src and --tgt the model is run, and the table has all candidates, or those of --sites: how far the two files
+    are apart there, what the output minds, and which are recommended, with what to tell lineas fit.
 
     \b
     Example:
       lineas sites model --sites "model\\.layers\\.[01]\\..*_proj"
+      lineas sites model --src from.txt --tgt to.txt
     """
-    check_goes_with(pipeline, {"component": component}, {"model_class": model_class != CAUSAL})
-    import lineas
-
+    how = given(batch_size=batch_size, max_length=max_length, pooling=pooling, seed=seed)
+    check_goes_with(pipeline, {"component": component, "call": call}, {"model_class": model_class != CAUSAL})
+    if src is not None and tgt is not None:
+        texts = [read_texts(name, path, column, field) for name, path in (("src", src), ("tgt", tgt))]
+        loaded: dict[str, Any] = {"revision": revision, "dtype": dtype, "device": device}
+        if pipeline:
+            network: Any = load_pipeline(model, **loaded)
+            how |= given(component=component, call=arguments(call) or None)
+        else:
+            network, how["tokenizer"] = load(model, model_class=model_class, **loaded)
+        suggest(network, texts, sites, how, as_json)
+        return
+    alone = given(src=src, tgt=tgt, column=column, field=field, call=call, device=device, **how)
+    alone |= {"dtype": dtype} if dtype != "auto" else {}
+    if alone:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in alone)
+        raise typer.BadParameter(f"{names}: goes with both --src and --tgt")
     if pipeline:
         looked_at = outline_of_pipeline(model, component=component, revision=revision)
     else:
         looked_at = outline(model, model_class=model_class, revision=revision)
+    list_sites(looked_at, sites, as_json)
+
+
+def list_sites(looked_at: Any, sites: str | None, as_json: bool) -> None:
+    import lineas
+
     found = lineas.find_sites(looked_at, sites)
     if as_json:
         for site in found:
@@ -89,6 +142,24 @@ def sites(
     width = max(len(site.name) for site in found)
     for site in found:
         print(f"{site.name:{width}}  {site.units or '?':>6}  {site.kind}")
+
+
+def suggest(network: Any, texts: list[Any], sites: str | None, how: dict[str, Any], as_json: bool) -> None:
+    """The result of `lineas sites` with two files."""
+    import lineas
+
+    source, target = texts
+    found = lineas.suggest_sites(network, source, target, sites, **how)
+    pattern = "|".join(map(re.escape, found.sites))
+    if as_json:
+        for row in found.rows():
+            print_json(row)
+        print_json({"sites": pattern, "loss_sites": found.loss_sites, "is_default": found.is_default, "why": found.why})
+        return
+    print(found)
+    if not found.is_default:
+        compared = " --loss-sites output" if found.loss_sites else ""
+        print(f"lineas fit: --sites {shlex.quote(pattern)}{compared}")
 
 
 def dry_run(

@@ -28,11 +28,16 @@ def fitted_history():
 ROWS = [{"strength": s, "perplexity": 50 + s, "mood": s / 2, "se": 0.1} for s in (1.0, 0.0, 2.0)]
 VALUES = [normal(30, 4, seed=k, shift=k).numpy() for k in range(3)]
 MAPS = Steering({"a": ([1, 2, 1, 1.5], [0] * 4), "b": ([1.0, 1], [0, 3])})
+SITES = [
+    {"site": name, "kind": kind, "apart": k / 2, "gives": k / 3, "chosen": k == 1}
+    for k, (name, kind) in enumerate((("a.norm", "norm"), ("a.mlp", "mlp"), ("a", "block"), ("b", "output")))
+]
 PLOTS = {
     "history": lambda ax=None: plot.plot_history(fitted_history(), ax),
     "support": lambda ax=None: plot.plot_support(MAPS, ax),
     "support by unit": lambda ax=None: plot.plot_support(MAPS, ax, units=True),
     "units": lambda ax=None: plot.plot_units(*VALUES, ax=ax),
+    "sites": lambda ax=None: plot.plot_sites(SITES, ax),
     "strength": lambda ax=None: plot.plot_strength(ROWS, ax, effect="mood", error="se"),
 }
 

@@ -40,16 +40,21 @@ class Ridge:
         What a unit's map does to the model's output, to second order; shift has mean 1.
     rows : (samples, 2 N) float32
         By sample, the gradient of a drawn label's log-likelihood, for all weights and then all biases, divided by the
-        root of twice the sample's tokens; of as many samples as `ROOM` has place for. None of what is no logits.
+        root of twice the sample's tokens; of as many samples as `ROOM` has place for. None of what is no logits, unless
+        asked for: then the gradient of the output along a random direction, divided by the output's length.
+    in_nats : bool
+        Whether rows are of logits.
     """
 
     stretch: Floats
     cross: Floats
     shift: Floats
     rows: NDArray[np.float32] | None = None
+    in_nats: bool = True
 
     def divergences(self, x: NDArray[np.float32]) -> Floats:
-        """KL(model, steered model) a token, in nats, that the maps x are predicted to make of each row's sample.
+        """KL(model, steered model) a token, in nats, that the maps x are predicted to make of each row's sample; where
+        rows are of no logits, the squared change of its output by that of its length.
 
         To second order, (samples,). The whole Fisher form along the maps, which few samples know well; of its diagonal,
         which is what the ridge has, units that move together make several times less.
@@ -72,8 +77,9 @@ class Ridge:
 
 
 def sensitivity(
-    model: nn.Module, layout: Layout, batches: Sequence[Batch], seed: int, world: Alone | None = None
-) -> Ridge:
+    model: nn.Module, layout: Layout, batches: Sequence[Batch], seed: int, world: Alone | None = None, *,
+    rows_of_any: bool = False,
+) -> Ridge:  # fmt: skip
     """How much the model's output minds each unit's map, from one forward and backward pass through all of it.
 
     For logits it is the Fisher information of the maps, 2 KL(model, steered model) a sample to second order: labels are
@@ -86,6 +92,8 @@ def sensitivity(
     batches : samples that the model should go on to handle as it does: the target's
     seed : of the labels and directions
     world : the processes whose samples count together
+    rows_of_any : bool
+        Whether rows are kept of an output that is no logits, too.
 
     Notes
     -----
@@ -98,7 +106,7 @@ def sensitivity(
     most = most_at_once(batches[0])
     rows = max(1, most // _bound(model, batches[0]))
     kept: list[NDArray[np.float32]] = []
-    room, splits = ROOM // (2 * layout.units), is_split(model)
+    room, splits, in_nats = ROOM // (2 * layout.units), is_split(model), True
 
     def parts() -> Iterator[tuple[int, Batch]]:
         """A few samples at a time, and the seed of the first one."""
@@ -112,8 +120,8 @@ def sensitivity(
             start += batch.size
 
     def slopes(numbered: tuple[int, Batch]) -> tuple[Tensor, Tensor, Floats | None] | None:
-        """Of each sample, for all weights and all biases; and the tokens, where they are of logits."""
-        nonlocal rows
+        """Of each sample, for all weights and all biases; and what its row is multiplied by, where one is kept."""
+        nonlocal rows, in_nats
         number, part = numbered
         output, is_logits, leaves = _run(model, layout, part)
         rows = max(1, most * part.size // output.numel())
@@ -126,15 +134,18 @@ def sensitivity(
             gradients = torch.autograd.grad(output, leaves, direction, materialize_grads=True, allow_unused=True)
         half = len(layout.sites)
         w, b = (_side_by_side(g) for g in (gradients[:half], gradients[half:]))
-        return w, b, _tokens(output, part) if is_logits and output.shape[:1] == (part.size,) else None
+        if not (is_logits or rows_of_any) or output.shape[:1] != (part.size,):
+            return w, b, None
+        in_nats = is_logits
+        return w, b, _scales(output, is_logits, part)
 
     for found in world.each(slopes, parts()):
         if found is None:
             continue
-        w, b, tokens = found
+        w, b, scales = found
         totals += torch.stack([(w * w).sum(0), (w * b).sum(0), (b * b).sum(0)]).cpu().numpy()
-        if tokens is not None and room:
-            scale = 1 / np.sqrt(2 * tokens)[:room, None]
+        if scales is not None and room:
+            scale = scales[:room, None]
             rows_of_both = torch.cat([w[:room], b[:room]], 1) * torch.from_numpy(scale).to(w.device)
             kept.append(rows_of_both.float().cpu().numpy())
             room -= len(kept[-1])
@@ -146,7 +157,7 @@ def sensitivity(
         return Ridge(np.ones(layout.units), np.zeros(layout.units), np.ones(layout.units))
     stretch, cross, shift = totals / mean / (1 + FLOOR)
     by_sample = np.concatenate(kept) if kept else None
-    return Ridge(stretch + FLOOR / (1 + FLOOR), cross, shift + FLOOR / (1 + FLOOR), by_sample)
+    return Ridge(stretch + FLOOR / (1 + FLOOR), cross, shift + FLOOR / (1 + FLOOR), by_sample, in_nats)
 
 
 def most_at_once(batch: Batch) -> int:
@@ -170,6 +181,17 @@ def _mask(output: Tensor, batch: Batch) -> Tensor | None:
     has_decoder = any(key.startswith("decoder_") for key in batch.kwargs)  # whose output it then is
     mask = batch.mask_of("decoder_" if has_decoder else "")
     return mask != 0 if mask is not None and mask.shape == output.shape[:2] else None
+
+
+def _scales(output: Tensor, is_logits: bool, batch: Batch) -> Floats:
+    """What each sample's row is multiplied by, (samples,): a squared row is then nats a token, or a relative change."""
+    if is_logits:
+        return 1 / np.sqrt(2 * _tokens(output, batch))
+    squares = output.detach().float().square()
+    squares = squares[:, None] if squares.ndim < 2 else squares.flatten(2).sum(2) if squares.ndim > 2 else squares
+    mask = _mask(output, batch)
+    lengths = (squares if mask is None else squares * mask).sum(1).sqrt().cpu().double().numpy()
+    return np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
 
 
 def _tokens(output: Tensor, batch: Batch) -> Floats:

@@ -10,7 +10,7 @@ from .batch import Batch
 from .calls import call, output_of
 from .links import core, named_modules
 
-__all__ = ["OUTPUT", "output_name"]
+__all__ = ["OUTPUT", "head_of", "output_name"]
 
 OUTPUT = "output"  # for loss_sites: whatever the network puts out
 
@@ -18,11 +18,12 @@ OUTPUT = "output"  # for loss_sites: whatever the network puts out
 def output_name(model: nn.Module, batch: Batch) -> str:
     """The site whose output is the network's own; of a language model what its output layer reads.
 
-    From one pass over a batch. LookupError where no module makes it: something is done with it afterwards.
+    From one pass over a batch. LookupError where no module makes it: something is done with it afterwards. TypeError
+    where it is nothing to compare.
     """
     made: list[tuple[str, Tensor]] = []  # in the order in which modules end
     read: list[Tensor] = []
-    head = _head(model)
+    head = head_of(model)
     modules = {name: module for name, module in named_modules(model).items() if name}
 
     def note(name: str):
@@ -44,6 +45,11 @@ def output_name(model: nn.Module, batch: Batch) -> str:
         for hook in hooks:
             hook.remove()
     wanted = read[-1] if read else output
+    if wanted.ndim < 2 or not wanted.is_floating_point():
+        raise TypeError(
+            f"loss_sites: expected an output (samples, ..., channels) of floats to compare, but the "
+            f"{type(core(model)).__name__} puts out {tuple(wanted.shape)} {wanted.dtype}: name a site"
+        )
     found = [name for name, leaf in made if _same(leaf, wanted)]
     innermost = [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
     if not innermost:
@@ -55,7 +61,7 @@ def output_name(model: nn.Module, batch: Batch) -> str:
     return innermost[-1]
 
 
-def _head(model: nn.Module) -> nn.Module | None:
+def head_of(model: nn.Module) -> nn.Module | None:
     """The output layer of a language model."""
     inner = core(model)
     find = getattr(inner, "get_output_embeddings", None)

@@ -14,7 +14,7 @@ from .links import core, module_at, named_modules, trail
 from .pipelines.components import is_denoiser, network_of
 from .sharding import kind_of
 
-__all__ = ["Site", "find_sites"]
+__all__ = ["Site", "find_sites", "why_never_run"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def find_sites(
     else:
         names = _listed_names(model, modules, [s.name if isinstance(s, Site) else s for s in pattern])
     for name in names:
-        if why := _why_never_run(model, split_name(name)[0]):
+        if why := why_never_run(model, split_name(name)[0]):
             raise ValueError(f"site {name!r}: expected a module that runs in a forward pass, got {why}")
     return [_site(name, module_at(model, split_name(name)[0])) for name in names]
 
@@ -150,7 +150,7 @@ def _has_forward(module: nn.Module) -> bool:
     return getattr(module.forward, "__func__", None) is not nn.Module.forward
 
 
-def _why_never_run(model: nn.Module, path: str) -> str:
+def why_never_run(model: nn.Module, path: str) -> str:
     """What tells, before any pass, that this module is not called in one; empty where nothing does."""
     *above, module = trail(model, path)
     if sealed := next((one for one in above if isinstance(one, torch.jit.ScriptModule)), None):

@@ -393,6 +393,33 @@ def test_sites_needs_no_weights(there):
     assert "there is model.layers.*" in run("sites model --sites nothing", code=1).stderr
 
 
+def test_sites_with_two_files_says_where_they_part_and_what_fit_takes(there):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    sides = [(there / name).read_text().splitlines() for name in ("from.txt", "to.txt")]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained("model"), AutoTokenizer.from_pretrained("model")
+    pattern = r"model\.layers\.[01]\.mlp"
+    found = lineas.suggest_sites(model, *sides, pattern, tokenizer=tokenizer)
+    line = f"sites model --src from.txt --tgt to.txt --sites '{pattern}'"
+    *rows, last = objects(line)
+    assert [row["site"] for row in rows] == [one.site for one in found.candidates]
+    assert [row["apart"] for row in rows] == pytest.approx([one.apart for one in found.candidates], rel=1e-6)
+    assert [name for name in found.sites if re.fullmatch(last["sites"], name)] == found.sites
+    assert not last["is_default"]
+    said = run(line).stdout
+    assert said.startswith(str(found))
+    options = said.splitlines()[-1].removeprefix("lineas fit: ")
+    run(f"{FIT} {options} --max-evaluations 8")
+    assert set(lineas.Steering.from_pretrained("polite").sites) == set(found.sites)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"), [("--src from.txt", "--src"), ("--seed 1 --dtype bfloat16", "--seed, --dtype")]
+)
+def test_what_sites_needs_two_files_for_is_refused_without_them(there, options, named):
+    assert f"{named}: goes with both --src and --tgt" in " ".join(run(f"sites model {options}", code=2).stderr.split())
+
+
 def test_another_class_of_transformers_loads_encoders(there):
     import transformers as hf
 

@@ -73,6 +73,13 @@ def test_what_is_done_behind_all_modules_is_refused():
         lineas.fit(Behind(), normal(8, 4), normal(8, 4, shift=1), sites="lead", loss_sites="output", progress=False)
 
 
+def test_an_output_that_is_nothing_to_compare_is_refused_by_its_shape():
+    net = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 1), nn.Flatten(0))
+    words = r"loss_sites: expected an output .*, but the Sequential puts out \(1,\) torch.float32: name a site"
+    with pytest.raises(TypeError, match=words):
+        lineas.fit(net, normal(8, 4), normal(8, 4, shift=1), sites="0", loss_sites="output", progress=False)
+
+
 def test_a_fit_at_the_output_is_one_at_the_module_that_makes_it():
     net = Mlp()
     before = snapshot(net)

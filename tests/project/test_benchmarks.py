@@ -247,3 +247,32 @@ def test_prices_are_put_side_by_side(tmp_path, run):
     rows.write_text(json.dumps(found | {"news": {"+5%": 0.9, "nats": 0.4}}) + "\n")
     shown = run("--table", "--json", rows, script=SCRIPT.with_name("prices.py")).splitlines()
     assert shown[-1] == "| tone | 0 | 1.10 (1.00 to 1.20) | 0.90 | 0.50 | 0.40 | 0.50 |"
+
+
+def test_sites_are_compared_once_and_put_into_a_page(monkeypatch, capsys, tmp_path):
+    """On one classifier and pair of digits, where the recommended site turns what the default ones do not."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
+    import sites
+
+    page, rows = tmp_path / "page.md", tmp_path / "rows.jsonl"
+    page.write_text("before\n<!-- sites -->\nold\n<!-- end of sites -->\nafter\n", encoding="utf-8")
+    monkeypatch.setattr(sites, "PAIRS", ((2, 5),))
+    monkeypatch.setattr(sites, "NETS", {"residual": sites.NETS["residual"]})
+    monkeypatch.setattr(sys, "argv", ["sites.py", "--only", "digits", "--draws", "2", "--json", str(rows)])
+    with torch.random.fork_rng():
+        sites.main()
+        first = rows.read_text()
+        sites.main()
+    assert rows.read_text() == first, "what the file holds is not fitted again"
+    figures = {row["setting"]: row["figure"] for row in map(json.loads, first.splitlines())}
+    assert list(figures) == list(sites.COLUMNS)
+    assert figures["recommended"] > figures["usual"] + 0.5
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--write", str(page)])
+    sites.main()
+    shown = page.read_text()
+    assert shown.startswith("before\n<!-- sites -->\n| | usual |")
+    assert shown.endswith("<!-- end of sites -->\nafter\n")
+    assert f"{figures['recommended']:.3f}" in shown
+    assert "| 0 of 1 |" in shown
+    capsys.readouterr()

@@ -11,6 +11,7 @@ from .evaluation import calibrate, evaluate
 from .fitting import callbacks, checkpoint
 from .fitting.conflict import conflict
 from .fitting.fit import fit
+from .fitting.joint import fit_jointly
 from .fitting.path import Path, path
 from .maps import algebra
 from .maps.dial import Dial
@@ -42,6 +43,7 @@ __all__ = [
     "experts",
     "find_sites",
     "fit",
+    "fit_jointly",
     "ot",
     "path",
     "penalties",

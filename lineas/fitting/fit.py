@@ -127,8 +127,11 @@ def fit(
 fit.__doc__ = (fit.__doc__ or "").replace("    {options}", described())
 
 
-def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
-    """What `fit` does with its arguments: the steerings at the ends that `minimise` comes to."""
+def fitted(given: Mapping[str, Any], minimise: Minimise, name: str = "") -> list[Steering]:
+    """What `fit` does with its arguments: the steerings at the ends that `minimise` comes to.
+
+    `name`: of the concept, for warnings, where there are several.
+    """
     asked = SimpleNamespace(**given)
     model, component, budget, resume_from = asked.model, asked.component, asked.budget, asked.resume_from
     callbacks = listened(asked.callbacks)
@@ -220,7 +223,7 @@ def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
     is_priced = budget is not None or len(ends) > 1
     said = doubts(ends[-1], options, facts["samples"], data["src"] == data["tgt"], is_priced=is_priced)
     if world.rank == 0 and said:
-        warn(said)
+        warn(f"{name}: {said}" if name else said)
     if budget is None:
         return found
     how = {name: given[name] for name in OF_CALIBRATE}

@@ -95,14 +95,14 @@ def sensitivity(
     done = sum(world.share(sum(batch.size for batch in batches))[: world.rank])
     totals = np.zeros((3, layout.units))
     most = most_at_once(batches[0])
-    rows = max(1, most // _bound(model, batches[0]))
+    rows = max(1, most // bound(model, batches[0]))
     kept: list[NDArray[np.float32]] = []
     room = ROOM // (2 * layout.units)
     for batch in batches:
         start = 0
         while start < batch.size:
             part = batch.rows(start, min(start + rows, batch.size))
-            output, is_logits, leaves = _run(model, layout, part)
+            output, is_logits, leaves = outputs_of(model, layout, part)
             rows = max(1, most * part.size // output.numel())
             start, done = start + part.size, done + part.size
             if not output.requires_grad:  # quantised layers behind the last loss site may pass nothing back
@@ -110,7 +110,7 @@ def sensitivity(
             direction = _direction(output, is_logits, part, seed + done - part.size)
             gradients = torch.autograd.grad(output, leaves, direction, materialize_grads=True, allow_unused=True)
             half = len(layout.sites)
-            w, b = (_side_by_side(g) for g in (gradients[:half], gradients[half:]))
+            w, b = (side_by_side(g) for g in (gradients[:half], gradients[half:]))
             totals += torch.stack([(w * w).sum(0), (w * b).sum(0), (b * b).sum(0)]).cpu().numpy()
             if is_logits and room and output.shape[:1] == (part.size,):
                 scale = 1 / np.sqrt(2 * _tokens(output, part))[:room, None]
@@ -136,7 +136,7 @@ def most_at_once(batch: Batch) -> int:
     return min(LARGEST_ON_GPU, memory_free(device) // BYTES)
 
 
-def _bound(model: nn.Module, batch: Batch) -> int:
+def bound(model: nn.Module, batch: Batch) -> int:
     """At most how many numbers a sample's output has, where that is known: for tokens and their mask, no dimension of
     a weight a token is larger. Else that is for the first sample alone to tell."""
     if batch.mask is None or next(batch.tensors()).device.type != "cuda":
@@ -159,13 +159,13 @@ def _tokens(output: Tensor, batch: Batch) -> Floats:
     return np.full(batch.size, output.numel() / (batch.size * output.shape[-1]))
 
 
-def _side_by_side(gradients: Sequence[Tensor]) -> Tensor:
+def side_by_side(gradients: Sequence[Tensor]) -> Tensor:
     """(samples, N) float64, on a GPU if they are, else on the CPU: not every device has float64."""
     flat = torch.cat([g.flatten(1) for g in gradients], 1)
     return (flat if flat.device.type == "cuda" else flat.cpu()).double()
 
 
-def _run(model: nn.Module, layout: Layout, batch: Batch) -> tuple[Tensor, bool, list[Tensor]]:
+def outputs_of(model: nn.Module, layout: Layout, batch: Batch) -> tuple[Tensor, bool, list[Tensor]]:
     """The model's output, and a weight and a bias of its own for each sample at each site: weights first."""
     weights: dict[Site, Tensor] = {}
     biases: dict[Site, Tensor] = {}

@@ -18,6 +18,7 @@ def test_the_public_names_are_these():
     assert set(lineas.__all__) == {
         "Dial", "Handle", "Path", "Site", "Steering", "algebra", "attach", "attached", "calibrate", "callbacks",
         "checkpoint", "conflict", "detach", "directions", "evaluate", "evaluation", "experts", "find_sites", "fit",
+        "fit_jointly",
         "ot", "path", "penalties", "samples", "transport",
     }  # fmt: skip
     assert all(hasattr(lineas, name) for name in lineas.__all__)

@@ -3,10 +3,10 @@
     python benchmarks/joint.py [--draws 1,2,3] [--json FILE] [--known] [--write docs/strength.md]
 
 SmolLM2-135M, 32 + 32 texts a concept, cut at 24 tokens, at most 10 evaluations a fit; every steering at a predicted
-price of 0.05 nats a token of neutral text. An effect is how much likelier held-out targets become than held-out sources,
-a token, as in `conflicts.py`, whose concepts these are. A row is a pair and a draw: the effects of each fitted apart and
-alone, of both added, of one fit on both sets (at the price of both added), and of the joint ones, together and alone.
-Rows that the file has are not made again. A quarter of an hour on one core for a draw.
+price of 0.05 nats a token of neutral text. An effect is how much likelier held-out targets become than held-out
+sources, a token, as in `conflicts.py`, whose concepts these are. A row is a pair and a draw: the effects of each fitted
+apart and alone, of both added, of one fit on both sets (at the price of both added), and of the joint ones, together
+and alone. Rows that the file has are not made again. A quarter of an hour on one core for a draw.
 """
 
 import argparse

@@ -61,25 +61,31 @@ def fit_jointly(model: Any, concepts: Mapping[str, Sequence[Any]], **options: An
     Notes
     -----
     Each concept c minimises what `lineas.fit` minimises plus, for every other concept q, a wall
-    `STIFF / 2 * min(0, g_q . m_c)^2 / (g_q . H^-1 g_q)`, where m_c = (weight - 1, bias) are its moves, H its units' own
-    curvature, and g_q the gradient at the identity of q's contrast: of a causal language model how much likelier a
-    token of q's targets is than one of its sources, else minus q's loss. So c may help q and may not hurt it. g_q . m_c
-    is to first order what c's maps do to q's effect; of two steerings fitted apart it is what tells how much of an effect
-    is lost where both are on (`lineas.conflict`), which the distances of responses do not tell.
 
-    A wall is a half-space through the identity: scaling a steering, or leaving some of them out, moves none to its wrong
-    side, and so a `budget` may scale each by its own dial. Given the contrasts the sum of all concepts' problems falls
-    into one for each, which are minimised one after the other; one concept alone is `lineas.fit`, bit for bit.
+        STIFF / 2 * min(0, g_q . m_c)^2 / (g_q . H^-1 g_q)
 
-    The contrasts cost a forward and a backward pass through all of the model over every set, about as much as two
-    evaluations. `info["beside"]` names the other concepts. Maps are held to the contrasts of the texts that they are
-    fitted on: what of these is chance, held-out texts do not have.
+    where m_c = (weight - 1, bias) are its moves, H its units' own curvature, and g_q the gradient at the identity of
+    q's contrast: of a causal language model how much likelier a token of q's targets is than one of its sources, of
+    other networks minus q's loss. So c may help q, and may not hurt it. g_q . m_c is, to first order, what c does to
+    q's effect; of steerings fitted apart that is what tells how much of an effect is lost while both are on
+    (`lineas.conflict`). Distances of responses do not tell it, and so their sum over concepts, all maps on, does not
+    help.
+
+    A wall is a half-space with the identity on its face: neither scaling a steering nor leaving one out brings another
+    to the wrong side, and so `budget` scales each by its own dial. Given the contrasts, the sum of all problems falls
+    into one for each concept; they are minimised one after the other. One concept alone is `lineas.fit`, bit for bit.
+
+    A contrast costs a forward and a backward pass through all of the model over both sets: of the time of a fit a tenth
+    to a third. Maps are held to the contrasts of the texts that they are fitted on: what is chance in these, held-out
+    texts do not have. `info["beside"]` names the other concepts, and the history counts walls as `ridge`.
     Measured in `docs/strength.md`. Source of the fit: LinEAS, Rodriguez et al., NeurIPS 2025, arXiv 2503.10679.
 
     Examples
     --------
-    >>> import torch, lineas; net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    >>> sets = {"up": (torch.randn(32, 4), torch.randn(40, 4) + 1), "wide": (torch.randn(32, 4), 2 * torch.randn(40, 4))}
+    >>> import torch, lineas
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> source, up, wide = torch.randn(32, 4), torch.randn(40, 4) + 1, 2 * torch.randn(40, 4)
+    >>> sets = {"up": (source, up), "wide": (source, wide)}
     >>> found = lineas.fit_jointly(net, sets, sites="0", progress=False)
     >>> both = found["up"] + found["wide"]
     """
@@ -181,6 +187,6 @@ class _Fits:
             alike = float(own @ (walled.mobility * g) / lengths) if lengths else 0.0
             if alike < OPPOSED:
                 warn(
-                    f"{self.names[k]}, {other}: what makes the one's targets likelier makes the other's less so (cosine "
-                    f"{alike:.2f}); each was fitted by what it can do without that"
+                    f"{self.names[k]}, {other}: what brings the one's targets nearer takes the other's away (cosine "
+                    f"{alike:.2f}); each is fitted to what it can do without that"
                 )

@@ -62,5 +62,7 @@ def _mobility(problem: ModelLoss) -> Floats:
     flat = np.concatenate([known[0], known[2]])
     usual = flat[np.isfinite(flat) & (flat > 0)]
     middle = float(np.median(usual)) if len(usual) else 1.0
-    flat = np.where(np.isfinite(flat), np.maximum(flat, 1e-6 * middle), middle)  # a unit that is constantly 0 bends none
+    flat = np.where(
+        np.isfinite(flat), np.maximum(flat, 1e-6 * middle), middle
+    )  # a unit that is constantly 0 bends none
     return 1 / flat if problem.free is None else np.tile(problem.free, 2) / flat

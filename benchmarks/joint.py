@@ -1,6 +1,7 @@
 """Two concepts at once: steerings fitted jointly beside steerings fitted apart and added, and one fitted on both sets.
 
-    python benchmarks/joint.py [--draws 1,2,3] [--json FILE] [--known] [--write docs/strength.md]
+    python benchmarks/joint.py [--draws 1,2,3] [--pairs civil+questions] [--no-summed] [--json FILE] [--known]
+        [--write docs/strength.md]
 
 SmolLM2-135M, 32 + 32 texts a concept, cut at 24 tokens, at most 10 evaluations a fit; every steering at a predicted
 price of 0.05 nats a token of neutral text. An effect is how much likelier held-out targets become than held-out
@@ -36,7 +37,9 @@ PAIRS = (("positive", "past"), ("civil", "questions"), ("casual", "questions"))
 WAYS = ("added", "summed", "joint", "joint_alone")
 
 
-def rows(model: Any, tokenizer: Any, draw: int, pairs: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+def rows(
+    model: Any, tokenizer: Any, draw: int, pairs: Sequence[tuple[str, str]], summed: bool
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     names = dict.fromkeys(name for pair in pairs for name in pair)
     told = {name: conflicts.sides(name, draw) for name in names}
     fitted = {name: tuple(side[:FITTED] for side in pair) for name, pair in told.items()}
@@ -76,8 +79,9 @@ def rows(model: Any, tokenizer: Any, draw: int, pairs: Sequence[tuple[str, str]]
         jointly = {name: at(NATS, one) for name, one in jointly.items()}
         both = {"added": apart[a] + apart[b], "joint": jointly[a] + jointly[b]}
         prices = {how: price(one) for how, one in both.items()}
-        all_of = [source + target for source, target in zip(fitted[a], fitted[b], strict=True)]
-        both["summed"] = at(prices["added"], lineas.fit(model, *all_of, **options))
+        if summed:
+            all_of = [of_a + of_b for of_a, of_b in zip(fitted[a], fitted[b], strict=True)]
+            both["summed"] = at(prices["added"], lineas.fit(model, *all_of, **options))
         row = {"a": a, "b": b, "draw": draw, "prices": prices, "alone": [effects(apart[n], n)[0] for n in (a, b)]}
         row["joint_alone"] = [effects(jointly[n], n)[0] for n in (a, b)]
         yield row | {how: effects(one, a, b) for how, one in both.items()}
@@ -94,15 +98,17 @@ def table(found: Sequence[dict[str, Any]]) -> Iterator[str]:
         for k, name in enumerate((a, b)):
             cells = []
             for how in WAYS:
-                kept = [row[how][k] / row["alone"][k] for row in of_pair]
+                kept = [row[how][k] / row["alone"][k] for row in of_pair if how in row]
                 error = f" ± {np.std(kept, ddof=1) / np.sqrt(len(kept)):.2f}" if len(kept) > 1 else ""
-                cells.append(f"{np.mean(kept):.2f}{error}")
+                cells.append(f"{np.mean(kept):.2f}{error}" if kept else "")
             yield f"| {a}, {b} | {name} | {' | '.join(cells)} | {nats[0]:.3f}, {nats[1]:.3f} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", default="1,2,3", help="numbers, separated by commas")
+    parser.add_argument("--pairs", default=",".join(map("+".join, PAIRS)), help="joined by +, separated by commas")
+    parser.add_argument("--no-summed", action="store_true", help="without the fit on both sets, a quarter of the time")
     parser.add_argument("--json", type=Path, default=JSON, help="a line for each pair and draw")
     parser.add_argument("--known", action="store_true", help="only what the file has")
     parser.add_argument("--write", metavar="PAGE", type=Path, help="put the table into this page, between its marks")
@@ -112,9 +118,10 @@ def main() -> None:
         import embedded_model
 
         model, tokenizer = embedded_model.load()
+        pairs = [tuple(pair.split("+")) for pair in asked.pairs.split(",")]
         for draw in map(int, asked.draws.split(",")):
             known = {(row["a"], row["b"]) for row in found if row["draw"] == draw}
-            for row in rows(model, tokenizer, draw, [pair for pair in PAIRS if pair not in known]):
+            for row in rows(model, tokenizer, draw, [p for p in pairs if p not in known], not asked.no_summed):
                 found.append(row)
                 with asked.json.open("a") as file:
                     file.write(json.dumps(row) + "\n")

@@ -28,13 +28,13 @@ def contrast(problem: ModelLoss, sources: Sequence[Batch], targets: Sequence[Bat
     One forward and one backward pass through all of the model, over both sets; of other networks, one evaluation.
     NonFiniteError where it overflows.
     """
-    runner = problem.runner
+    runner, found = problem.runner, np.zeros(0)
     if writes_texts(runner.model) and all("input_ids" in batch.kwargs for batch in (*sources, *targets)):
         found = likelihood(runner, targets) - likelihood(runner, sources)
-    else:
+    if not found.any():  # no such model, or layers behind the last loss site through which no gradient passes
         found = -problem.evaluate(problem.identity()).gradient().astype(np.float64)
     if not np.isfinite(found).all():
-        raise NonFiniteError("expected a finite gradient of the texts' likelihood, got another")
+        raise NonFiniteError("expected a finite gradient of what tells targets from sources, got another")
     return found
 
 
@@ -50,6 +50,8 @@ def likelihood(runner: Runner, batches: Sequence[Batch]) -> Floats:
             part = batch.rows(start, min(start + rows, batch.size)).trimmed()
             logits, _, leaves = outputs_of(runner.model, runner.mapped, part)
             rows, start = max(1, most * part.size // logits.numel()), start + part.size
+            if not logits.requires_grad:
+                continue
             losses, tokens = losses_of(logits, _foretold(part))
             gradients = torch.autograd.grad(losses.sum(), leaves, materialize_grads=True, allow_unused=True)
             parts = (side_by_side(found).sum(0).cpu().numpy() for found in (gradients[:half], gradients[half:]))

@@ -41,7 +41,7 @@ def fit_jointly(model: Any, concepts: Mapping[str, Sequence[Any]], **options: An
     **options
         Those of `lineas.fit`, for each concept alike: tokenizer, sites, loss_sites, units, loss, loss_weights, ridge,
         penalty, steps, max_evaluations, batch_size, max_length, compute_dtype, pooling, position, budget (of each one),
-        component, call, at, graphs, seed, progress, callbacks (of one fit after the other).
+        component, call, at, graphs, seed, progress, callbacks (the fits run one after the other, from the last to the first).
 
     Returns
     -------
@@ -180,9 +180,8 @@ class _Fits:
 
     def _tell_opposed(self, k: int, walled: Walled) -> None:
         """Each pair once, as the earlier one sees it."""
-        own = self.contrasts.get(self.names[k])
         for other in self.names[k + 1 :]:
-            g = self.contrasts[other]
+            own, g = self.contrasts[self.names[k]], self.contrasts[other]
             lengths = walled.length(own) * walled.length(g)
             alike = float(own @ (walled.mobility * g) / lengths) if lengths else 0.0
             if alike < OPPOSED:

@@ -88,20 +88,26 @@ def rows(
 
 
 def table(found: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Means over draws, with their standard errors, of what is left of the effects that fits apart have alone."""
-    yield "| concepts | of | fitted apart, added | one fit on both sets | joint | joint, alone | nats: added, joint |"
-    yield "|---|---|---|---|---|---|---|"
-    pair_of = lambda row: (row["a"], row["b"])  # noqa: E731
-    for (a, b), group in groupby(sorted(found, key=pair_of), pair_of):
-        of_pair = list(group)
-        nats = [np.mean([row["prices"][how] for row in of_pair]) for how in ("added", "joint")]
+    """Means over draws, with their standard errors, of what is left of the effects that fits apart have alone. Draw 0,
+    on which the method was chosen, stands by itself."""
+    yield "| concepts | draws | of | apart, added | one fit on both sets | joint | joint, alone | nats: added, joint |"
+    yield "|---|---|---|---|---|---|---|---|"
+
+    def place(row: dict[str, Any]) -> tuple[str, str, bool]:
+        return row["a"], row["b"], row["draw"] > 0
+
+    for (a, b, _), group in groupby(sorted(found, key=place), place):
+        alike = list(group)
+        draws = ", ".join(str(row["draw"]) for row in alike)
+        nats = ", ".join(f"{np.mean([row['prices'][how] for row in alike]):.3f}" for how in ("added", "joint"))
         for k, name in enumerate((a, b)):
-            cells = []
-            for how in WAYS:
-                kept = [row[how][k] / row["alone"][k] for row in of_pair if how in row]
-                error = f" ± {np.std(kept, ddof=1) / np.sqrt(len(kept)):.2f}" if len(kept) > 1 else ""
-                cells.append(f"{np.mean(kept):.2f}{error}" if kept else "")
-            yield f"| {a}, {b} | {name} | {' | '.join(cells)} | {nats[0]:.3f}, {nats[1]:.3f} |"
+            cells = [_mean([row[how][k] / row["alone"][k] for row in alike if how in row]) for how in WAYS]
+            yield f"| {a}, {b} | {draws} | {name} | {' | '.join(cells)} | {nats} |"
+
+
+def _mean(values: Sequence[float]) -> str:
+    error = f" ± {np.std(values, ddof=1) / np.sqrt(len(values)):.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{error}" if values else ""
 
 
 def main() -> None:

@@ -134,6 +134,19 @@ def test_padding_on_either_side_and_the_size_of_batches_make_no_difference():
         np.testing.assert_allclose(other, found[0], rtol=1e-3, atol=1e-5 * np.abs(found[0]).max())
 
 
+def test_where_likelihoods_have_no_gradient_the_loss_stands_for_them(monkeypatch):
+    sets = {"film": TEXTS, "asking": OTHERS}
+    options = {**IN_WORDS, "max_evaluations": 4}
+    by_likelihood = lineas.fit_jointly(tiny("llama"), sets, **options)
+    monkeypatch.setattr(contrasts, "likelihood", lambda runner, batches: np.zeros(2 * runner.mapped.units))
+    without = lineas.fit_jointly(tiny("llama"), sets, **options)
+    monkeypatch.setattr(contrasts, "writes_texts", lambda model: False)
+    by_loss = lineas.fit_jointly(tiny("llama"), sets, **options)
+    for name in sets:
+        np.testing.assert_array_equal(flat(without[name]), flat(by_loss[name]))
+        assert not np.array_equal(flat(by_loss[name]), flat(by_likelihood[name]))
+
+
 def test_the_walled_problem_has_the_gradient_that_differences_show(monkeypatch):
     seen = []
 

@@ -78,8 +78,9 @@ def fit_jointly(model: Any, concepts: Mapping[str, Sequence[Any]], **options: An
 
     A contrast costs a forward and a backward pass through all of the model over both sets: of the time of a fit a tenth
     to a third. Maps are held to the contrasts of the texts that they are fitted on: what is chance in these, held-out
-    texts do not have. `info["beside"]` names the other concepts, and the history counts walls as `ridge`.
-    Measured in `docs/strength.md`. Source of the fit: LinEAS, Rodriguez et al., NeurIPS 2025, arXiv 2503.10679.
+    texts do not have, and of 32 + 32 texts that is much (`docs/strength.md`). Give many. `info["beside"]` names the
+    other concepts, and the history counts walls as `ridge`.
+    Source of the fit: LinEAS, Rodriguez et al., NeurIPS 2025, arXiv 2503.10679.
 
     Examples
     --------

@@ -13,6 +13,7 @@ from .fitting.conflict import conflict
 from .fitting.dry_run import DryRun, dry_run
 from .fitting.fit import fit
 from .fitting.gates import fit_gate
+from .fitting.joint import fit_jointly
 from .fitting.path import Path, path
 from .fitting.suggest import Suggestion, suggest_sites
 from .maps import algebra
@@ -51,6 +52,7 @@ __all__ = [
     "find_sites",
     "fit",
     "fit_gate",
+    "fit_jointly",
     "ot",
     "path",
     "penalties",

@@ -86,7 +86,7 @@ def conflict(
     if model is None:
         return found
     how = {"tokenizer": tokenizer, "batch_size": batch_size, "max_length": max_length}
-    rows, layout = _rows(model, texts, list(first), component, call, seed, how)
+    rows, layout = fisher_rows(model, texts, list(first), component, call, seed, how)
     for site, size in zip(layout.sites, layout.sizes, strict=True):
         if first[site.name].shape[1] != size:
             got = first[site.name].shape[1]
@@ -132,7 +132,7 @@ def _kept(
     return float(kept[0]), float(kept[1])
 
 
-def _rows(
+def fisher_rows(
     model: Any, texts: Any, sites: list[str], component: str | None, call: Mapping[str, Any] | None, seed: int,
     how: Mapping[str, Any],
 ) -> tuple[Floats, Layout]:  # fmt: skip

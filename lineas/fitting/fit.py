@@ -130,8 +130,11 @@ def fit(
 fit.__doc__ = (fit.__doc__ or "").replace("    {options}", described())
 
 
-def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
-    """What `fit` does with its arguments: the steerings at the ends that `minimise` comes to."""
+def fitted(given: Mapping[str, Any], minimise: Minimise, name: str = "") -> list[Steering]:
+    """What `fit` does with its arguments: the steerings at the ends that `minimise` comes to.
+
+    `name`: of the concept, for warnings, where there are several.
+    """
     asked = SimpleNamespace(**given)
     model, component, budget, resume_from = asked.model, asked.component, asked.budget, asked.resume_from
     callbacks = listened(asked.callbacks)
@@ -230,12 +233,12 @@ def fitted(given: Mapping[str, Any], minimise: Minimise) -> list[Steering]:
     is_priced = budget is not None or len(ends) > 1
     said = doubts(ends[-1], options, facts["samples"], data["src"] == data["tgt"], is_priced=is_priced)
     if world.rank == 0 and said:
-        warn(said)
+        warn(f"{name}: {said}" if name else said)
     if budget is not None:  # of the maps as such: where the gate is open
-        how = {name: given[name] for name in OF_CALIBRATE}
+        how = {option: given[option] for option in OF_CALIBRATE}
         found = [at_budget(one, model, asked.src, budget, **how) for one in found]
     if asked.gate:
-        how = {name: given[name] for name in OF_GATE}
+        how = {option: given[option] for option in OF_GATE}
         found = [gated(one, model, asked.src, asked.tgt, asked.gate, asked.neutral, **how) for one in found]
     return found
 

@@ -104,7 +104,7 @@ def sensitivity(
     first = world.earlier(sum(batch.size for batch in batches))
     totals = np.zeros((3, layout.units))
     most = most_at_once(batches[0])
-    rows = max(1, most // _bound(model, batches[0]))
+    rows = max(1, most // bound(model, batches[0]))
     kept: list[NDArray[np.float32]] = []
     room, splits, in_nats = ROOM // (2 * layout.units), is_split(model), True
 
@@ -123,7 +123,7 @@ def sensitivity(
         """Of each sample, for all weights and all biases; and what its row is multiplied by, where one is kept."""
         nonlocal rows, in_nats
         number, part = numbered
-        output, is_logits, leaves = _run(model, layout, part)
+        output, is_logits, leaves = outputs_of(model, layout, part)
         rows = max(1, most * part.size // output.numel())
         if splits:
             refuse_slices(model, {"the model's output": output.transpose(0, -1).flatten(1).mean(1)})
@@ -133,7 +133,7 @@ def sensitivity(
         with world.way_back():
             gradients = torch.autograd.grad(output, leaves, direction, materialize_grads=True, allow_unused=True)
         half = len(layout.sites)
-        w, b = (_side_by_side(g) for g in (gradients[:half], gradients[half:]))
+        w, b = (side_by_side(g) for g in (gradients[:half], gradients[half:]))
         if not (is_logits or rows_of_any) or output.shape[:1] != (part.size,):
             return w, b, None
         in_nats = is_logits
@@ -168,7 +168,7 @@ def most_at_once(batch: Batch) -> int:
     return min(LARGEST_ON_GPU, memory_free(device) // BYTES)
 
 
-def _bound(model: nn.Module, batch: Batch) -> int:
+def bound(model: nn.Module, batch: Batch) -> int:
     """At most how many numbers a sample's output has, where that is known: for tokens and their mask, no dimension of
     a weight a token is larger. Else that is for the first sample alone to tell."""
     if batch.mask is None or next(batch.tensors()).device.type != "cuda":
@@ -202,13 +202,13 @@ def _tokens(output: Tensor, batch: Batch) -> Floats:
     return np.full(batch.size, output.numel() / (batch.size * output.shape[-1]))
 
 
-def _side_by_side(gradients: Sequence[Tensor]) -> Tensor:
+def side_by_side(gradients: Sequence[Tensor]) -> Tensor:
     """(samples, N) float64, on a GPU if they are, else on the CPU: not every device has float64."""
     flat = torch.cat([g.flatten(1) for g in gradients], 1)
     return (flat if flat.device.type == "cuda" else flat.cpu()).double()
 
 
-def _run(model: nn.Module, layout: Layout, batch: Batch) -> tuple[Tensor, bool, list[Tensor]]:
+def outputs_of(model: nn.Module, layout: Layout, batch: Batch) -> tuple[Tensor, bool, list[Tensor]]:
     """The model's output, and a weight and a bias of its own for each sample at each site: weights first."""
     weights: dict[Site, Tensor] = {}
     biases: dict[Site, Tensor] = {}

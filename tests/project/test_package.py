@@ -18,8 +18,8 @@ def test_the_public_names_are_these():
     assert set(lineas.__all__) == {
         "Dial", "DryRun", "Gate", "Handle", "Path", "Site", "Steering", "Suggestion", "algebra", "attach", "attached",
         "calibrate", "callbacks", "checkpoint", "conflict", "detach", "directions", "dry_run", "evaluate", "evaluation",
-        "experts", "find_sites", "fit", "fit_gate", "ot", "path", "penalties", "samples", "serving", "suggest_sites",
-        "transport",
+        "experts", "find_sites", "fit", "fit_gate", "fit_jointly", "ot", "path", "penalties", "samples", "serving",
+        "suggest_sites", "transport",
     }  # fmt: skip
     assert all(hasattr(lineas, name) for name in lineas.__all__)
     assert lineas.__version__[0].isdigit()

@@ -93,8 +93,8 @@ def fit_jointly(model: Any, concepts: Mapping[str, Sequence[Any]], **options: An
     """
     if taken := [name for name in options if name in NOT_OURS]:
         raise TypeError(
-            f"{', '.join(taken)}: not for several concepts, which are fitted by the fast recipe, in one process, without "
-            "gates, as these cannot be added"
+            f"{', '.join(taken)}: not for several concepts, which are fitted by the fast recipe, in one process, and "
+            "without gates, as these cannot be added"
         )
     if unknown := [name for name in options if name not in BY_NAME]:
         raise TypeError(f"expected options of fit, got {', '.join(unknown)}; {nearest(unknown[0], BY_NAME)}")

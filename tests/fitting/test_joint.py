@@ -345,6 +345,7 @@ PAIR = (SOURCE, TARGET)
         ({"up": PAIR}, {"method": "caa"}, TypeError, "method: not for several"),
         ({"up": PAIR}, {"checkpoint_dir": "x"}, TypeError, "checkpoint_dir: not for several"),
         ({"up": PAIR}, {"distributed": True}, TypeError, "distributed: not for several"),
+        ({"up": PAIR}, {"gate": True}, TypeError, "gate: not for several concepts.*cannot be added"),
         ({"up": PAIR}, {"sights": "first"}, TypeError, "expected options of fit, got sights; .*sites"),
         ({"up": PAIR}, {"loss": "l2"}, ValueError, "loss: expected one of"),
     ],

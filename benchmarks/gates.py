@@ -119,8 +119,9 @@ def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _mean(values: Sequence[float], what: str) -> str:
-    mean, error = np.mean(values), np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{mean:+.1%} ± {error:.1%}" if what == "price" else f"{mean:.3f} ± {error:.3f}"
+    form = "{:+.1%}" if what == "price" else "{:.3f}"
+    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
+    return form.format(np.mean(values)) + ("" if error is None else " ± " + form.format(error).lstrip("+"))
 
 
 def main() -> None:

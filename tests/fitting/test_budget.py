@@ -121,7 +121,7 @@ def test_a_budget_that_cannot_be_is_refused_before_any_work():
 
 
 def test_a_budget_is_of_one_process():
-    with pytest.raises(ValueError, match="budget: expected distributed=False"):
+    with pytest.raises(ValueError, match="budget, gate: expected distributed=False"):
         lineas.fit(Mlp(), SOURCE, TARGET, sites="first", budget=0.1, progress=False, distributed=True)
 
 

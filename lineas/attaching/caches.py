@@ -6,6 +6,7 @@ column, so that whoever reorders, repeats, selects, cuts, empties or copies a ca
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -69,27 +70,29 @@ class Reading:
         return kept.each(lambda part: part[:, :past])
 
     def end(self, output: Any) -> None:
-        """The pass is over: its sums go to the cache that it used, or made."""
-        if not self.sums or output is None:
-            return
-        cache = self.cache if self.cache is not None else _cache_of(output)
-        if hasattr(cache, "get_seq_length"):
-            kept = vars(cache).setdefault(KEPT, {})
-            kept.update(self.sums)
+        """The pass is over: its sums go to the cache that it used, or made, and nothing is kept here but openness."""
+        cache = self.cache if self.cache is not None or output is None else _cache_of(output)
+        if self.sums and output is not None and hasattr(cache, "get_seq_length"):
+            vars(cache).setdefault(KEPT, {}).update(self.sums)
             for name in MOVES:
                 if hasattr(cache, name) and not isinstance(vars(cache).get(name), Followed):
                     setattr(cache, name, Followed(cache, name))
+        self.cache, self.sums, self.before = None, {}, {}
 
 
 class Followed:
     """Stands in for a method of a cache, and does to the sums of gates what that does to keys and values."""
 
     def __init__(self, cache: Any, name: str):
-        self.cache, self.name = cache, name
+        self._cache, self.name = ref(cache), name  # no cycle: keys and values shall go as soon as nobody has them
+
+    def __reduce__(self) -> Any:  # of a copy, or a file, it is that one's
+        return Followed, (self._cache(), self.name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        result = getattr(type(self.cache), self.name)(self.cache, *args, **kwargs)
-        kept: dict[str, Sums] = getattr(self.cache, KEPT)
+        cache = self._cache()
+        result = getattr(type(cache), self.name)(cache, *args, **kwargs)
+        kept: dict[str, Sums] = getattr(cache, KEPT)
         given = next(iter((*args, *kwargs.values())), None)
         for key, sums in kept.items():
             kept[key] = sums.each(lambda part: self._moved(part, given))
@@ -100,7 +103,7 @@ class Followed:
             return part[given.to(part.device) if isinstance(given, Tensor) else given]
         if self.name == "batch_repeat_interleave":
             return part.repeat_interleave(given, 0)
-        left = columns_in(self.cache)  # what `crop` is given, and counts from, changed between versions
+        left = columns_in(self._cache())  # what `crop` is given, and counts from, changed between versions
         return part[:, :left] if isinstance(left, int) else part[:, :0]
 
 

@@ -1,6 +1,9 @@
 """Gates: how much of a steering acts, by what is read; cached generation against one pass that is written out here."""
 
 import copy
+import gc
+import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -191,6 +194,24 @@ def test_a_copied_cut_selected_or_repeated_cache_takes_its_sums_along(model, gat
         twice.batch_repeat_interleave(2)
         rows = [0, 0, 1, 1, 2, 2]
         torch.testing.assert_close(run(model, ids[rows], mask[rows], [6], twice)[0], whole[rows, 4:], atol=2e-5, rtol=0)
+
+
+def test_a_cache_with_sums_goes_as_soon_as_nobody_has_it_and_may_be_saved(model, steering):
+    mask, rows = torch.ones(3, 6).long(), [2, 1]
+    with steering.gated(gate_of(model, "running")).apply(model):
+        whole, _ = run(model, IDS, mask, [6])
+        saved = pickle.loads(pickle.dumps(run(model, IDS, mask, [4])[1]))
+        saved.batch_select_indices(torch.tensor(rows))
+        torch.testing.assert_close(run(model, IDS[rows], mask[:2], [6], saved)[0], whole[rows, 4:], atol=2e-5, rtol=0)
+        gc.collect()
+        gc.disable()
+        try:
+            _, cache = run(model, IDS, mask, [4, 5])
+            seen = weakref.ref(cache)
+            del cache
+            assert seen() is None, "it is in no circle, and the handle does not keep it"
+        finally:
+            gc.enable()
 
 
 def test_a_cache_that_was_filled_without_the_gate_is_refused(model, steering):

@@ -191,12 +191,9 @@ def _best(
         numbered = [of + start for (_, of), start in zip(tokens.values(), ends, strict=False)]
         values = {key: values for key, (values, _) in tokens.items()}
         best = separation(*_against(values), numbered[0], np.concatenate(numbered[1:]))
-    ends = np.cumsum([0, *list(counts.values())[1:]])
-    return (
-        name,
-        best,
-        {key: slice(int(start), int(end)) for key, start, end in zip(list(counts)[1:], ends, ends[1:], strict=False)},
-    )
+    rest = list(counts)[1:]
+    ends = np.cumsum([0, *(counts[key] for key in rest)]).tolist()
+    return name, best, {key: slice(*ends[k : k + 2]) for k, key in enumerate(rest)}
 
 
 def _against(values: dict[str, Any]) -> tuple[Floats, Floats]:

@@ -19,7 +19,7 @@ from ..maps.info import maps_digest
 from ..maps.maps import Maps
 from ..network.hooks import Hook
 from ..network.links import is_adapted, unwrapped, within
-from ..network.sharding import is_sharded, is_spread
+from ..network.sharding import is_partitioned, is_sharded, is_spread
 from ..network.state import dtype_of, eager
 from .layers import Journal
 from .planning import MergePlan, folded_pairs, make_plan
@@ -127,7 +127,7 @@ def ready(
     if tolerance is not None and number(tolerance, "tolerance") < 0:
         raise ValueError(f"tolerance: expected at least 0, got {tolerance}")
     for path, module in model.named_modules():
-        if is_sharded(module) or any(map(is_spread, module.parameters(recurse=False))):
+        if is_sharded(module) or any(is_spread(w) or is_partitioned(w) for w in module.parameters(recurse=False)):
             raise ValueError(f"model: {path or 'it'} is sharded over processes; merge first, then shard")
         if is_adapted(module):
             raise ValueError(

@@ -32,6 +32,11 @@ def is_spread(tensor: Any) -> bool:
     return any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__)
 
 
+def is_partitioned(tensor: Any) -> bool:
+    """Whether DeepSpeed's ZeRO-3 holds it: empty but while a module of its own runs."""
+    return hasattr(tensor, "ds_status")
+
+
 def gathering(model: nn.Module) -> list[Any]:
     """The modules that gather their weights before they run, by `fully_shard`."""
     return [module for module in model.modules() if hasattr(module, "reshard") and is_sharded(module)]
@@ -49,6 +54,11 @@ def holders(model: nn.Module) -> tuple[int, ...]:
     ValueError for weights that are spread in a way that nothing here knows.
     """
     reshard(model)
+    if name := next((name for name, weight in model.named_parameters() if is_partitioned(weight)), None):
+        raise ValueError(
+            f"model: expected whole weights, or those that fully_shard spreads; DeepSpeed's ZeRO-3 has partitioned "
+            f"{name!r}, which is gone when a backward pass from within wants it: fit before deepspeed.initialize"
+        )
     for path, module in model.named_modules():
         if is_sharded(module) and not hasattr(module, "reshard"):
             raise ValueError(

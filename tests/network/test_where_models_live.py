@@ -241,3 +241,17 @@ def test_quantised_layers_without_a_backward_pass_are_refused_not_ignored(kind):
     assert count_hooks(model) == hooks
     first = "model.layers.0.post_attention_layernorm"
     assert fit(model, sites=[first]).sites == [first], "what lies behind the last loss site does not matter"
+
+
+def test_weights_that_zero_3_has_partitioned_are_refused():
+    """DeepSpeed marks such parameters so, and leaves them empty between the passes of their modules."""
+    model = tiny("llama")
+    weight = model.model.layers[1].mlp.up_proj.weight
+    weight.ds_status = "NOT_AVAILABLE"
+    with pytest.raises(ValueError, match="ZeRO-3 has partitioned 'model.layers.1.mlp.up_proj.weight'.*fit before"):
+        lineas.fit(model, *TEXTS, tokenizer=WordTokenizer(), progress=False)
+    steering = lineas.Steering({"model.norm": (np.ones(16), np.ones(16))})
+    with pytest.raises(ValueError, match="model.layers.1.mlp.up_proj is sharded over processes"):
+        steering.merge(model)
+    del weight.ds_status
+    assert lineas.fit(model, *TEXTS, tokenizer=WordTokenizer(), progress=False, steps=1).history["loss"]

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import _records  # noqa: E402
 import numpy as np  # noqa: E402
 from scipy.stats import spearmanr  # noqa: E402
 
@@ -31,7 +32,6 @@ from lineas import evaluation  # noqa: E402
 
 JSON = Path(__file__).parent / "data" / "conflicts.jsonl"
 TOXIC = Path(__file__).parent / "data" / "toxicity_en.csv"
-START, END = "<!-- conflicts -->", "<!-- end of conflicts -->"
 FITTED, NATS = 32, 0.05
 WHO = ("The teacher", "My neighbour", "Our team", "The old man", "His sister", "The driver", "A student", "The mayor",
        "Her uncle", "The doctor")  # fmt: skip
@@ -124,15 +124,14 @@ def main() -> None:
                     file.write(json.dumps(row) + "\n")
                     file.flush()
                     print(row)
-    found = [json.loads(line) for line in asked.json.read_text().splitlines()]
+    found = _records.read(asked.json)
     print("\n".join(table(found)))
     kept = np.ravel([row["added"] for row in found])
     for name in ("told", "on_output", "alike"):
         values = np.ravel([np.broadcast_to(row[name], 2) for row in found])
         print(f"rank correlation of what is kept with {name}: {spearmanr(kept, values)[0]:.2f}")
     if asked.write:
-        before, _, rest = asked.write.read_text().partition(START)
-        asked.write.write_text(before + START + "\n" + "\n".join(table(found)) + "\n" + END + rest.partition(END)[2])
+        _records.write(asked.write, "conflicts", table(found))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ draw on one quiet core.
 """
 
 import argparse
-import json
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import _records
 import numpy as np
 import torch
 from conflicts import sides
@@ -28,7 +28,6 @@ from lineas import evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
 JSON = Path(__file__).parent / "data" / "gates.jsonl"
-MARKS = "<!-- gates -->", "<!-- end of gates -->"
 TASKS = {"toxicity": "civil", "tone": "casual", "sentiment": "positive"}
 BEHIND = "model.layers.9"
 FITTED, HELD, STRENGTHS = 32, 32, (0.5, 1.0)
@@ -132,7 +131,7 @@ def main() -> None:
     parser.add_argument("--known", action="store_true", help="fit nothing; show what the file holds")
     parser.add_argument("--write", metavar="PAGE", type=Path, help="put the table into a page, between its marks")
     asked = parser.parse_args()
-    rows = [json.loads(line) for line in asked.json.read_text().splitlines()] if asked.json.exists() else []
+    rows = _records.read(asked.json)
     if not (asked.known or asked.write):
         sys.path.insert(0, str(ROOT / "examples"))
         import embedded_model
@@ -145,13 +144,11 @@ def main() -> None:
                     if (task, draw, where) not in known:
                         rows.append(row(model, tokenizer, task, draw, where))
                         print(rows[-1], flush=True)
-                        with asked.json.open("a") as file:
-                            file.write(json.dumps(rows[-1]) + "\n")
-    shown = "\n".join(table(rows))
-    print(shown)
+                        _records.keep(asked.json, rows[-1])
+    shown = list(table(rows))
+    print("\n".join(shown))
     if asked.write:
-        before, after = (asked.write.read_text(encoding="utf-8").split(mark) for mark in MARKS)
-        asked.write.write_text(f"{before[0]}{MARKS[0]}\n{shown}\n{MARKS[1]}{after[1]}", encoding="utf-8")
+        _records.write(asked.write, "gates", shown)
 
 
 if __name__ == "__main__":

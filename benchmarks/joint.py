@@ -11,7 +11,6 @@ and alone. Rows that the file has are not made again. A quarter of an hour on on
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import _records  # noqa: E402
 import conflicts  # noqa: E402
 import numpy as np  # noqa: E402
 
@@ -31,7 +31,6 @@ from lineas import evaluation  # noqa: E402
 from lineas.fitting.conflict import fisher_rows  # noqa: E402
 
 JSON = Path(__file__).parent / "data" / "joint.jsonl"
-START, END = "<!-- joint -->", "<!-- end of joint -->"
 FITTED, HELD, TOKENS, NATS = 32, 32, 24, 0.05
 PAIRS = (("positive", "past"), ("civil", "questions"), ("casual", "questions"))
 WAYS = ("added", "summed", "joint", "joint_alone")
@@ -119,7 +118,7 @@ def main() -> None:
     parser.add_argument("--known", action="store_true", help="only what the file has")
     parser.add_argument("--write", metavar="PAGE", type=Path, help="put the table into this page, between its marks")
     asked = parser.parse_args()
-    found = [json.loads(line) for line in asked.json.read_text().splitlines()] if asked.json.exists() else []
+    found = _records.read(asked.json)
     if not asked.known:
         import embedded_model
 
@@ -129,14 +128,12 @@ def main() -> None:
             known = {(row["a"], row["b"]) for row in found if row["draw"] == draw}
             for row in rows(model, tokenizer, draw, [p for p in pairs if p not in known], not asked.no_summed):
                 found.append(row)
-                with asked.json.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                _records.keep(asked.json, row)
                 print(row, flush=True)
     lines = list(table(found))
     print("\n".join(lines))
     if asked.write:
-        before, _, rest = asked.write.read_text().partition(START)
-        asked.write.write_text(before + START + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2])
+        _records.write(asked.write, "joint", lines)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ not fitted again.
 """
 
 import argparse
-import json
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import _records
 import numpy as np
 
 import lineas
@@ -24,7 +24,6 @@ from lineas import samples
 ROOT = Path(__file__).resolve().parents[1]
 JSON = Path(__file__).parent / "data" / "prices.jsonl"
 SEEDS, COUNT, NATS = (0, 1, 2), 32, 0.05
-MARKS = "<!-- prices -->", "<!-- end of prices -->"
 
 
 def toxicity(draw: int) -> tuple[list[str], list[str]]:
@@ -93,7 +92,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="fit nothing; show what the file holds")
     parser.add_argument("--write", metavar="PAGE", type=Path, help="put the table into a page, between its marks")
     asked = parser.parse_args()
-    rows = [json.loads(line) for line in asked.json.read_text().splitlines()] if asked.json.exists() else []
+    rows = _records.read(asked.json)
     if not (asked.table or asked.write):
         sys.path.insert(0, str(ROOT / "examples"))
         import embedded_model
@@ -105,13 +104,11 @@ def main() -> None:
                 if (task, draw) not in known:
                     rows.append(row(model, tokenizer, task, draw))
                     print(rows[-1], flush=True)
-                    with asked.json.open("a") as file:
-                        file.write(json.dumps(rows[-1]) + "\n")
-    shown = "\n".join(table(rows))
-    print(shown)
+                    _records.keep(asked.json, rows[-1])
+    shown = list(table(rows))
+    print("\n".join(shown))
     if asked.write:
-        before, after = (asked.write.read_text(encoding="utf-8").split(mark) for mark in MARKS)
-        asked.write.write_text(f"{before[0]}{MARKS[0]}\n{shown}\n{MARKS[1]}{after[1]}", encoding="utf-8")
+        _records.write(asked.write, "prices", shown)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ file gains a line for every fit, and what it holds is not fitted again.
 """
 
 import argparse
-import json
 import os
 import sys
 import warnings
@@ -26,6 +25,7 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import _records
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,6 @@ from lineas import evaluation, samples
 
 ROOT = Path(__file__).resolve().parents[1]
 JSON = Path(__file__).parent / "data" / "sites.jsonl"
-MARKS = "<!-- sites -->", "<!-- end of sites -->"
 SEEN = {"digits": (0, 1), "texts": (0, 1), "pictures": (0,)}  # draws that the rule was made with
 COLUMNS = ("usual", "usual, output", "recommended", "all")
 ASKED = list(COLUMNS)
@@ -289,21 +288,18 @@ def main() -> None:
     asked = parser.parse_args()
     ASKED[:] = asked.settings.split(";")
     draws = [int(draw) for draw in asked.draws.split(",")]
-    lines = asked.json.read_text().splitlines() if asked.json.exists() else []
-    known = {key(row): row for row in map(json.loads, lines)}
+    known = {key(row): row for row in _records.read(asked.json)}
     if not (asked.table or asked.write):
         torch.set_num_threads(1)
         for name in asked.only.split(","):
             for draw in draws:
                 for row in BENCHES[name](draw, known):
                     print(key(row), round(row["figure"], 3) if "figure" in row else "as usual", flush=True)
-                    with asked.json.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
-    shown = "\n".join(table(list(known.values())))
-    print(shown)
+                    _records.keep(asked.json, row)
+    shown = list(table(list(known.values())))
+    print("\n".join(shown))
     if asked.write:
-        before, after = (asked.write.read_text(encoding="utf-8").split(mark) for mark in MARKS)
-        asked.write.write_text(f"{before[0]}{MARKS[0]}\n{shown}\n{MARKS[1]}{after[1]}", encoding="utf-8")
+        _records.write(asked.write, "sites", shown)
 
 
 if __name__ == "__main__":

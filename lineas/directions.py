@@ -142,7 +142,7 @@ def _probe(x: NDArray[np.float64], labels: NDArray[np.float64]) -> NDArray[np.fl
     w = x' a, so that the unknowns are a (samples,) and c, whatever the number of units.
     """
     samples = len(x)
-    gram = _core.product(x, np.ascontiguousarray(x.T), thread_count(None, 2 * x.size))
+    gram = _times(x, x.T)
     point = np.zeros(samples + 1)  # a, c
 
     def value(point: NDArray[np.float64]) -> float:
@@ -208,7 +208,7 @@ def separation(
     for k in np.unique(fold):
         out = fold == k
         normals, middle = _ridges(x[~out] * scale, labels[~out])
-        scores[:, out] = normals @ (x[out] * scale - middle).T
+        scores[:, out] = _times(normals, (x[out] * scale - middle).T)
     errors = [np.mean([np.square(row[labels == y] - y).mean() for y in (1.0, -1.0)]) for row in scores]
     best = int(np.argmin(errors))
     normals, _ = _ridges(x * scale, labels)
@@ -225,8 +225,13 @@ def _ridges(x: NDArray[np.float64], labels: NDArray[np.float64]) -> tuple[NDArra
     middle = (x[labels > 0].mean(0) + x[labels < 0].mean(0)) / 2
     root = np.sqrt(np.where(labels > 0, 1 / (labels > 0).sum(), 1 / (labels < 0).sum()))  # sets weigh the same
     rows = (x - middle) * root[:, None]
-    squares, vectors = np.linalg.eigh(rows @ rows.T)
+    squares, vectors = np.linalg.eigh(_times(rows, rows.T))
     along = vectors.T @ (labels * root)
     holds = HOLDS * max(squares.sum() / len(x), NOTHING)
     duals = (along / (squares.clip(min=0) + holds[:, None])) @ vectors.T
-    return duals @ rows, middle
+    return _times(duals, rows), middle
+
+
+def _times(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Their product, whose bits do not depend on threads, as those of BLAS do where units are many."""
+    return _core.product(np.ascontiguousarray(a), np.ascontiguousarray(b), thread_count(None, a.size + b.size))

@@ -128,7 +128,7 @@ def _cache_of(output: Any) -> Any:
 def joined(before: Sums | None, scores: Tensor, real: Tensor | None) -> Sums:
     """The sums of a pass's tokens (rows, tokens) behind those of the columns before it, all columns of both."""
     precise = torch.float32 if scores.device.type == "mps" else torch.float64
-    counted = torch.ones_like(scores, dtype=torch.int64) if real is None else real.to(torch.int64)
+    counted = torch.ones_like(scores, dtype=torch.int64) if real is None else real.to(scores.device, torch.int64)
     now = Sums((scores.to(precise) * counted).cumsum(1), counted.cumsum(1))
     if before is None:
         return now

@@ -107,9 +107,9 @@ def weights_digest(model: nn.Module, share: Share | None = None) -> str | None:
     None where it cannot be told.
     """
     reshard(model)
+    if share is None or not any(map(is_spread, model.parameters())):
+        return digest(_few(effective_weights(model)))  # one after another: with adapters in, each is new
     weights = list(effective_weights(model))
-    if share is None or not any(map(is_spread, weights)):
-        return digest(_few(weights))
     own = [own_numbers(weight, _step(weight)) if is_spread(weight) else None for weight in weights]
     everyone = share(own)
     if any(is_spread(weight) and part is None for weight, part in zip(weights, own, strict=True)):

@@ -14,6 +14,7 @@ from torch import nn
 
 import lineas
 from lineas import Gate, Steering
+from lineas.attaching.caches import joined
 
 POOLINGS = ("running", "token")
 
@@ -257,6 +258,12 @@ def test_positions_say_which_tokens_are_mapped_and_the_gate_how_far(model, gated
     with gated.gated(None).apply(model, position=position):
         always = model.generate(ids, attention_mask=mask, **OPTIONS)
     assert not torch.allclose(always.logits[-1], cached.logits[-1], atol=1e-3)
+
+
+def test_sums_are_where_the_site_is_whatever_device_the_mask_is_on():
+    """Of a model that is spread over devices, the mask is on the first one's."""
+    scores, real = torch.empty(2, 3, device="meta"), torch.ones(2, 3, dtype=torch.bool)
+    assert {part.device.type for part in joined(None, scores, real)} == {"meta"}
 
 
 # -- rows, strengths, several steerings --

@@ -276,3 +276,19 @@ def test_sites_are_compared_once_and_put_into_a_page(monkeypatch, capsys, tmp_pa
     assert f"{figures['recommended']:.3f}" in shown
     assert "| 0 of 1 |" in shown
     capsys.readouterr()
+
+
+def test_a_table_takes_the_place_of_the_one_before_and_of_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import _records
+
+    page, file = tmp_path / "page.md", tmp_path / "rows.jsonl"
+    page.write_text("before\n<!-- a -->\nold\n<!-- end of a -->\nafter <!-- b -->\n")
+    _records.write(page, "a", ["new", "lines"])
+    assert page.read_text() == "before\n<!-- a -->\nnew\nlines\n<!-- end of a -->\nafter <!-- b -->\n"
+    with pytest.raises(SystemExit, match="expected <!-- b --> and then <!-- end of b -->, once each"):
+        _records.write(page, "b", ["new"])
+    assert _records.read(file) == []
+    _records.keep(file, {"a": 1})
+    _records.keep(file, {"a": 2})
+    assert _records.read(file) == [{"a": 1}, {"a": 2}]

@@ -342,3 +342,25 @@ def test_a_hook_for_an_engine_is_recorded_in_a_cuda_graph_with_the_rest():
     assert same is residual
     scale, shift = (torch.tensor(part(site), device="cuda") for part in (steering.weight, steering.bias))
     torch.testing.assert_close(mapped, (h * scale + shift).bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gate_lets_through_there_what_it_does_on_the_cpu(dtype):
+    """Its sums live with the cache on the GPU: beams with a cache give what they give without one."""
+    model = tiny("llama")
+    site = lineas.find_sites(model)[0]
+    gate = lineas.Gate(site.name, np.random.default_rng(0).normal(size=site.units), 0.0)
+    steering = random_maps(model, size=0.3).gated(gate)
+    ids = torch.randint(2, 60, (3, 6), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), steering.apply(model) as handle:
+        model(ids)
+        expected = handle.openness()[0]
+    model.to("cuda", dtype)
+    options = {"max_new_tokens": 6, "num_beams": 3, "pad_token_id": 0, "eos_token_id": None}
+    with torch.no_grad(), steering.apply(model) as handle:
+        model(ids.cuda())
+        found = handle.openness()[0]
+        cached, uncached = (model.generate(ids.cuda(), use_cache=cache, **options) for cache in (True, False))
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-4 if dtype == torch.float32 else 0.1, rtol=0)
+    if dtype == torch.float32:
+        assert torch.equal(cached, uncached)

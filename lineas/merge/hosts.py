@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..network.sharding import kind_of
 from .layers import Journal
 
 SHARED = (
@@ -105,16 +106,16 @@ def hosts(model: nn.Module) -> Iterator[Host]:
     import transformers
 
     for config, suffix, prefix, renamed in make(model.config):
-        family = type(model).__name__.removeprefix(prefix)
+        family = kind_of(model).__name__.removeprefix(prefix)
         kind = getattr(transformers, suffix + family, None)
-        if kind is not None and type(model).__module__.startswith("transformers."):
+        if kind is not None and kind_of(model).__module__.startswith("transformers."):
             shapes = _shapes(kind, config)
             yield Host(f"{kind.__name__} with attention_bias and mlp_bias", kind, config, shapes, renamed)
 
 
 def _own(model: Any) -> Iterator[Host]:
     """The class itself with options on that give biases: each alone, and all of them together."""
-    kind, now = type(model), {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    kind, now = kind_of(model), {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found: list[tuple[str, ...]] = []
     for option in _options(model.config):
         shapes = _with(kind, model.config, (option,))[1]

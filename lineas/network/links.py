@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from .sharding import is_sharded
+
 LINKS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 # Of PEFT, which need not be installed: by a class's name, the child that it wraps.
 PEFT = {
@@ -21,11 +23,13 @@ FOUND: WeakKeyDictionary[type, str | None] = WeakKeyDictionary()  # of classes t
 def unwrapped(model: Any) -> nn.Module:
     """The network as it is called, out of what `torch.compile`, `DataParallel` or `DistributedDataParallel` made.
 
+    What `torch.compile` made stays where `fully_shard` was called on that: only its call gathers the weights.
+
     TypeError for what is no network.
     """
     check_network(model)
     while True:
-        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module) and not is_sharded(model):
             model = inner
         elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module

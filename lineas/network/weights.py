@@ -5,7 +5,7 @@ all must ask at the same moment.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,17 @@ class Weights:
     ----------
     model : nn.Module, optional
         It must not change, other than by `put`.
+
+    Attributes
+    ----------
+    hooks : dict
+        Of the modules whose weights accelerate loads whenever they run: the hook that does it, and what it puts before
+        the names of a module's weights.
     """
 
     def __init__(self, model: nn.Module | None = None):
         self._gathered: set[int] = set()  # parameters that `fully_shard` has
-        self._hooks: dict[nn.Module, tuple[Any, str]] = {}  # that load a module's weights, and what they call it
+        self.hooks: dict[nn.Module, tuple[Any, str]] = {}
         if model is None:
             return
         for module in gathering(model):
@@ -38,7 +44,7 @@ class Weights:
         for module in model.modules():
             for hook in loaders(module):
                 parts = module.named_modules() if hook.place_submodules else [("", module)]
-                self._hooks.update({part: (hook, f"{path}." if path else "") for path, part in parts})
+                self.hooks.update({part: (hook, f"{path}." if path else "") for path, part in parts})
 
     def are_gathered(self, parameter: Tensor | None) -> bool:
         """Whether `fully_shard` gathers a parameter, which is a part of it in between."""
@@ -51,11 +57,7 @@ class Weights:
     def are_elsewhere(self, module: nn.Module, name: str, like: Tensor) -> bool:
         """Whether a parameter, or one that is to be beside another like it, is not simply a tensor in memory."""
         old = module._parameters.get(name)
-        return is_spread(old) or (module in self._hooks and not _is_here(like if old is None else old))
-
-    def are_loaded(self, module: nn.Module) -> bool:
-        """Whether accelerate loads a module's weights whenever it runs."""
-        return module in self._hooks
+        return is_spread(old) or (module in self.hooks and not _is_here(like if old is None else old))
 
     def whole(self, module: nn.Module, name: str) -> Tensor | None:
         """All values of a parameter, detached; None where there is no such parameter."""
@@ -116,25 +118,25 @@ class Weights:
 
     def may_be_shared(self, module: nn.Module, name: str) -> bool:
         """Whether accelerate knows a parameter that it loads as one of several places of a tensor."""
-        return module in self._hooks and name in getattr(self._hooks[module][0], "tied_params_names", ())
+        return module in self.hooks and name in getattr(self.hooks[module][0], "tied_params_names", ())
 
     def lasting(self) -> Iterator[Any]:
         """What a copy of the model can have too, where weights are loaded from: nothing is ever written into it."""
-        mappings = {id(mapping): mapping for mapping, _ in (self._where(module, "") for module in self._hooks)}
+        mappings = {id(mapping): mapping for mapping, _ in (self._where(module, "") for module in self.hooks)}
         for mapping in mappings.values():
             yield from _in_memory(mapping).values()
             yield from filter(None, [getattr(mapping, FOLDER, None)])
 
     def _where(self, module: nn.Module, name: str) -> tuple[Any, str]:
         """The innermost mapping from which accelerate loads a module's parameter, and the name there."""
-        hook, before = self._hooks[module]
+        hook, before = self.hooks[module]
         mapping, key = hook.weights_map, before + name
         while hasattr(mapping, "dataset") and hasattr(mapping, "prefix"):
             mapping, key = mapping.dataset, mapping.prefix + key
         return mapping, key
 
     def _stored(self, module: nn.Module, name: str) -> tuple[Any, str] | None:
-        if module not in self._hooks:
+        if module not in self.hooks:
             return None
         mapping, key = self._where(module, name)
         return (mapping, key) if key in getattr(mapping, "all_keys", mapping) else None
@@ -204,8 +206,31 @@ def _on_disk(mapping: Any, value: Tensor) -> Tensor:
     folder = vars(mapping).get(FOLDER)
     if folder is None:
         folder = vars(mapping)[FOLDER] = tempfile.TemporaryDirectory(prefix="lineas-", dir=mapping.save_folder)
-    number = len(list(Path(folder.name).iterdir()))
-    mapped = torch.from_file(
-        str(Path(folder.name, f"{number}.dat")), shared=True, size=value.numel(), dtype=value.dtype
-    )  # fmt: skip
+    file = Path(folder.name, f"{len(list(Path(folder.name).iterdir()))}.dat")
+    mapped = torch.from_file(str(file), shared=True, size=value.numel(), dtype=value.dtype, device="cpu")
     return mapped.copy_(value.flatten()).view(value.shape)
+
+
+def on_disk(empty: nn.Module, values: Iterable[tuple[str, Tensor]], device: torch.device) -> nn.Module:
+    """A model whose weights are on a disk, and loaded whenever a module runs.
+
+    Parameters
+    ----------
+    empty : nn.Module
+        Of which only buffers have values.
+    values : iterable of (name, tensor)
+        All weights, taken one after another.
+    device : torch.device
+        Where modules run.
+    """
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module, attach_align_device_hook
+    from accelerate.utils import OffloadedWeightsLoader
+
+    loader = OffloadedWeightsLoader(state_dict={}, index={})
+    for name, value in values:
+        _put_stored(loader, name, value)
+    add_hook_to_module(empty, AlignDevicesHook(device, io_same_device=True))
+    skipped = getattr(empty, "_skip_keys_device_placement", None)
+    attach_align_device_hook(empty, device, offload=True, weights_map=loader, skip_keys=skipped)
+    empty.hf_device_map = {"": "disk"}  # type: ignore[assignment]  # by which transformers knows when it saves the model
+    return empty

@@ -176,10 +176,8 @@ class FoldFinder:
         own = f"{changed.path}.{name}"
         places = [place for place in self.places[self.weights.identity(changed.module, name)] if place != own]
         if not places and changed.module in self.weights.hooks:  # from a disk, where each has a place of its own
-            ties = getattr(self.model, "all_tied_weights_keys", None) or {}  # of transformers
+            ties = getattr(self.model, "all_tied_weights_keys", None) or {}  # of transformers 5
             places = [name for pair in ties.items() if own in pair for name in pair if name != own]
-            if not places and self.weights.may_be_shared(changed.module, name):
-                return ["another one"]
         return places
 
     def _tied(self, fold: Fold) -> str:

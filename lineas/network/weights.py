@@ -116,10 +116,6 @@ class Weights:
         value = _in_memory(mapping).get(key)
         return id(parameter) if value is None else value.untyped_storage()._cdata
 
-    def may_be_shared(self, module: nn.Module, name: str) -> bool:
-        """Whether accelerate knows a parameter that it loads as one of several places of a tensor."""
-        return module in self.hooks and name in getattr(self.hooks[module][0], "tied_params_names", ())
-
     def lasting(self) -> Iterator[Any]:
         """What a copy of the model can have too, where weights are loaded from: nothing is ever written into it."""
         mappings = {id(mapping): mapping for mapping, _ in (self._where(module, "") for module in self.hooks)}

@@ -49,12 +49,13 @@ def mesh():
     return dist.device_mesh.init_device_mesh("cpu", (2,))
 
 
-def by_block(model):
+def by_block(model, where=None):
     from torch.distributed.fsdp import fully_shard
 
+    where = where or mesh()
     for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh())
-    return fully_shard(model, mesh=mesh())
+        fully_shard(layer, mesh=where)
+    return fully_shard(model, mesh=where)
 
 
 def in_one(model):
@@ -77,7 +78,7 @@ def nested(model):
     return model
 
 
-def split(model, **more):
+def split(model, where=None, **more):
     """By tensor parallelism, in the MLPs."""
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -85,7 +86,7 @@ def split(model, **more):
     for k in LAYERS:
         for name, style in (("gate", ColwiseParallel), ("up", ColwiseParallel), ("down", RowwiseParallel)):
             plan.setdefault(f"model.layers.{k}.mlp.{name}_proj", style())
-    return parallelize_module(model, mesh(), plan)
+    return parallelize_module(model, where or mesh(), plan)
 
 
 def whole(model):
@@ -464,7 +465,7 @@ REFUSED = {  # the scene; what the first process says, and the second
     ),
     "parts of samples": (
         refused(lambda rank, model: fit(rank, model=model, spread=split)),
-        *["ValueError: distributed: expected False, and the same samples in every process"] * 2,
+        *["ValueError: src, tgt: expected the same samples in every process"] * 2,
     ),
     "a map on columns": (refused(column_steered), *[r"ValueError: site 'model.layers.0.mlp.up_proj'.* \(24,\)"] * 2),
     "merging": (refused(merged), *["ValueError: inplace: expected True for a model that is spread over processes"] * 2),

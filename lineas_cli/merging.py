@@ -62,7 +62,11 @@ def merge(
     """
     if out is None and not plan:
         raise typer.BadParameter("expected --out FOLDER, or --plan, got neither")
-    check_goes_with(pipeline, {"component": component, "call": call}, {"model_class": model_class != CAUSAL, "max_shard_size": max_shard_size is not None})
+    check_goes_with(
+        pipeline,
+        {"component": component, "call": call},
+        {"model_class": model_class != CAUSAL, "max_shard_size": max_shard_size is not None},
+    )
     of_pipeline = given(component=component, call=arguments(call) or None)
     if out is not None:
         if Path(out).resolve() == Path(model).resolve():

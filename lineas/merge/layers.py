@@ -203,7 +203,8 @@ def layer(path: str, module: nn.Module, units: int | None, weights: Weights | No
     kind, weight = kind_of(module).__name__, module._parameters.get("weight")
     if weight is None:
         raise CannotFoldError(_no_weight(module))
-    plain = weight.data.to_local() if is_spread(weight) else weight.data  # type: ignore[operator]
+    known: Any = weight.data
+    plain = known.to_local() if is_spread(weight) else known
     if not weight.is_floating_point() or type(plain) is not Tensor:
         raise CannotFoldError(f"the weights of this {kind} are quantised ({type(plain).__name__}, {weight.dtype})")
     for name, parameter in module._parameters.items():
@@ -264,16 +265,20 @@ def _seen_form(module: nn.Module, weights: Weights) -> str | None:
 
 def _copied(module: nn.Module, weights: Weights) -> nn.Module:
     """A copy of a module without children, in memory, with whole weights and without hooks."""
-    kind, blank = kind_of(module), vars(nn.Module())
-    twin: nn.Module = kind.__new__(kind)
+    held = {name: value for name, value in module._parameters.items() if value is not None}
+    if not any(weights.are_elsewhere(module, name, value) for name, value in held.items()):
+        twin = copy.deepcopy(module)
+        for hooks in (twin._forward_hooks, twin._forward_pre_hooks):
+            hooks.clear()
+        return twin
+    kind: Any = kind_of(module)
+    twin, blank = kind.__new__(kind), vars(nn.Module())
     own = {name: value for name, value in vars(module).items() if name not in blank and "composable" not in name}
     if own.pop("_hf_hook", None) is not None and getattr(own.pop("_old_forward"), "__func__", None) is kind.forward:
         del own["forward"]  # accelerate's, around that of the class
-    values = {
-        name: None if value is None else nn.Parameter(weights.whole(module, name).clone())  # type: ignore[union-attr]
-        for name, value in module._parameters.items()
-    }
-    vars(twin).update(blank | own | {"_parameters": values, "_buffers": module._buffers, "_modules": module._modules})
+    whole = {name: nn.Parameter(weights.whole(module, name)) for name in held}  # type: ignore[arg-type]
+    values = {"_parameters": {**module._parameters, **whole}, "_buffers": module._buffers, "_modules": module._modules}
+    vars(twin).update(blank | own | values)
     return copy.deepcopy(twin)
 
 

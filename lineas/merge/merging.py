@@ -107,9 +107,7 @@ def unmerge(
         def check(new: nn.Module) -> None:
             base = batch(new)
             with attach(new, [maps], 0, strength, strict=False):
-                _check(
-                    batch.difference(wanted, batch(new)), tolerated(new, tolerance, batch.difference(base, wanted))
-                )
+                _check(batch.difference(wanted, batch(new)), tolerated(new, tolerance, batch.difference(base, wanted)))
 
         plain = _carried_out(plan, model, inplace, check, undo=True)
     if hasattr(plain, MERGED):

@@ -79,7 +79,7 @@ class Modulators:
 
     def reader_of(self, path: str, name: str) -> str:
         """Who else reads a module's parameter than that module itself."""
-        memory = self.trace.parameters.get((path, name))
+        memory = self.trace.parameters.get((path, name), -1)
         steps = (step for step in self.flow.read.get(memory, ()) if step.path != path and not _fills(step, memory))
         return next(map(_named, steps), "")
 
@@ -281,7 +281,7 @@ def _both_orders(step: Step) -> Iterator[tuple[Place, Place]]:
         yield step.arguments[::-1]
 
 
-def _fills(step: Step, memory: int | None) -> bool:
+def _fills(step: Step, memory: int) -> bool:
     """Whether it only writes there: what gathers a weight that is spread over processes."""
     is_copied = step.operation == "aten.copy_" and getattr(step.arguments[1], "memory", None) != memory
     return is_copied or step.operation.startswith("fsdp.")

@@ -102,8 +102,8 @@ def make_plan(
 ) -> MergePlan:  # fmt: skip
     """Look at the model, and decide. Without a batch, only layers that need no look can be folded into.
 
-    With `grows`, any layer that would use a bias may get one: whoever carries out the plan has a place for it. `weights`
-    reads those that are elsewhere.
+    With `grows`, any layer that would use a bias may get one: whoever carries out the plan has a place for it.
+    `weights` reads those that are elsewhere.
     """
     finder = FoldFinder(model, batch.first(model, Trace) if batch else None, weights or Weights())
     pairs, found = folded_pairs(maps, strength), find_sites(model, maps.sites)

@@ -58,12 +58,11 @@ class Probe:
                 f"probe: {kind_of(model).__name__} does not take it, {given}: {type(error).__name__}: {error}"
             ) from error
 
-
     def digest(self) -> str:
         """Of all tensors in it."""
         found: list[Tensor] = []
         for value in (*self.args, *self.kwargs.values()):
-            _each(value, lambda tensor: found.append(tensor) or tensor)
+            _each(value, found.append)
         return digest(found)
 
     def difference(self, expected: Any, got: Any) -> float:
@@ -111,8 +110,8 @@ def _made(model: nn.Module) -> dict[str, Tensor]:
         return {"pixel_values": torch.randn(size, generator=draw, dtype=torch.float32, device="cpu")}
     if main != "input_ids" or config is None:
         raise ValueError(
-            f"probe: {kind_of(model).__name__} is not a language model of transformers, so there is no batch to check the "
-            "merge with; pass one as probe=, as a tensor, a tuple of arguments or a dict of keyword arguments"
+            f"probe: {kind_of(model).__name__} is not a language model of transformers, so there is no batch to check "
+            "the merge with; pass one as probe=, as a tensor, a tuple of arguments or a dict of keyword arguments"
         )
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     shape = (2, _length(text))

@@ -36,11 +36,15 @@ class Weights:
 
     def __init__(self, model: nn.Module | None = None):
         self._gathered: set[int] = set()  # parameters that `fully_shard` has
+        self._dims = 0  # of a mesh, the first ones: those over which it spreads them
         self.hooks: dict[nn.Module, tuple[Any, str]] = {}
         if model is None:
             return
-        for module in gathering(model):
-            self._gathered.update(map(id, module.parameters()))
+        taken: list[Any] = [
+            weight for module in gathering(model) for weight in module.parameters() if is_spread(weight)
+        ]
+        self._gathered.update(map(id, taken))
+        self._dims = min((weight.device_mesh.ndim for weight in taken), default=0)
         for module in model.modules():
             for hook in loaders(module):
                 parts = module.named_modules() if hook.place_submodules else [("", module)]
@@ -96,16 +100,18 @@ class Weights:
         spread: Any = like
         if not is_spread(like):
             return nn.Parameter(value.to(like.device), like.requires_grad)
-        if self.are_gathered(like):
-            own = spread.device_mesh.device_type
-            return nn.Parameter(value.to(like.device if like.device.type == own else own), requires_grad=False)
+        gathered = self.are_gathered(like)
+        mesh, placements = spread.device_mesh, spread.placements
+        value = value.to(like.device if like.device.type == mesh.device_type else mesh.device_type)
+        if gathered:
+            if mesh.ndim == self._dims:
+                return nn.Parameter(value, requires_grad=False)
+            mesh, placements = mesh[mesh.mesh_dim_names[self._dims :]], placements[self._dims :]
         from torch.distributed.tensor import DTensor, Replicate, Shard
 
-        _require_known(spread)
-        placements = [Shard(0) if one.is_shard(0) else Replicate() for one in spread.placements]
-        mesh = spread.device_mesh
-        part = DTensor.from_local(value.to(like.device), mesh, [Replicate()] * mesh.ndim, run_check=False)
-        return nn.Parameter(part.redistribute(placements=placements), like.requires_grad)
+        rows = [Shard(0) if one.is_shard(0) else Replicate() for one in placements]
+        whole = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        return nn.Parameter(whole.redistribute(placements=rows), like.requires_grad and not gathered)
 
     def identity(self, module: nn.Module, name: str) -> Any:
         """Equal for two places of one tensor, as far as can be told: what is on a disk has a place there for each."""
@@ -144,12 +150,12 @@ def _is_here(parameter: Tensor | None) -> bool:
 
 def _put_part(parameter: Any, value: Tensor) -> Undo:
     """This process's part of new values into a parameter that is spread; whoever holds it has them then."""
-    from torch.distributed.tensor import DTensor, Replicate
-
-    _require_known(parameter)
-    mesh, local = parameter.device_mesh, parameter.detach().to_local()
-    whole = DTensor.from_local(value.to(local.device), mesh, [Replicate()] * mesh.ndim, run_check=False)
-    part, before = whole.redistribute(placements=parameter.placements).to_local(), local.clone()
+    local = parameter.detach().to_local()
+    if any(type(placement).__name__ not in ("Shard", "Replicate") for placement in parameter.placements) and not (
+        torch.equal(_part(parameter, parameter.detach().full_tensor()), local)
+    ):
+        raise ValueError(f"expected weights of which a process has some rows or columns, got {parameter.placements}")
+    part, before = _part(parameter, value.to(local.device)), local.clone()
     local.copy_(part)  # in its place, where what gathers it looks
 
     def undo() -> None:
@@ -158,10 +164,13 @@ def _put_part(parameter: Any, value: Tensor) -> Undo:
     return undo
 
 
-def _require_known(parameter: Any) -> None:
-    for placement in parameter.placements:
-        if type(placement).__name__ not in ("Shard", "Replicate"):
-            raise ValueError(f"expected weights that are whole, or cut in rows or columns, got one cut as {placement}")
+def _part(parameter: Any, value: Tensor) -> Tensor:
+    """Of whole values, those that this process would have of a parameter."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = parameter.device_mesh
+    whole: Any = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return whole.redistribute(placements=parameter.placements).to_local()
 
 
 def _in_memory(mapping: Any) -> dict[str, Tensor]:
@@ -203,8 +212,10 @@ def _on_disk(mapping: Any, value: Tensor) -> Tensor:
     if folder is None:
         folder = vars(mapping)[FOLDER] = tempfile.TemporaryDirectory(prefix="lineas-", dir=mapping.save_folder)
     file = Path(folder.name, f"{len(list(Path(folder.name).iterdir()))}.dat")
-    mapped = torch.from_file(str(file), shared=True, size=value.numel(), dtype=value.dtype, device="cpu")
-    return mapped.copy_(value.flatten()).view(value.shape)
+    numbers = value.detach().cpu().contiguous()
+    numbers.flatten().view(torch.uint8).numpy().tofile(file)  # which says where there is no room
+    mapped = torch.from_file(str(file), shared=False, size=numbers.numel(), dtype=numbers.dtype, device="cpu")
+    return mapped.view(value.shape)
 
 
 def on_disk(empty: nn.Module, values: Iterable[tuple[str, Tensor]], device: torch.device) -> nn.Module:

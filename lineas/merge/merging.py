@@ -49,7 +49,7 @@ def merge(
     with eager():
         batch = _batch(maps, model, strength, probe)
         plan = make_plan(maps, model, strength, batch, weights=Weights(model))
-        _refuse(plan, partial, inplace)
+        _refuse(plan, partial, inplace, batch.group is not None)
         base = batch(model)
         with attach(model, [maps], 0, strength, strict=False):  # what strict says, was said
             wanted = batch(model)
@@ -164,7 +164,7 @@ def _refuse_copy(model: nn.Module, inplace: bool) -> None:
         )
 
 
-def _refuse(plan: MergePlan, partial: bool, inplace: bool) -> None:
+def _refuse(plan: MergePlan, partial: bool, inplace: bool, spread: bool) -> None:
     if plan.refused and not partial:
         lines = [f"  {entry.site}: {entry.text}" for entry in plan.refused]
         raise ValueError(
@@ -177,7 +177,7 @@ def _refuse(plan: MergePlan, partial: bool, inplace: bool) -> None:
     if inplace and plan.host and not plan.host.is_own:
         raise ValueError(
             f"inplace: only {plan.host.label} can hold the merged {plan.model_class}, and an object cannot change its "
-            "class; expected inplace=False"
+            f"class; expected {'a model in one process, offloaded if it is large' if spread else 'inplace=False'}"
         )
 
 

@@ -80,7 +80,8 @@ class Modulators:
     def reader_of(self, path: str, name: str) -> str:
         """Who else reads a module's parameter than that module itself."""
         memory = self.trace.parameters.get((path, name), -1)
-        steps = (step for step in self.flow.read.get(memory, ()) if step.path != path and not _fills(step, memory))
+        readers = (step for step, _ in self.flow.readers(memory))
+        steps = (step for step in readers if step.path != path and not _fills(step, memory))
         return next(map(_named, steps), "")
 
     # -- the two places of a site --

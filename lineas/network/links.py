@@ -21,7 +21,8 @@ FOUND: WeakKeyDictionary[type, str | None] = WeakKeyDictionary()  # of classes t
 
 
 def unwrapped(model: Any) -> nn.Module:
-    """The network as it is called, out of what `torch.compile`, `DataParallel` or `DistributedDataParallel` made.
+    """The network as it is called, out of what `torch.compile`, `DataParallel`, `DistributedDataParallel` or DeepSpeed
+    made.
 
     What `torch.compile` made stays where `fully_shard` was called on that: only its call gathers the weights.
 
@@ -31,10 +32,15 @@ def unwrapped(model: Any) -> nn.Module:
     while True:
         if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module) and not is_sharded(model):
             model = inner
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or _is_engine(model):
+            model = model.module  # type: ignore[assignment]
         else:
             return model
+
+
+def _is_engine(model: nn.Module) -> bool:
+    """Whether it is DeepSpeed's, which need not be installed."""
+    return any(kind.__name__ == "DeepSpeedEngine" for kind in type(model).__mro__) and hasattr(model, "module")
 
 
 def check_network(model: Any) -> None:

@@ -247,8 +247,8 @@ class Steering(Maps):
         ----------
         model : nn.Module or pipeline
             Unless `inplace`, it is left as it is. Not steered at the moment; not quantised at the sites. It may be
-            offloaded by accelerate, and stays so. `fully_shard` or tensor parallelism may have spread it over processes:
-            all of them call this, with `inplace`.
+            offloaded by accelerate, and stays so. `fully_shard` or tensor parallelism may have spread it over
+            processes: all of them call this, with `inplace`.
         strength : float
             As for `attach`; it is fixed from then on.
         inplace : bool

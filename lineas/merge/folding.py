@@ -73,7 +73,7 @@ class FoldFinder:
                     folds.reverse()
             except CannotFoldError as error:
                 reasons.append(str(error))
-        ties = [self._tied(fold) for fold in folds]
+        ties = [self._tied(fold) or self._cast(fold) for fold in folds]
         allowed = [fold for fold, tie in zip(folds, ties, strict=True) if not tie]
         return allowed, "; ".join([*reasons, *filter(None, ties)])
 
@@ -188,6 +188,14 @@ class FoldFinder:
                 return f"{changed.path}.{name} is shared with {listed(others)}"
             if not others and self.modulators and (reader := self.modulators.reader_of(changed.path, name)):
                 return f"{changed.path}.{name} also goes to {reader}"
+        return ""
+
+    def _cast(self, fold: Fold) -> str:
+        """Why no layer can get a bias where `fully_shard` casts its weights: it would not cast what it does not have."""
+        for taker in fold.grown if self.trace else ():
+            dtype = self.trace.dtypes.get((taker.path, "weight"), taker.weight.dtype)  # type: ignore[union-attr]
+            if self.weights.are_gathered(taker.weight) and dtype != taker.weight.dtype:
+                return f"{taker.path} has no bias, and beside weights that are cast to {dtype} there can be no new one"
         return ""
 
     def _may_untie(self, changed: Layer, others: list[str]) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -35,6 +36,8 @@ class Trace:
         Every operation.
     parameters : dict of (path, name) -> int
         The memory of modules' own parameters, also of those that are there only while the module runs.
+    dtypes : dict of (path, name) -> torch.dtype
+        Of the same, as the module computes with them.
     """
 
     def __init__(self, model: nn.Module, run: Callable[[], Any]):
@@ -42,6 +45,7 @@ class Trace:
         self.inputs: dict[str, list[Any]] = {}
         self.flow = Flow()
         self.parameters: dict[tuple[str, str], int] = {}
+        self.dtypes: dict[tuple[str, str], torch.dtype] = {}
         self._uses: dict[int, list[Use]] = {}
         self._original: dict[int, int] = {}
         self._kept: list[Any] = []  # while a tensor lives, no other takes its storage, nor its address
@@ -102,7 +106,7 @@ class Trace:
     def _note_parameters(self, path: str, module: nn.Module) -> None:
         for name, value in module._parameters.items():
             if value is not None and value.device.type != "meta" and is_dense(value) and not is_spread(value):
-                self.parameters[path, name] = self.flow.place(value).memory
+                self.parameters[path, name], self.dtypes[path, name] = self.flow.place(value).memory, value.dtype
 
     def _leaving(self, path: str) -> Callable:
         def hook(module, args, output):

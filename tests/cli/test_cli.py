@@ -171,6 +171,8 @@ def test_merge_from_files_to_files_writes_what_merge_in_memory_writes(there):
     whole, parts = (AutoModelForCausalLM.from_pretrained(name).state_dict() for name in ("merged", "in-parts"))
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    line = "generate model --steering polite --prompt 'The movie was'"
+    assert run(f"{line} --device disk").stdout == run(line).stdout
     refusal = run("merge painter --pipeline --steering polite --plan --max-shard-size 1GB", code=2).stderr
     assert "--max-shard-size: not for a pipeline" in refusal
 

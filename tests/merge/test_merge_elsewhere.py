@@ -258,6 +258,13 @@ def tied(rank):
     Steering({"transformer.wte": (np.full(16, 0.9), np.zeros(16))}).merge(model, inplace=True)
 
 
+def cast(rank):
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    model = fully_shard(tiny("llama"), mesh=mesh(), mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    maps_of(tiny("llama")).merge(model, inplace=True)
+
+
 REFUSED = {
     "a copy": (
         lambda rank: maps_of(tiny("llama")).merge(by_block(tiny("llama"))),
@@ -273,6 +280,10 @@ REFUSED = {
     ),
     "the older FSDP": (older, "ValueError: model: it is sharded over processes; merge first, then shard"),
     "tied": (tied, "(?s)ValueError: 1 of 1 sites .*wte.weight is shared with lm_head.weight"),
+    "cast": (
+        cast,
+        "(?s)ValueError: 3 of 3 sites .*gate_proj has no bias, and beside weights that are cast to torch.bfloat16",
+    ),
     "an adapter": (
         lambda rank: serving.to_peft(maps_of(tiny("llama")), by_block(tiny("llama")), "nowhere"),
         "ValueError: model: .* is sharded over processes; merge first",

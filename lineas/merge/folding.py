@@ -191,7 +191,7 @@ class FoldFinder:
         return ""
 
     def _cast(self, fold: Fold) -> str:
-        """Why no layer can get a bias where `fully_shard` casts its weights: it would not cast what it does not have."""
+        """Why no layer can get a bias where `fully_shard` casts weights: it would not cast what it does not have."""
         for taker in fold.grown if self.trace else ():
             dtype = self.trace.dtypes.get((taker.path, "weight"), taker.weight.dtype)  # type: ignore[union-attr]
             if self.weights.are_gathered(taker.weight) and dtype != taker.weight.dtype:

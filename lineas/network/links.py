@@ -33,7 +33,7 @@ def unwrapped(model: Any) -> nn.Module:
         if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module) and not is_sharded(model):
             model = inner
         elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or _is_engine(model):
-            model = model.module  # type: ignore[assignment]
+            model = model.module
         else:
             return model
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..core.errors import NonFiniteError
-from ..network.sharding import Owed, group_of, holders, team_of
+from ..network.sharding import Owed, group_of, holders, teammates
 from ..responses.runner import Finished
 
 DISAGREE = "processes disagree: expected the same model, sites and options everywhere, got"
@@ -315,4 +315,4 @@ def processes(distributed: Any, model: nn.Module) -> Alone:
     if not sharing:
         return Together(group)
     everyone = dist.get_process_group_ranks(group)
-    return InStep(group, everyone if distributed is False else team_of(model) or [dist.get_rank()])
+    return InStep(group, everyone if distributed is False else teammates(model) or [dist.get_rank()])

@@ -16,7 +16,7 @@ from ..core.threads import thread_count
 from ..network.batch import Batch
 from ..network.calls import call, output_of
 from ..network.hooks import hooked
-from ..network.sharding import is_split, refuse_slices
+from ..network.sharding import refuse_slices, team_of
 from ..network.sites import Site
 from ..responses.layout import Layout
 from ..responses.padding import put_back, set_aside
@@ -106,7 +106,7 @@ def sensitivity(
     most = most_at_once(batches[0])
     rows = max(1, most // bound(model, batches[0]))
     kept: list[NDArray[np.float32]] = []
-    room, splits, in_nats = ROOM // (2 * layout.units), is_split(model), True
+    room, team, in_nats = ROOM // (2 * layout.units), team_of(model), True
 
     def parts() -> Iterator[tuple[int, Batch]]:
         """A few samples at a time, and the seed of the first one."""
@@ -125,8 +125,8 @@ def sensitivity(
         number, part = numbered
         output, is_logits, leaves = outputs_of(model, layout, part)
         rows = max(1, most * part.size // output.numel())
-        if splits:
-            refuse_slices(model, {"the model's output": output.transpose(0, -1).flatten(1).mean(1)})
+        if team:
+            refuse_slices(team, {"the model's output": output.transpose(0, -1).flatten(1).mean(1)})
         if not output.requires_grad:  # quantised layers behind the last loss site may pass nothing back
             return None
         direction = _direction(output, is_logits, part, number)

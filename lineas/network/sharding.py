@@ -6,7 +6,7 @@ the forward and in the backward pass. All processes must do that at the same mom
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,12 +42,12 @@ def gathering(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if hasattr(module, "reshard") and is_sharded(module)]
 
 
-def team_of(model: nn.Module) -> tuple[int, ...]:
+def teammates(model: nn.Module) -> tuple[int, ...]:
     """The processes that compute this one's passes together with it, by their ranks among all; none where each computes
     its own. Modules that tensor parallelism splits compute with parts of weights, and so perhaps parts of units.
 
     Of a mesh of both, the first dimensions are those over which `fully_shard` spreads: as many as weights have that
-    nothing else splits. ValueError where that cannot be told.
+    nothing else splits. ValueError where that cannot be told. Not to be asked within a pass, when weights are gathered.
     """
     gathered = {id(weight) for module in gathering(model) for weight in module.parameters()}
     spread: list[Any] = [weight for weight in model.parameters() if is_spread(weight)]
@@ -74,7 +74,7 @@ def _halves(placements: Sequence[Any], count: int) -> tuple[Sequence[Any], Seque
 
 def is_split(model: nn.Module) -> bool:
     """Whether several processes compute each pass, by tensor parallelism."""
-    return bool(team_of(model))
+    return bool(teammates(model))
 
 
 def holders(model: nn.Module) -> tuple[int, ...]:
@@ -100,7 +100,7 @@ def holders(model: nn.Module) -> tuple[int, ...]:
             f"model: expected the weights of a model of tp_size {model.tp_size} as DTensors, which say what a process "
             "has of them, got plain ones; a newer version of transformers makes DTensors"
         )
-    team_of(model)
+    teammates(model)
     return tuple(sorted({rank for weight in spread for rank in weight.device_mesh.mesh.flatten().tolist()}))
 
 
@@ -131,22 +131,34 @@ def refuse_others(model: nn.Module, name: str, told: Callable[[], str]) -> None:
         raise ValueError(f"{name}: expected the same in every process that shares the model's weights, got others")
 
 
-def refuse_slices(model: nn.Module, found: Mapping[str, Tensor]) -> None:
-    """ValueError where the processes of a split model have different parts of what a module returns.
+class Team(NamedTuple):
+    """The processes that compute passes together, by their ranks among all, and a group that they are in."""
+
+    ranks: tuple[int, ...]
+    group: Any
+
+
+def team_of(model: nn.Module) -> Team | None:
+    """This process's, before a pass; None where each computes its own."""
+    group = group_of(model)
+    return Team(ranks, group) if (ranks := teammates(model)) else None
+
+
+def refuse_slices(team: Team | None, found: Mapping[str, Tensor]) -> None:
+    """ValueError where the processes of a team have different parts of what a module returns.
 
     Parameters
     ----------
     found : dict of name -> (units,)
-        By what messages call it, such as "site 'a'": the mean of each unit on inputs that the processes which compute
-        a pass together have alike.
+        By what messages call it, such as "site 'a'": the mean of each unit on inputs that the team has alike.
     """
-    group = group_of(model)
-    entries: list[Any] = [None] * dist.get_world_size(group)
+    if team is None:
+        return
+    entries: list[Any] = [None] * dist.get_world_size(team.group)
     own = {name: value.detach().float().cpu().numpy() for name, value in found.items()}
-    dist.all_gather_object(entries, own, group=group)
-    team = team_of(model)
-    ranks = dist.get_process_group_ranks(group)
-    mates = [entry for rank, entry in zip(ranks, entries, strict=True) if rank in team]
+    dist.all_gather_object(entries, own, group=team.group)
+    ranks = dist.get_process_group_ranks(team.group)
+    mates = [entry for rank, entry in zip(ranks, entries, strict=True) if rank in team.ranks]
     for name, value in own.items():
         others = [entry.get(name) for entry in mates]
         if any(other is None or not _alike(value, other) for other in others):

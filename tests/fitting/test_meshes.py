@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch < 2.6 has no fully_shard"),
 ]
 RECIPE = Path(__file__).parents[2] / "examples" / "many_processes.py"
-LONG = {"recipe": "published", "steps": 30}
+LONG = {"recipe": "published", "steps": 16}
 
 
 def grid():
@@ -36,6 +36,13 @@ def grid():
 def both(model):
     mesh = grid()
     return by_block(split(model, mesh["slices"]), mesh["parts"])
+
+
+def sliced_logits(model):
+    from torch.distributed.tensor.parallel import ColwiseParallel
+
+    mesh = grid()
+    return by_block(split(model, mesh["slices"], lm_head=ColwiseParallel()), mesh["parts"])
 
 
 def replicated(model):
@@ -70,7 +77,6 @@ EQUAL = {
     "both, unequal batches": {"batch_size": 2, "steps": 1},
     "both, linear_act": {"method": "linear_act"},
     "pairs": {"spread": replicated, "steps": 4},
-    "pairs, unequal batches": {"spread": replicated, "batch_size": 2, "steps": 1},
 }
 
 
@@ -91,7 +97,10 @@ def others_in_a_pair(rank):
     )
 
 
+SPLIT = "ValueError: {}: expected all units in every process, got another part"
 REFUSED = {
+    "columns": (lambda rank: fit(rank, sites=r".*up_proj"), SPLIT.format("site 'model.layers.0.mlp.up_proj'")),
+    "parts of words": (lambda rank: fit(rank, spread=sliced_logits), SPLIT.format("the model's output")),
     "others in a pair": (others_in_a_pair, "ValueError: src, tgt: expected the same samples in .* a pass together"),
     "whose dimension": (
         lambda rank: fit(rank, spread=all_in_teams),

@@ -541,6 +541,7 @@ def test_a_process_has_half_of_the_weights_and_for_a_while_those_of_a_block_and_
         whole, before, during, after, block, outside = told(folder, "memory", rank)
         assert before == after == whole / 2
         assert during == before + (block + outside) / 2
+        assert during <= lineas.dry_run(tiny("llama"), processes=2).sharded_weights
 
 
 @pytest.mark.parametrize("name", REFUSED)

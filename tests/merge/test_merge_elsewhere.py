@@ -182,6 +182,7 @@ def kept(rank):
 def planned(rank):
     """As transformers splits a model, from a folder to a folder."""
     import transformers as hf
+    from transformers.distributed import DistributedConfig
 
     folder = Path(os.environ["LINEAS_PLANNED"])
     sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
@@ -193,7 +194,7 @@ def planned(rank):
     dist.barrier()
     steering = maps_of(plain, "model.embed_tokens", SITES[0])
     whole = steering.merge(plain)
-    model = hf.LlamaForCausalLM.from_pretrained(folder / "plain", tp_plan="auto")
+    model = hf.LlamaForCausalLM.from_pretrained(folder / "plain", distributed_config=DistributedConfig(tp_size=2))
     steering.merge(model, inplace=True)
     spread = {
         name: str(weight.placements) for name, weight in model.named_parameters() if hasattr(weight, "placements")

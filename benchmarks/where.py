@@ -161,7 +161,7 @@ def fitted(model: nn.Module, rank: int = 0, count: int = 1, slices: int = 1) -> 
     sides = [side[team * len(side) // teams : (team + 1) * len(side) // teams] for side in (SOURCE, TARGET)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        steering = lineas.fit(model, *sides, steps=3, progress=False, distributed=teams > 1)
+        steering = lineas.fit(model, *sides, steps=1, progress=False, distributed=teams > 1)
     return np.concatenate([steering.weights - 1, steering.biases])
 
 

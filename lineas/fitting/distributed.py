@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..core.errors import NonFiniteError
+from ..core.spill import OnDisk
 from ..network.sharding import Owed, group_of, holders, is_split
 from ..responses.runner import Finished
 
 DISAGREE = "processes disagree: expected the same model, sites and options everywhere, got"
 Item = TypeVar("Item")
 Found = TypeVar("Found")
+AT_ONCE = 1 << 22  # numbers of a file that go from process to process together
 
 
 class Alone:
@@ -67,8 +69,9 @@ class Alone:
         """What `run`, a pass through the model, makes of each item."""
         return map(run, items)
 
-    def gather(self, collect: Callable[[], NDArray], maps: NDArray | None = None) -> tuple[NDArray, slice]:
+    def gather(self, collect: Callable[[], Any], maps: NDArray | None = None) -> tuple[Any, slice]:
         """The rows that `collect` makes in every process, one after another, and which of them are this process's.
+        They are an array, or a table in a file, as what was made is.
 
         NonFiniteError everywhere where it is raised anywhere; RuntimeError where processes are at different maps.
         """
@@ -112,8 +115,9 @@ class Together(Alone):
     def earlier(self, count: int) -> int:
         return sum(self.share(count)[: self.rank])
 
-    def gather(self, collect: Callable[[], NDArray], maps: NDArray | None = None) -> tuple[NDArray, slice]:
-        rows, trouble = np.empty((0, 0), np.float32), ""
+    def gather(self, collect: Callable[[], Any], maps: NDArray | None = None) -> tuple[Any, slice]:
+        rows: Any = np.empty((0, 0), np.float32)
+        trouble = ""
         try:
             rows = collect()
         except NonFiniteError as error:
@@ -126,7 +130,27 @@ class Together(Alone):
             raise RuntimeError(f"{DISAGREE} maps that differ")
         if len({shape[1] for shape in shapes}) > 1:
             raise RuntimeError(f"{DISAGREE} responses of shapes {shapes}")
+        if isinstance(rows, OnDisk):
+            return self._joined_on_disk(rows, shapes)
         return self._joined(self._exchange(rows, shapes))
+
+    def _joined_on_disk(self, mine: OnDisk, shapes, counted: Iterable[int] | None = None) -> tuple[Any, slice]:
+        """As `_joined`, of all processes that count: some rows at a time, into a file of this process."""
+        counted = range(self.size) if counted is None else counted
+        everyone = mine.like(sum(shapes[rank][0] for rank in counted))
+        own, end, step = slice(0, len(everyone)), 0, max(1, AT_ONCE // everyone.shape[1])
+        for rank in counted:
+            first, last = end, end + shapes[rank][0]
+            own = slice(first, last) if rank == self.rank else own
+            while end < last:
+                rows = slice(end - first, min(end - first + step, last - first))
+                some = (
+                    mine[rows] if rank == self.rank else np.empty((rows.stop - rows.start, mine.shape[1]), mine.dtype)
+                )
+                self._call(dist.broadcast, torch.from_numpy(some), dist.get_global_rank(self.group, rank))
+                everyone[end : first + rows.stop] = some
+                end = first + rows.stop
+        return everyone, own
 
     def _joined(self, parts: list[NDArray]) -> tuple[NDArray, slice]:
         """All that count together, and which of them are this process's."""
@@ -258,6 +282,9 @@ class Alike(InStep):
 
     def _joined(self, parts: list[NDArray]) -> tuple[NDArray, slice]:
         return parts[0], slice(0, len(parts[0]))
+
+    def _joined_on_disk(self, mine: OnDisk, shapes, counted: Iterable[int] | None = None) -> tuple[Any, slice]:
+        return super()._joined_on_disk(mine, shapes, [0])
 
     def _sum(self, parts: list[NDArray]) -> NDArray:
         return parts[0]

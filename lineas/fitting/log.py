@@ -27,6 +27,11 @@ def bar_of(total: int | None, done: int, shown: bool) -> tqdm:
     )  # fmt: skip
 
 
+def reading_bar(shown: bool) -> tqdm:
+    """A bar of the samples that streams have given, below that of the fit."""
+    return tqdm(desc="lineas.fit: reading", unit=" samples", leave=False, disable=not shown)
+
+
 class Log:
     """Takes note of evaluations, shows them, asks the callbacks, says when enough is enough, keeps checkpoints.
 

@@ -16,6 +16,7 @@ from ..core.threads import thread_count
 from ..network.batch import Batch
 from ..network.calls import call, output_of
 from ..network.hooks import hooked
+from ..network.kept import sizes_of
 from ..network.sharding import is_split, refuse_slices
 from ..network.sites import Site
 from ..responses.layout import Layout
@@ -101,7 +102,7 @@ def sensitivity(
     to every unit. Source: Amari, Natural Gradient Works Efficiently in Learning, Neural Computation 10 (1998).
     """
     world = world or Alone()
-    first = world.earlier(sum(batch.size for batch in batches))
+    first = world.earlier(sum(sizes_of(batches)))
     totals = np.zeros((3, layout.units))
     most = most_at_once(batches[0])
     rows = max(1, most // bound(model, batches[0]))

@@ -106,8 +106,8 @@ def sensitivity(
     totals = np.zeros((3, layout.units))
     most = most_at_once(batches[0])
     rows = max(1, most // bound(model, batches[0]))
-    kept: list[NDArray[np.float32]] = []
-    room, splits, in_nats = ROOM // (2 * layout.units), is_split(model), True
+    room, splits, in_nats = min(ROOM // (2 * layout.units), sum(sizes_of(batches))), is_split(model), True
+    kept, count = np.empty((room, 2 * layout.units), np.float32), 0  # where nothing is written there are no pages
 
     def parts() -> Iterator[tuple[int, Batch]]:
         """A few samples at a time, and the seed of the first one."""
@@ -145,11 +145,11 @@ def sensitivity(
             continue
         w, b, scales = found
         totals += torch.stack([(w * w).sum(0), (w * b).sum(0), (b * b).sum(0)]).cpu().numpy()
-        if scales is not None and room:
-            scale = scales[:room, None]
-            rows_of_both = torch.cat([w[:room], b[:room]], 1) * torch.from_numpy(scale).to(w.device)
-            kept.append(rows_of_both.float().cpu().numpy())
-            room -= len(kept[-1])
+        if scales is not None and count < room:
+            few = min(len(w), room - count)
+            rows_of_both = torch.cat([w[:few], b[:few]], 1) * torch.from_numpy(scales[:few, None]).to(w.device)
+            kept[count : count + few] = rows_of_both.float().cpu().numpy()
+            count += few
     totals = world.total(totals)
     if not np.isfinite(totals).all():
         raise NonFiniteError("expected finite gradients of the model's output, got others; pass ridge=0")
@@ -157,7 +157,7 @@ def sensitivity(
     if not mean > 0:
         return Ridge(np.ones(layout.units), np.zeros(layout.units), np.ones(layout.units))
     stretch, cross, shift = totals / mean / (1 + FLOOR)
-    by_sample = np.concatenate(kept) if kept else None
+    by_sample = kept[:count] if count else None
     return Ridge(stretch + FLOOR / (1 + FLOOR), cross, shift + FLOOR / (1 + FLOOR), by_sample, in_nats)
 
 

@@ -41,6 +41,7 @@ def test_the_docstring_says_of_each_what_the_table_says_in_at_most_sixty_lines()
 def test_what_the_table_calls_wrong_is_refused_by_fit(option):
     wrong = {
         "a name": "no such name", "whole": 0, "share": -1.0, "flag": "no", "names": "no such name", "price": "cheap",
+        "bytes": "much",
     }[option.check]  # fmt: skip
     with pytest.raises((TypeError, ValueError), match=f"^{option.name}: expected .* got {wrong!r}"):
         lineas.fit(Mlp(), *SIDES, **{"sites": "first", "progress": False, option.name: wrong})

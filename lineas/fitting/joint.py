@@ -41,7 +41,7 @@ def fit_jointly(model: Any, concepts: Mapping[str, Sequence[Any]], **options: An
     **options
         Those of `lineas.fit`, for each concept alike: tokenizer, sites, loss_sites, units, loss, loss_weights, ridge,
         penalty, steps, max_evaluations, batch_size, max_length, compute_dtype, pooling, position, budget (of each one),
-        component, call, at, graphs, seed, progress, callbacks (the fits run one after the other, the last concept's
+        component, call, at, memory (of each), graphs, seed, progress, callbacks (the fits run one after the other, the last concept's
         first).
 
     Returns

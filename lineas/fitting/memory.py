@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from math import ceil
@@ -103,26 +104,27 @@ class Memory:
         inputs, batch = sources.used + targets.used, 3 * FLOAT * units * max(*sources.sizes, *targets.sizes)
         fixed = optimiser + rows + inputs + batch
         whole = FLOAT * units * (2 * count + max(samples) + (max(samples) if self.world.size > 1 else 0))
-        is_short = self.bound is not None and fixed + whole > self.bound
+        bound = self.bound or sys.maxsize
+        is_short = fixed + whole > bound
         if is_short and len(sources) == 1 and self.asked is None:
             is_short = False  # it passes the model at once, so that most of it is in memory anyway
-        if not any(self.world.share(is_short)) or self.bound is None:
+        if not any(self.world.share(is_short)):
             return ""
         least = fixed + A_ROW * count
-        if least > self.bound:
-            got = _size(self.bound) + ("" if self.asked is not None else ", half of what there is")
+        if least > bound:
+            got = _size(bound) + ("" if self.asked is not None else ", half of what there is")
             raise ValueError(
                 f"memory: expected at least {_size(least)} for {samples[0]} + {samples[1]} samples and {units} units, "
                 f"got {got}: the optimiser takes {_size(optimiser)}, the ridge {_size(rows)}, samples in memory "
                 f"{_size(inputs)}, a batch {_size(batch)}, and {LANES} units of all samples, which are sorted "
                 f"together, {_size(A_ROW * count)}"
             )
-        if len(sources) == 1:
+        if len(sources) == 1 and self.asked is not None:
             raise ValueError(
                 f"memory: expected batch_size where {_size(fixed + whole)} of responses are to take no more than "
-                f"{_size(self.bound)}, got all {samples[0]} sources in one batch"
+                f"{_size(bound)}, got all {samples[0]} sources in one batch"
             )
-        self.spill.width = LANES * max(1, min(ceil(units / LANES), (self.bound - fixed) // (A_ROW * count)))
+        self.spill.width = LANES * max(1, min(ceil(units / LANES), (bound - fixed) // (A_ROW * count)))
         runner.spill, folder = self.spill, tempfile.gettempdir()
         own = sum(sources.sizes) + sum(targets.sizes) if self.world.size > 1 else 0
         needed, free = FLOAT * units * (4 * samples[0] + samples[1] + own), shutil.disk_usage(folder).free
@@ -134,7 +136,7 @@ class Memory:
                 "TMPDIR to a folder on a larger disk, or allow more memory",
             )
         return (
-            f"lineas.fit: {_size(fixed + whole)} are more than memory={_size(self.bound)}; up to {_size(needed)} of "
+            f"lineas.fit: {_size(fixed + whole)} are more than memory={_size(bound)}; up to {_size(needed)} of "
             f"responses go to files in {folder}"
         )
 

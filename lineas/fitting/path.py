@@ -132,7 +132,7 @@ def path(
         A share of the units, such as "5%": the path ends with the first steering that moves more.
     **options
         Those of `lineas.fit` that say what is fitted: tokenizer, sites, loss_sites, units, loss, ridge, batch_size,
-        max_length, compute_dtype, pooling, component, call, at, seed, progress, callbacks.
+        max_length, compute_dtype, pooling, component, call, at, memory, seed, progress, callbacks.
 
     Returns
     -------

@@ -90,7 +90,7 @@ def test_what_goes_with_the_other_way_of_finding_maps_only_is_refused():
              "loss_weights": "standardised",
              "penalty": lineas.penalties.L1(1.0), "optimizer": "sgd", "learning_rate": 0.1, "steps": 3,
              "max_evaluations": 3, "callbacks": [print], "checkpoint_dir": "x", "resume_from": "x",
-             "loss_sites": "second", "graphs": False}  # fmt: skip
+             "loss_sites": "second", "memory": "4 GB", "graphs": False}  # fmt: skip
     assert set(other) == {option.name for option in OPTIONS if option.only}
     for name, value in other.items():
         method = "lineas" if BY_NAME[name].only == "formula" else "mean_act"

@@ -103,7 +103,8 @@ class Memory:
         rows = FLOAT * min(ROOM, sum(targets.sizes) * 2 * runner.mapped.units) * ridge
         inputs, batch = sources.used + targets.used, 3 * FLOAT * units * max(*sources.sizes, *targets.sizes)
         fixed = optimiser + rows + inputs + batch
-        whole = FLOAT * units * (2 * count + max(samples) + (max(samples) if self.world.size > 1 else 0))
+        copies = 2 * count + max(samples) * (1 + (self.world.size > 1))  # when the null is known, and when targets are
+        whole = FLOAT * units * copies + A_ROW * count
         bound = self.bound or sys.maxsize
         is_short = fixed + whole > bound
         if is_short and len(sources) == 1 and self.asked is None:

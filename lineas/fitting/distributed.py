@@ -88,6 +88,10 @@ class Together(Alone):
 
     Attributes
     ----------
+    counted : list of int
+        The processes whose samples count.
+    place : int
+        Where in `counted` this process's samples are.
     stays_away : bool
         Whether others wait where a word of this one would not be heard; they notice when it ends.
     """
@@ -97,6 +101,7 @@ class Together(Alone):
     def __init__(self, group: "dist.ProcessGroup"):
         self.group, self.open = group, False
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.counted, self.place = [*range(self.size)], self.rank
 
     def __enter__(self) -> "Together":
         self.open = True
@@ -134,23 +139,19 @@ class Together(Alone):
             return self._joined_on_disk(rows, shapes)
         return self._joined(self._exchange(rows, shapes))
 
-    def _joined_on_disk(self, mine: OnDisk, shapes, counted: Iterable[int] | None = None) -> tuple[Any, slice]:
-        """As `_joined`, of all processes that count: some rows at a time, into a file of this process."""
-        counted = range(self.size) if counted is None else counted
-        everyone = mine.like(sum(shapes[rank][0] for rank in counted))
-        own, end, step = slice(0, len(everyone)), 0, max(1, AT_ONCE // everyone.shape[1])
-        for rank in counted:
-            first, last = end, end + shapes[rank][0]
-            own = slice(first, last) if rank == self.rank else own
-            while end < last:
-                rows = slice(end - first, min(end - first + step, last - first))
-                some = (
-                    mine[rows] if rank == self.rank else np.empty((rows.stop - rows.start, mine.shape[1]), mine.dtype)
-                )
+    def _joined_on_disk(self, mine: OnDisk, shapes) -> tuple[OnDisk, slice]:
+        """As `_joined`: some rows at a time, into a file of this process."""
+        sizes = [shapes[rank][0] for rank in self.counted]
+        ends = [sum(sizes[: k + 1]) for k in range(len(sizes))]
+        everyone, step = mine.like(ends[-1]), max(1, AT_ONCE // mine.shape[1])
+        for rank, size, end in zip(self.counted, sizes, ends, strict=True):
+            for start in range(0, size, step):
+                rows = slice(start, min(start + step, size))
+                shape = rows.stop - start, mine.shape[1]
+                some = mine[rows] if rank == self.rank else np.empty(shape, mine.dtype)
                 self._call(dist.broadcast, torch.from_numpy(some), dist.get_global_rank(self.group, rank))
-                everyone[end : first + rows.stop] = some
-                end = first + rows.stop
-        return everyone, own
+                everyone[end - size + start : end - size + rows.stop] = some
+        return everyone, slice(ends[self.place] - sizes[self.place], ends[self.place])
 
     def _joined(self, parts: list[NDArray]) -> tuple[NDArray, slice]:
         """All that count together, and which of them are this process's."""
@@ -268,6 +269,10 @@ class Alike(InStep):
     """Processes that share the weights, and all have the same samples, which count once: what the first one says of
     them holds for all."""
 
+    def __init__(self, group: "dist.ProcessGroup"):
+        super().__init__(group)
+        self.counted, self.place = [0], 0
+
     def of_parts(self, value: Any) -> list[Any]:
         values = self.share(value)
         if any(other != values[0] for other in values):
@@ -282,9 +287,6 @@ class Alike(InStep):
 
     def _joined(self, parts: list[NDArray]) -> tuple[NDArray, slice]:
         return parts[0], slice(0, len(parts[0]))
-
-    def _joined_on_disk(self, mine: OnDisk, shapes, counted: Iterable[int] | None = None) -> tuple[Any, slice]:
-        return super()._joined_on_disk(mine, shapes, [0])
 
     def _sum(self, parts: list[NDArray]) -> NDArray:
         return parts[0]

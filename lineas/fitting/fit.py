@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,6 @@ from .. import optim
 from ..attaching.handle import what_is_on
 from ..core.arrays import Vector
 from ..core.device import facts as kernel_facts
-from ..core.spill import Table
 from ..core.text import warn
 from ..maps.algebra import refuse_special
 from ..maps.gate import refuse_gated
@@ -37,7 +37,7 @@ from ..responses.layout import Layout
 from ..responses.probe import probe
 from ..responses.runner import Runner, blame
 from ..steering import Steering
-from . import losses, methods
+from . import methods
 from .budget import at_budget, check_budget
 from .callbacks import Entry, listened
 from .checkpoint import Checkpoint, Keeper, fingerprint, locate, read, refuse_another
@@ -45,14 +45,12 @@ from .differentiable import check_differentiable
 from .distributed import Alone, processes
 from .doubts import doubts
 from .gates import check_gate, gated, site_of
-from .log import Log, bar_of, reading_bar
+from .log import Log, bar_of, note_read, reading_bar
 from .losses import Loss
 from .memory import Memory, any_on_disk, count_of
-from .model_loss import ModelLoss
 from .option_table import DEFAULT, described
 from .options import Options
-from .ridge import Ridge, sensitivity
-from .source_passes import SourcePasses
+from .problem import predicted_kl, problem_of, ridge_of
 
 __all__ = ["fit", "fitted"]
 
@@ -191,13 +189,9 @@ def fitted(given: Mapping[str, Any], minimise: Minimise, name: str = "") -> list
         torch.enable_grad(),
     ):
         sets, are_default = {"src": asked.src, "tgt": asked.tgt}, asked.sites is None
-
-        def seen(name: str, count: int) -> None:
-            reading.set_description_str(f"lineas.fit: reading {name}", refresh=False)
-            reading.update(count)
-
-        how_to_read = asked.tokenizer, options.batch_size, options.max_length, options.least
-        sources, targets = (kept.on(device) for kept in inputs.batches(sets, *how_to_read, memory.kept, seen))
+        how = asked.tokenizer, options.batch_size, options.max_length, options.least
+        read = inputs.batches(sets, *how, memory.kept, partial(note_read, reading))
+        sources, targets = (batches.on(device) for batches in read)
         reading.close()
         data = identity.of_data(world.of_parts((identity.data_digest(sources), identity.data_digest(targets))))
         _check_batches(world.share((len(sources), len(targets))), options.recipe)
@@ -256,11 +250,11 @@ def fitted(given: Mapping[str, Any], minimise: Minimise, name: str = "") -> list
     if world.rank == 0 and said:
         warn(f"{name}: {said}" if name else said)
     if budget is not None:  # of the maps as such: where the gate is open
-        how = {option: given[option] for option in OF_CALIBRATE}
-        found = [at_budget(one, model, asked.src, budget, **how) for one in found]
+        known = {option: given[option] for option in OF_CALIBRATE}
+        found = [at_budget(one, model, asked.src, budget, **known) for one in found]
     if asked.gate:
-        how = {option: given[option] for option in OF_GATE}
-        found = [gated(one, model, asked.src, asked.tgt, asked.gate, asked.neutral, **how) for one in found]
+        known = {option: given[option] for option in OF_GATE}
+        found = [gated(one, model, asked.src, asked.tgt, asked.gate, asked.neutral, **known) for one in found]
     return found
 
 
@@ -327,75 +321,6 @@ def _minimise(
                     save=log.save, state=past.state,
                 )  # fmt: skip
         return [log.finish(x, why, ridge_of(problem, options), predicted_kl(problem, x))]
-
-
-def problem_of(
-    runner: Runner, sources: Sequence[Batch], targets: Sequence[Batch], free: NDArray[np.bool_] | None,
-    options: Options, world: Alone,
-) -> ModelLoss:  # fmt: skip
-    """What is to be minimised, with all that is known of the targets."""
-    with blame("tgt"):  # responses of the unsteered network never change, so they are collected once
-        parts, everyone = _targets(runner, targets, options, world)
-        held = options.ridge != 0
-        ridge = sensitivity(runner.model, runner.mapped, targets, options.seed, world) if held else None
-    with blame("src"):
-        return _problem(SourcePasses(runner, sources, world), parts, everyone, ridge, free, options)
-
-
-def _targets(
-    runner: Runner, targets: Sequence[Batch], options: Options, world: Alone
-) -> tuple[list[Vector], Table]:  # fmt: skip
-    """This process's responses, a batch each, where minibatches are made of them; and those of all processes."""
-    if options.recipe != "published":
-        everyone, _ = world.gather(lambda: runner.collect_table(targets, world.each))
-        return [], everyone
-    parts: list[Any] = [*world.each(lambda batch: runner.collect([batch]), targets)]
-    everyone, _ = world.gather(lambda: np.concatenate(parts))
-    return parts, everyone
-
-
-def ridge_of(problem: ModelLoss, options: Options) -> float | None:
-    """The strength of the ridge; what was asked for where there is none."""
-    return options.ridge if problem.ridge is None else problem.strength
-
-
-def predicted_kl(problem: ModelLoss, x: Vector) -> float | None:
-    """What the maps are predicted to cost, in nats a token, where that is known."""
-    ridge, world = problem.ridge, problem.passes.world
-    nats = np.concatenate(world.share(np.empty(0) if ridge is None else ridge.divergences(x)))
-    return float(nats.mean()) if len(nats) else None
-
-
-def _problem(
-    passes: SourcePasses,
-    targets: list[Vector],
-    everyone: Table,
-    ridge: Ridge | None,
-    free: NDArray[np.bool_] | None,
-    options: Options,
-) -> ModelLoss:
-    """What is to be minimised. What it must know of the unsteered sources comes from a pass at the identity, where a
-    fit usually starts: its first evaluation is then that pass."""
-    loss, noise, strength = losses.find(options.loss), None, options.ridge
-    layout, measures = passes.runner.compared, loss.needs_noise or strength is None
-    coefficient = layout.coefficients()
-    if measures or options.loss_weights != "equal":
-        unsteered = passes.at(passes.runner.mapped.identity()).responses
-        coefficient = losses.unit_weights(options.loss_weights, unsteered, everyone, layout)
-        noise = losses.sampling_noise(unsteered, everyone, passes.runner.device) if measures else None
-        if noise is not None and strength is None:
-            strength = losses.share_of_noise(unsteered, everyone, noise, coefficient)
-    return ModelLoss(
-        passes,
-        targets,
-        loss,
-        noise=noise,
-        ridge=ridge,
-        strength=strength or 0.0,
-        free=free,
-        coefficient=coefficient,
-        everyone=everyone,
-    )
 
 
 def _past(

@@ -32,6 +32,12 @@ def reading_bar(shown: bool) -> tqdm:
     return tqdm(desc="lineas.fit: reading", unit=" samples", leave=False, disable=not shown)
 
 
+def note_read(bar: tqdm, name: str, count: int) -> None:
+    """So many more samples of this set."""
+    bar.set_description_str(f"lineas.fit: reading {name}", refresh=False)
+    bar.update(count)
+
+
 class Log:
     """Takes note of evaluations, shows them, asks the callbacks, says when enough is enough, keeps checkpoints.
 

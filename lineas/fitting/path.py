@@ -22,11 +22,12 @@ from ..responses.runner import Runner, blame
 from ..steering import Steering
 from .checkpoint import Checkpoint
 from .distributed import Alone
-from .fit import fitted, predicted_kl, problem_of, ridge_of
+from .fit import fitted
 from .log import Log
 from .model_loss import ModelLoss
 from .option_table import BY_NAME, DEFAULT
 from .options import Options
+from .problem import predicted_kl, problem_of, ridge_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

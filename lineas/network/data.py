@@ -27,6 +27,8 @@ LARGEST_IN_MASK = 2  # Longformer's sign for a token that all others see
 def is_stream(inputs: Any) -> bool:
     """Whether its samples can only be asked for one after another, and nobody knows how many there are: a generator,
     an iterator, an IterableDataset."""
+    if isinstance(inputs, torch.utils.data.IterableDataset):  # which may have a length
+        return True
     return isinstance(inputs, Iterable) and not isinstance(inputs, (Sized, Mapping, Tensor, str, bytes))
 
 
@@ -96,6 +98,8 @@ def _raw_batches(inputs, name, model, tokenizer_of, batch_size, max_length) -> I
             else:
                 check_fields(item, name, model)
                 yield _tensor_batch(item, name, model)
+    elif is_stream(inputs):
+        yield from _stream_batches(inputs, name, model, tokenizer_of, batch_size, max_length)
     elif hasattr(inputs, "__getitem__") and isinstance(inputs, Sized):
         if len(inputs) == 0:
             return
@@ -104,8 +108,6 @@ def _raw_batches(inputs, name, model, tokenizer_of, batch_size, max_length) -> I
         rows: Any = list(inputs) if hasattr(inputs, "iloc") else inputs  # type: ignore[call-overload]  # by position
         loader = torch.utils.data.DataLoader(rows, batch_size=batch_size or len(rows))
         yield from _raw_batches(loader, name, model, tokenizer_of, batch_size, max_length)
-    elif is_stream(inputs):
-        yield from _stream_batches(inputs, name, model, tokenizer_of, batch_size, max_length)
     else:
         advice = f"; make it a list({name})" * isinstance(inputs, Iterable)
         raise TypeError(

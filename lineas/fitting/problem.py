@@ -24,23 +24,15 @@ def problem_of(
 ) -> ModelLoss:  # fmt: skip
     """What is to be minimised, with all that is known of the targets."""
     with blame("tgt"):  # responses of the unsteered network never change, so they are collected once
-        parts, everyone = _targets(runner, targets, options, world)
+        # Of the published recipe a batch each, of which its minibatches are made.
+        by_batch = options.recipe == "published"
+        parts: list[Any] = [*world.each(lambda batch: runner.collect([batch]), targets)] if by_batch else []
+        found: Table = np.concatenate(parts) if by_batch else runner.collect_table(targets, world.each)
         held = options.ridge != 0
         ridge = sensitivity(runner.model, runner.mapped, targets, options.seed, world) if held else None
     with blame("src"):
-        return _problem(SourcePasses(runner, sources, world), parts, everyone, ridge, free, options)
-
-
-def _targets(
-    runner: Runner, targets: Sequence[Batch], options: Options, world: Alone
-) -> tuple[list[Vector], Table]:  # fmt: skip
-    """This process's responses, a batch each, where minibatches are made of them; and those of all processes."""
-    if options.recipe != "published":
-        everyone, _ = world.gather(lambda: runner.collect_table(targets, world.each))
-        return [], everyone
-    parts: list[Any] = [*world.each(lambda batch: runner.collect([batch]), targets)]
-    everyone, _ = world.gather(lambda: np.concatenate(parts))
-    return parts, everyone
+        found, _ = world.gather(lambda: found)
+        return _problem(SourcePasses(runner, sources, world), parts, found, ridge, free, options)
 
 
 def ridge_of(problem: ModelLoss, options: Options) -> float | None:
@@ -56,13 +48,9 @@ def predicted_kl(problem: ModelLoss, x: Vector) -> float | None:
 
 
 def _problem(
-    passes: SourcePasses,
-    targets: list[Vector],
-    everyone: Table,
-    ridge: Ridge | None,
-    free: NDArray[np.bool_] | None,
+    passes: SourcePasses, targets: list[Vector], everyone: Table, ridge: Ridge | None, free: NDArray[np.bool_] | None,
     options: Options,
-) -> ModelLoss:
+) -> ModelLoss:  # fmt: skip
     """What is to be minimised. What it must know of the unsteered sources comes from a pass at the identity, where a
     fit usually starts: its first evaluation is then that pass."""
     loss, noise, strength = losses.find(options.loss), None, options.ridge
@@ -75,13 +63,6 @@ def _problem(
         if noise is not None and strength is None:
             strength = losses.share_of_noise(unsteered, everyone, noise, coefficient)
     return ModelLoss(
-        passes,
-        targets,
-        loss,
-        noise=noise,
-        ridge=ridge,
-        strength=strength or 0.0,
-        free=free,
-        coefficient=coefficient,
+        passes, targets, loss, noise=noise, ridge=ridge, strength=strength or 0.0, free=free, coefficient=coefficient,
         everyone=everyone,
-    )
+    )  # fmt: skip

@@ -323,6 +323,18 @@ def test_the_bound_is_half_of_the_machine_shared_by_its_processes(monkeypatch):
     assert Memory(None, Alone(), bounded=False).bound is None
 
 
+def test_a_single_batch_stays_in_memory_where_no_bound_was_asked_for(monkeypatch, spilled):
+    monkeypatch.setattr("lineas.fitting.memory.of_machine", lambda: 2_300_000)
+    one_batch = fit(batch_size=None)
+    assert not spilled["tables"]
+    fit()
+    assert spilled["tables"]
+    with pytest.raises(ValueError, match=r"memory: expected at least .* got 500 kB, half of what there is"):
+        monkeypatch.setattr("lineas.fitting.memory.of_machine", lambda: 1_000_000)
+        fit()
+    assert one_batch.support
+
+
 # -- resuming --
 
 

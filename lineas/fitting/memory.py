@@ -98,36 +98,29 @@ class Memory:
         ridge : bool
             Whether there will be one, which keeps rows.
         """
-        units, count = runner.compared.units, sum(samples)
-        optimiser = bytes_of_optimiser(runner.mapped.units) + A_UNIT * (units + runner.mapped.units)
-        rows = FLOAT * min(ROOM, sum(targets.sizes) * 2 * runner.mapped.units) * ridge
-        inputs, batch = sources.used + targets.used, 3 * FLOAT * units * max(*sources.sizes, *targets.sizes)
-        fixed = optimiser + rows + inputs + batch
-        copies = 2 * count + max(samples) * (1 + (self.world.size > 1))  # when the null is known, and when targets are
-        whole = FLOAT * units * copies + A_ROW * count
-        bound = self.bound or sys.maxsize
-        is_short = fixed + whole > bound
-        if is_short and len(sources) == 1 and self.asked is None:
-            is_short = False  # it passes the model at once, so that most of it is in memory anyway
-        if not any(self.world.share(is_short)):
+        units, count, world = runner.compared.units, sum(samples), self.world
+        bound, parts = self.bound or sys.maxsize, _parts(runner, sources, targets, ridge)
+        fixed, tile = sum(parts.values()), A_ROW * count
+        copies = 2 * count + max(samples) * (1 + (world.size > 1))  # while the null is made, and the target sorted
+        whole = fixed + FLOAT * units * copies + tile
+        single = len(sources) == 1  # it passes the model at once, so that most of it is in memory anyway
+        if not any(world.share(whole > bound and not (single and self.asked is None))):
             return ""
-        least = fixed + A_ROW * count
-        if least > bound:
+        if fixed + tile > bound:
+            parts |= {f"{LANES} units of all samples, which are sorted together": tile}
             got = _size(bound) + ("" if self.asked is not None else ", half of what there is")
             raise ValueError(
-                f"memory: expected at least {_size(least)} for {samples[0]} + {samples[1]} samples and {units} units, "
-                f"got {got}: the optimiser takes {_size(optimiser)}, the ridge {_size(rows)}, samples in memory "
-                f"{_size(inputs)}, a batch {_size(batch)}, and {LANES} units of all samples, which are sorted "
-                f"together, {_size(A_ROW * count)}"
+                f"memory: expected at least {_size(fixed + tile)} for {samples[0]} + {samples[1]} samples and {units} "
+                f"units, got {got}: {', '.join(f'{name} {_size(size)}' for name, size in parts.items())}"
             )
-        if len(sources) == 1 and self.asked is not None:
+        if single and self.asked is not None:
             raise ValueError(
-                f"memory: expected batch_size where {_size(fixed + whole)} of responses are to take no more than "
-                f"{_size(bound)}, got all {samples[0]} sources in one batch"
+                f"memory: expected batch_size where {_size(whole)} are to take no more than {_size(bound)}, got all "
+                f"{samples[0]} sources in one batch"
             )
-        self.spill.width = LANES * max(1, min(ceil(units / LANES), (bound - fixed) // (A_ROW * count)))
+        self.spill.width = LANES * max(1, min(ceil(units / LANES), (bound - fixed) // tile))
         runner.spill, folder = self.spill, tempfile.gettempdir()
-        own = sum(sources.sizes) + sum(targets.sizes) if self.world.size > 1 else 0
+        own = sum(sources.sizes) + sum(targets.sizes) if world.size > 1 else 0
         needed, free = FLOAT * units * (4 * samples[0] + samples[1] + own), shutil.disk_usage(folder).free
         if needed * self.beside > free:
             shared = f" in each of {self.beside} processes" * (self.beside > 1)
@@ -137,9 +130,20 @@ class Memory:
                 "TMPDIR to a folder on a larger disk, or allow more memory",
             )
         return (
-            f"lineas.fit: {_size(fixed + whole)} are more than memory={_size(bound)}; up to {_size(needed)} of "
-            f"responses go to files in {folder}"
+            f"lineas.fit: {_size(whole)} are more than memory={_size(bound)}; up to {_size(needed)} of responses go to "
+            f"files in {folder}"
         )
+
+
+def _parts(runner: Runner, sources: Kept, targets: Kept, ridge: bool) -> dict[str, int]:
+    """What is in memory wherever responses are, by name: bytes."""
+    mapped, compared = runner.mapped.units, runner.compared.units
+    return {
+        "the optimiser": bytes_of_optimiser(mapped) + A_UNIT * (mapped + compared),
+        "rows of the ridge": FLOAT * min(ROOM, sum(targets.sizes) * 2 * mapped) * ridge,
+        "samples": sources.used + targets.used,
+        "a batch": 3 * FLOAT * compared * max(*sources.sizes, *targets.sizes),
+    }
 
 
 def any_on_disk(*sets: Sequence[Batch]) -> bool:

@@ -106,13 +106,12 @@ def run(samples: int, processes: int, memory: str) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    yield "| samples of each set | processes | `memory=` | peak of each process, MB | of that the fit's, MB | seconds |"
-    yield "|---|---|---|---|---|---|"
+    yield "| samples of each set | processes | `memory=` | peak of each process, MB | of that the fit's, MB |"
+    yield "|---|---|---|---|---|"
     for row in rows:
         bound = "none" if row["memory"] == NO_BOUND else f'`"{row["memory"]}"`'
         each = (", ".join(f"{value:,}" for value in row[key]) for key in ("peak", "grown"))
-        count = row["seconds"]
-        yield f"| {row['samples']:,} | {row['processes']} | {bound} | {' | '.join(each)} | {count} |"
+        yield f"| {row['samples']:,} | {row['processes']} | {bound} | {' | '.join(each)} |"
 
 
 def main() -> None:

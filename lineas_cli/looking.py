@@ -168,6 +168,7 @@ def dry_run(
     tokens: Annotated[int, typer.Option(help="Tokens of a text.")] = 32,
     batch_size: Annotated[int | None, of_fit("batch_size")] = None,
     processes: Annotated[int, typer.Option(help="That fit together.")] = 1,
+    slices: Annotated[int, typer.Option(help="Of them, those that compute each pass together.")] = 1,
     sites: Annotated[str | None, of_fit("sites")] = None,
     loss_sites: Annotated[str | None, of_fit("loss_sites")] = None,
     dtype: Dtype = "auto",
@@ -186,7 +187,7 @@ def dry_run(
 
     found = lineas.dry_run(
         looked_at, samples, tokens, sites=sites, loss_sites=loss_sites, batch_size=batch_size, processes=processes,
-        dtype=None if dtype == "auto" else numbers_of(dtype),
+        slices=slices, dtype=None if dtype == "auto" else numbers_of(dtype),
     )  # fmt: skip
     if as_json:
         print_json({**vars(found), "sharded_weights": found.sharded_weights})

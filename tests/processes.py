@@ -15,6 +15,7 @@ from conftest import flat
 import lineas
 
 PATIENCE = 40  # seconds a collective waits; every failure must be noticed sooner
+PRELOADED = "transformers.models.llama.modeling_llama", "transformers.distributed", "torch.distributed.fsdp"
 
 
 def play(scenes: Mapping[str, Callable], folder: Path, rank: int, count: int = 2) -> None:
@@ -37,7 +38,7 @@ def played(worker: Callable[[int, Path], None], folder: Path, count: int = 2) ->
     """Exit codes of processes that have run `worker`, which calls `play`; none is left behind."""
     kind = next(kind for kind in ("forkserver", "spawn") if kind in multiprocessing.get_all_start_methods())
     context = multiprocessing.get_context(kind)
-    context.set_forkserver_preload(["transformers", "torch.distributed.fsdp", "lineas"])  # once for all
+    context.set_forkserver_preload([*PRELOADED, "lineas"])  # once for all
     workers = [context.Process(target=worker, args=(rank, folder)) for rank in range(count)]
     try:
         for process in workers:

@@ -15,7 +15,7 @@ from ..network.data import as_batches
 from ..network.generation import is_encoder_decoder
 from ..network.identity import data_digest
 from ..network.links import check_network
-from ..network.sharding import is_split, refuse_others, refuse_slices
+from ..network.sharding import refuse_others, refuse_slices, team_of
 from ..network.state import device_of, frozen
 from ..network.texts import listed_texts
 
@@ -51,11 +51,12 @@ def check_causal(model: nn.Module) -> None:
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
     """(rows, tokens, words)"""
+    team = team_of(model)
     output = model(**batch.kwargs, use_cache=False)
     if not isinstance(logits := getattr(output, "logits", None), Tensor):
         raise TypeError(f"model: expected a causal language model, got {type(model).__name__}, which returns no logits")
-    if is_split(model):
-        refuse_slices(model, {"the model's output": logits.flatten(0, -2).mean(0)})
+    if team:
+        refuse_slices(team, {"the model's output": logits.flatten(0, -2).mean(0)})
     return logits
 
 

@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from .._storage.saving import read_whole, replace_file
-from ..network.batch import Batch
-from ..network.identity import data_digest, digest, weights_digest
+from ..network.identity import digest
 from ..steering import Steering
 from .option_table import DEFAULT
 
@@ -43,7 +41,7 @@ class Checkpoint:
     state : dict or None
         Of the optimiser: arrays, numbers, strings. None before its first step and after its last.
     callbacks : dict
-        States of the callbacks that have one.
+        States of the callbacks that have one; those of a fit's other processes under "process 1" and so on.
     stopped : str
         Why the fit ended; empty while it has not.
     seconds : float
@@ -224,21 +222,37 @@ class Keeper:
         self.pending, self.due = None, end + (end - start) / SHARE
 
 
+class KeptElsewhere(Keeper):
+    """Where another process keeps the checkpoints of a fit that several share."""
+
+    def __init__(self) -> None:
+        pass
+
+    def begin(self, checkpoint: Checkpoint) -> None:
+        pass
+
+    def offer(self, checkpoint: Checkpoint, now: bool = False) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+
 # -- which fit it is --
 
 
 def fingerprint(
-    model: nn.Module, src: Iterable[Batch], tgt: Iterable[Batch], penalty: Any, facts: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What must be the same for a fit to go on: the facts, the data, the model's weights, our own version."""
+    data: Mapping[str, str], weights: str | None, penalty: Any, facts: Mapping[str, Any]
+) -> dict[str, Any]:  # fmt: skip
+    """What must be the same for a fit to go on: the facts, digests of the data and of the weights, our own version."""
     try:
         ours = version("lineas")
     except PackageNotFoundError:  # a source tree that was never installed
         ours = "unknown"
-    data = {"src": data_digest(src), "tgt": data_digest(tgt), "weights": weights_digest(model), "lineas": ours}
+    told = {**data, "weights": weights, "lineas": ours}
     if isinstance(groups := getattr(penalty, "groups", None), np.ndarray):
-        data["penalty_groups"] = digest([torch.tensor(groups, device="cpu")])  # their repr is cut short
-    return json.loads(json.dumps({**facts, **data}, default=lambda number: number.item()))
+        told["penalty_groups"] = digest([torch.tensor(groups, device="cpu")])  # their repr is cut short
+    return json.loads(json.dumps({**facts, **told}, default=lambda number: number.item()))
 
 
 def refuse_another(now: Mapping[str, Any], then: Mapping[str, Any], where: Any) -> None:

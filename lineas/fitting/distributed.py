@@ -14,7 +14,7 @@ from torch import nn
 
 from ..core.errors import NonFiniteError
 from ..core.spill import OnDisk
-from ..network.sharding import Owed, group_of, holders, is_split
+from ..network.sharding import Owed, group_of, holders, teammates
 from ..responses.runner import Finished
 
 DISAGREE = "processes disagree: expected the same model, sites and options everywhere, got"
@@ -39,11 +39,15 @@ class Alone:
         return [value]
 
     def of_parts(self, value: Any) -> list[Any]:
-        """The values of the processes whose samples count together; one where all have the same.
+        """The values of the processes whose samples count, in order: of those that compute a pass together the first's.
 
-        ValueError where they should have.
+        ValueError where these have others.
         """
         return self.share(value)
+
+    def of_first(self, find: Callable[[], Found]) -> Found:
+        """What `find` finds in the first process, which alone looks; its error is one everywhere."""
+        return find()
 
     def earlier(self, count: int) -> int:
         """Of such counts in all processes, the sum over those before this one."""
@@ -89,7 +93,7 @@ class Together(Alone):
     Attributes
     ----------
     counted : list of int
-        The processes whose samples count.
+        The processes whose samples count; of those that compute their passes together, which have the same, the first.
     place : int
         Where in `counted` this process's samples are.
     stays_away : bool
@@ -117,8 +121,22 @@ class Together(Alone):
     def share(self, value: Any) -> list[Any]:
         return self._meet("sharing", value)
 
+    def of_first(self, find: Callable[[], Found]) -> Found:
+        found: list[Any] = [None]
+        error: Exception | None = None
+        if self.rank == 0:
+            try:
+                found = [find()]
+            except Exception as raised:
+                error = raised
+        if trouble := self._meet("what the first one finds", error)[0]:
+            raise trouble
+        self._call(dist.broadcast_object_list, found, dist.get_global_rank(self.group, 0))
+        return found[0]
+
     def earlier(self, count: int) -> int:
-        return sum(self.share(count)[: self.rank])
+        counts = self.share(count)
+        return sum(counts[rank] for rank in self.counted[: self.place])
 
     def gather(self, collect: Callable[[], Any], maps: NDArray | None = None) -> tuple[Any, slice]:
         rows: Any = np.empty((0, 0), np.float32)
@@ -155,22 +173,19 @@ class Together(Alone):
 
     def _joined(self, parts: list[NDArray]) -> tuple[NDArray, slice]:
         """All that count together, and which of them are this process's."""
-        start = sum(map(len, parts[: self.rank]))
-        return np.concatenate(parts), slice(start, start + len(parts[self.rank]))
+        start = sum(map(len, parts[: self.place]))
+        return np.concatenate(parts), slice(start, start + len(parts[self.place]))
 
     def total(self, gradient: NDArray) -> NDArray:
         shapes = tuple(self._meet("gradient", gradient.shape))
         if len(set(shapes)) > 1:
             raise RuntimeError(f"{DISAGREE} gradients of shapes {shapes}")
-        return self._sum(self._exchange(gradient, shapes))
-
-    def _sum(self, parts: list[NDArray]) -> NDArray:
-        return np.sum(parts, axis=0, dtype=parts[0].dtype)
+        return np.sum(self._exchange(gradient, shapes), axis=0, dtype=gradient.dtype)
 
     def _exchange(self, mine: NDArray, shapes) -> list[NDArray]:
-        """Every process's array, which need not have as many rows as the others'."""
-        arrays = [mine if rank == self.rank else np.empty(shape, mine.dtype) for rank, shape in enumerate(shapes)]
-        for rank, array in enumerate(arrays):
+        """The arrays of all processes that count, which need not have as many rows as each other."""
+        arrays = [mine if rank == self.rank else np.empty(shapes[rank], mine.dtype) for rank in self.counted]
+        for rank, array in zip(self.counted, arrays, strict=True):
             self._call(dist.broadcast, torch.from_numpy(array), dist.get_global_rank(self.group, rank))
         return arrays
 
@@ -195,9 +210,36 @@ class Together(Alone):
 
 class InStep(Together):
     """Processes that share the weights as well: what one gathers for a pass, all must bring. So all run as many passes,
-    in the same order, whatever their samples are, and none begins one that another will not come to."""
+    in the same order, whatever their samples are, and none begins one that another will not come to.
+
+    Parameters
+    ----------
+    team : of int
+        Those, by their ranks among all, that compute this one's passes together with it: all of them have the same
+        samples, which count once. Itself, if it computes its own.
+    """
 
     in_pass = False
+
+    def __init__(self, group: "dist.ProcessGroup", team: Iterable[int]):
+        super().__init__(group)
+        self.team = sorted(dist.get_group_rank(group, rank) for rank in team)
+
+    def __enter__(self) -> "InStep":
+        super().__enter__()
+        self.firsts = [team[0] for team in self._meet("beginning", self.team)]
+        self.counted = sorted({*self.firsts})
+        self.place = self.counted.index(self.firsts[self.rank])
+        return self
+
+    def of_parts(self, value: Any) -> list[Any]:
+        values = self.share(value)
+        if any(values[first] != other for first, other in zip(self.firsts, values, strict=True)):
+            raise ValueError(
+                "src, tgt: expected the same samples in every process that shares the model's weights where "
+                "distributed=False, and in all that tensor parallelism makes compute a pass together; got others"
+            )
+        return [values[rank] for rank in self.counted]
 
     def most(self, count: int) -> int:
         return max(self.share(count))
@@ -265,33 +307,6 @@ class InStep(Together):
             raise trouble
 
 
-class Alike(InStep):
-    """Processes that share the weights, and all have the same samples, which count once: what the first one says of
-    them holds for all."""
-
-    def __init__(self, group: "dist.ProcessGroup"):
-        super().__init__(group)
-        self.counted, self.place = [0], 0
-
-    def of_parts(self, value: Any) -> list[Any]:
-        values = self.share(value)
-        if any(other != values[0] for other in values):
-            raise ValueError(
-                "src, tgt: expected the same samples in every process that shares the model's weights, got others; "
-                "with distributed=True each has a part of them"
-            )
-        return values[:1]
-
-    def earlier(self, count: int) -> int:
-        return 0
-
-    def _joined(self, parts: list[NDArray]) -> tuple[NDArray, slice]:
-        return parts[0], slice(0, len(parts[0]))
-
-    def _sum(self, parts: list[NDArray]) -> NDArray:
-        return parts[0]
-
-
 def processes(distributed: Any, model: nn.Module) -> Alone:
     """What `distributed=` of `lineas.fit` asks for: False, True (the default group), or a group.
 
@@ -302,15 +317,7 @@ def processes(distributed: Any, model: nn.Module) -> Alone:
         return Alone()
     if not (dist.is_available() and dist.is_initialized()):
         raise ValueError("distributed: expected an initialised process group (torchrun, init_process_group), got none")
-    if distributed is False:
-        group = group_of(model)
-    elif is_split(model):
-        raise ValueError(
-            "distributed: expected False, and the same samples in every process, for a model that tensor parallelism "
-            f"splits; got {distributed!r:.60}"
-        )
-    else:
-        group = dist.group.WORLD if distributed is True else distributed
+    group = group_of(model) if distributed is False else dist.group.WORLD if distributed is True else distributed
     if not isinstance(group, dist.ProcessGroup):
         raise TypeError(f"distributed: expected True, False or a process group, got {type(distributed).__name__}")
     if "cpu:" not in (backends := dist.get_backend_config(group)):
@@ -325,4 +332,7 @@ def processes(distributed: Any, model: nn.Module) -> Alone:
             f"distributed: expected all processes that have parts of the weights, {sharing}; the group lacks "
             f"{sorted(missing)}"
         )
-    return (Alike if distributed is False else InStep)(group) if sharing else Together(group)
+    if not sharing:
+        return Together(group)
+    everyone = dist.get_process_group_ranks(group)
+    return InStep(group, everyone if distributed is False else teammates(model) or [dist.get_rank()])

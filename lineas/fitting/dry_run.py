@@ -33,11 +33,14 @@ class DryRun:
     parameters : int
     sites, units : int
         That are mapped.
-    processes, batch_size : int
+    processes, slices, batch_size : int
+        Of the processes, so many compute each pass together and have a slice of each weight (tensor parallelism).
     weights : int
         Of the whole model.
     largest_block : int
         Of the weights of its largest block, which a sharded model has whole, and the next one's, at a time.
+    outside : int
+        Of the weights outside of blocks, which a sharded model has whole from where a pass needs them to its end.
     activations : int
         That a forward pass of one batch keeps for the way back.
     activations_checkpointed : int
@@ -50,42 +53,52 @@ class DryRun:
         That a process receives in one evaluation, where each has whole weights: responses and gradients.
     weight_traffic : int
         That it receives beside these where weights are sharded over the processes (FSDP2).
+    slice_traffic : int
+        That it receives of those that compute a pass with it: what attention and MLP add to the residual stream.
     """
 
     parameters: int
     sites: int
     units: int
     processes: int
+    slices: int
     batch_size: int
     weights: int
     largest_block: int
+    outside: int
     activations: int
     activations_checkpointed: int
     responses: int
     optimiser: int
     evaluation_traffic: int
     weight_traffic: int
+    slice_traffic: int
 
     @property
     def sharded_weights(self) -> int:
         """What a process holds of the weights where they are sharded, at most."""
-        return ceil(self.weights / self.processes) + 2 * self.largest_block
+        gathered = 2 * self.largest_block + self.outside if self.processes > self.slices else 0
+        return min(ceil(self.weights / self.processes) + ceil(gathered / self.slices), ceil(self.weights / self.slices))
 
     def __str__(self) -> str:
         each = f"{self.processes} process{'es' * (self.processes > 1)}, batches of {self.batch_size}"
+        kept, shares = "whole weights", self.processes > self.slices
+        if self.slices > 1:
+            each, kept = f"{each}, passes in {self.slices} slices", "slices"
         lines = [
             f"{self.parameters / 1e9:.3g} billion parameters, maps of {self.units} units at {self.sites} sites; {each}",
-            f"{'in each process, GB':44}{'whole weights':>16}{'sharded':>16}" if self.processes > 1 else "GB",
+            f"{'in each process, GB':44}{kept:>16}" + f"{'sharded':>16}" * shares if self.processes > 1 else "GB",
         ]
         for name, whole_, sharded in (
-            ("weights", self.weights, self.sharded_weights),
+            ("weights", ceil(self.weights / self.slices), self.sharded_weights),
             ("activations kept for the way back", self.activations, self.activations),
             ("the same with blocks computed again", self.activations_checkpointed, self.activations_checkpointed),
             ("responses, on the host", self.responses, self.responses),
             ("optimiser and ridge, on the host", self.optimiser, self.optimiser),
             ("received in an evaluation", self.evaluation_traffic, self.evaluation_traffic + self.weight_traffic),
+            ("the same of those with the other slices", self.slice_traffic, self.slice_traffic),
         ):
-            more = f"{sharded / GIGABYTE:16.3g}" if self.processes > 1 else ""
+            more = f"{sharded / GIGABYTE:16.3g}" * shares
             if whole_ or sharded:
                 lines.append(f"{name:44}{whole_ / GIGABYTE:16.3g}{more}")
         return "\n".join(lines)
@@ -95,7 +108,7 @@ def dry_run(
     model: Any, samples: int | tuple[int, int] = 32, tokens: int = 32, *,
     sites: str | Sequence[str | Site] | None = None, loss_sites: str | Sequence[str | Site] | None = None,
     pooling: str | Sequence[str] = "mean", batch_size: int | None = None, dtype: torch.dtype | None = None,
-    processes: int = 1,
+    processes: int = 1, slices: int = 1,
     inputs: Tensor | Mapping[str, Tensor] | None = None,
 ) -> DryRun:  # fmt: skip
     """What `lineas.fit` would need, before there are weights: nothing is computed, shapes alone pass the network.
@@ -113,6 +126,8 @@ def dry_run(
         In which the weights will be; as they are if not given, of a config what it says.
     processes : int
         That fit together, each with a share of the samples.
+    slices : int
+        So many of them compute each pass together, by tensor parallelism, and have one share: a divisor of `processes`.
     inputs : tensor or dict of tensors, optional
         One sample, as a network takes it that takes no token ids, samples in dimension 0.
 
@@ -128,7 +143,8 @@ def dry_run(
     Notes
     -----
     The forward pass is the one that `fit` makes, under PyTorch's fake tensors. Not counted: what libraries keep for
-    themselves, the logits of the ridge's pass (a sample's at a time), and what a block needs while it runs.
+    themselves, the logits of the ridge's pass (a sample's at a time), and what a block needs while it runs. Slices
+    count as if all weights were cut, and no activations.
 
     Examples
     --------
@@ -138,15 +154,17 @@ def dry_run(
     >>> found.units, found.weights, found.activations >= 100 * 8 * 4
     (8, 232, True)
     """
-    whole(processes, "processes")
+    if whole(processes, "processes") % whole(slices, "slices"):
+        raise ValueError(f"slices: expected a divisor of the {processes} processes, got {slices}")
     n, m = (whole(count, "samples", 2) for count in ((samples, samples) if isinstance(samples, int) else samples))
     network = _network(model)
-    share = ceil(n / processes)
+    teams = processes // slices
+    share = ceil(n / teams)
     size = min(share if batch_size is None else whole(batch_size, "batch_size"), share)
     twin = shadow(network, dtype)
     weights = _bytes_of({id(tensor): tensor for tensor in [*twin.parameters(), *twin.buffers()]}.values())
     blocks = _blocks(twin)
-    largest = max((_bytes_of(block.parameters()) for block in blocks), default=0)
+    of_blocks = [_bytes_of(block.parameters()) for block in blocks]
     with shadows(twin):
         batch = _batch(twin, size, whole(tokens, "tokens"), inputs)
         mapped = find_sites(twin, sites)
@@ -155,7 +173,7 @@ def dry_run(
             defaults = mapped if sites is None else ()
             layout = probe(twin, [*dict.fromkeys([*mapped, *compared])], batch, defaults, feed_mlps=False)
             runner = Runner(twin, layout.part(mapped), layout.part(compared), pooling)
-            kept, checkpointed = _kept(runner, batch, blocks)
+            kept, checkpointed, residual = _kept(runner, batch, blocks)
         except RuntimeError as error:  # of fake tensors: what depends on numbers
             kind = type(network).__name__
             raise ValueError(
@@ -163,17 +181,19 @@ def dry_run(
             ) from error
     units, compared_units = runner.mapped.units, runner.compared.units
     batches = ceil(share / size)
+    trips = 2 if batches == 1 else 3 * batches  # several batches pass once for responses, and again for the way back
     return DryRun(
         parameters=sum(weight.numel() for weight in twin.parameters()), sites=len(runner.mapped.sites), units=units,
-        processes=processes, batch_size=size, weights=weights, largest_block=largest, activations=kept,
-        activations_checkpointed=checkpointed,
+        processes=processes, slices=slices, batch_size=size, weights=weights, largest_block=max(of_blocks),
+        outside=max(0, weights - sum(of_blocks)), activations=kept, activations_checkpointed=checkpointed,
         # Sources, their slopes, and those in units of their size; targets as they came, and sorted.
-        responses=(2 * n + share + ceil(m / processes) + m) * compared_units * FLOAT,
+        responses=(2 * n + share + ceil(m / teams) + m) * compared_units * FLOAT,
         optimiser=bytes_of(units) + 3 * units * DOUBLE + min(m * 2 * units, ROOM) * FLOAT,
-        evaluation_traffic=0 if processes == 1 else (n - share) * compared_units * FLOAT
-        + (processes - 1) * 2 * units * FLOAT,
-        # Every pass gathers each block's weights, and so does every way back; several batches pass twice.
-        weight_traffic=(2 if batches == 1 else 3 * batches) * (weights - weights // processes) * (processes > 1),
+        evaluation_traffic=(n - share) * compared_units * FLOAT + (teams - 1) * 2 * units * FLOAT,
+        # Every pass gathers each block's weights, and so does every way back.
+        weight_traffic=trips * (weights // slices - weights // processes),
+        # Two sums a block, there and back, each of which receives its size twice but for this process's own part.
+        slice_traffic=trips * 2 * (2 * (slices - 1) * residual // slices),
     )  # fmt: skip
 
 
@@ -211,9 +231,9 @@ def _blocks(twin: nn.Module) -> list[nn.Module]:
     return found or [twin]
 
 
-def _kept(runner: Runner, batch: Batch, blocks: Sequence[nn.Module]) -> tuple[int, int]:
-    """Bytes that a pass keeps for its way back, weights aside; and those that it would with blocks computed again: what
-    goes into each, and the most that one keeps."""
+def _kept(runner: Runner, batch: Batch, blocks: Sequence[nn.Module]) -> tuple[int, int, int]:
+    """Bytes that a pass keeps for its way back, weights aside; those that it would with blocks computed again: what
+    goes into each, and the most that one keeps; and the former of these alone."""
     weights = {_storage(tensor)[0] for tensor in [*runner.model.parameters(), *runner.model.buffers()]}
     kept: dict[int, int] = {}
     of_block: dict[int, dict[int, int]] = {}
@@ -249,7 +269,8 @@ def _kept(runner: Runner, batch: Batch, blocks: Sequence[nn.Module]) -> tuple[in
     inner = {key for found in of_block.values() for key in found}
     outside = sum(nbytes for key, nbytes in kept.items() if key not in inner)
     most = max((sum(found.values()) for found in of_block.values()), default=0)
-    return sum(kept.values()), min(outside + sum(goes_in.values()) + most, sum(kept.values()))
+    residual = sum(goes_in.values())
+    return sum(kept.values()), min(outside + residual + most, sum(kept.values())), residual
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -16,11 +17,8 @@ from torch import nn
 
 from .. import optim
 from ..attaching.handle import what_is_on
-from ..core.arrays import Vector
 from ..core.device import facts as kernel_facts
 from ..core.text import warn
-from ..maps.algebra import refuse_special
-from ..maps.gate import refuse_gated
 from ..maps.kinds import Affine, WithinRange
 from ..maps.units import mask_of
 from ..network import identity
@@ -33,14 +31,13 @@ from ..network.pipelines.components import is_denoiser
 from ..network.sites import Site, find_sites
 from ..network.state import device_of, eager, frozen, seeded
 from ..penalties import Penalty
-from ..responses.layout import Layout
 from ..responses.probe import probe
 from ..responses.runner import Runner, blame
 from ..steering import Steering
 from . import methods
 from .budget import at_budget, check_budget
 from .callbacks import Entry, listened
-from .checkpoint import Checkpoint, Keeper, fingerprint, locate, read, refuse_another
+from .checkpoint import Checkpoint, fingerprint, refuse_another
 from .differentiable import check_differentiable
 from .distributed import Alone, processes
 from .doubts import doubts
@@ -51,6 +48,7 @@ from .memory import Memory, any_on_disk, count_of
 from .option_table import DEFAULT, described
 from .options import Options
 from .problem import predicted_kl, problem_of, ridge_of
+from .resuming import past_of, start_of
 
 __all__ = ["fit", "fitted"]
 
@@ -157,15 +155,11 @@ def fitted(given: Mapping[str, Any], minimise: Minimise, name: str = "") -> list
         )
     check_gate(asked.gate, asked.neutral, model)
     world = processes(asked.distributed, network)
-    keeps = asked.checkpoint_dir is not None or isinstance(resume_from, (str, os.PathLike))
-    if keeps and (asked.distributed or world.size > 1):
-        raise ValueError("checkpoint_dir, resume_from: checkpoints are of one process that has the whole model")
     formula = options.in_closed_form
     if formula and formula.needs_units and asked.units is None:
         raise ValueError(
             f"units: expected some, got None; {options.method!r} of all units would leave nothing of a site"
         )
-    keeper, past = _past(resume_from, asked.checkpoint_dir)
     mapped = find_sites(model, asked.sites, component=component)
     wants_output = isinstance(asked.loss_sites, str) and asked.loss_sites == OUTPUT and not hasattr(network, OUTPUT)
     compared = mapped
@@ -175,12 +169,12 @@ def fitted(given: Mapping[str, Any], minimise: Minimise, name: str = "") -> list
     behind = None if gate_site is None else find_sites(model, [gate_site])[0]
     device = device_of(network)
     shows = asked.progress and world.rank == 0 and options.fits
-    bar = bar_of(options.total, _evaluations(past), shows)
     with (
-        bar,
+        world,
+        nullcontext(past_of(resume_from, asked.checkpoint_dir, world)) as (keeper, past),
+        bar_of(options.total, _evaluations(past), shows) as bar,
         reading_bar(bool(streams) and shows) as reading,
         Memory(asked.memory, world, options.fits and options.recipe == "fast") as memory,
-        world,
         seeded(options.seed, device),
         frozen(network),
         world.passes(network),
@@ -216,12 +210,13 @@ def fitted(given: Mapping[str, Any], minimise: Minimise, name: str = "") -> list
         problem_facts: dict[str, Any] = {}
         if keeper or past:
             chosen = None if free is None else identity.digest([torch.from_numpy(free)])
-            problem_facts = fingerprint(
-                network, sources, targets, options.penalty, facts | {"sites": maps, "units": chosen}
-            )
+            of_all = facts | {"sites": maps, "units": chosen}
+            if len(parts := world.of_parts(count_of(sources))) > 1:
+                of_all["sources of each process"] = parts
+            problem_facts = fingerprint(data, model_facts["weights"], options.penalty, of_all)
         if past:
             refuse_another(problem_facts, past.problem, resume_from)
-        past = past or Checkpoint(problem_facts, _start(runner.mapped, maps, resume_from))
+        past = past or Checkpoint(problem_facts, start_of(runner.mapped, maps, resume_from))
         kinds: dict[str, Affine] = {}
         if formula:
             kind = WithinRange if options.within_range else Affine
@@ -321,42 +316,3 @@ def _minimise(
                     save=log.save, state=past.state,
                 )  # fmt: skip
         return [log.finish(x, why, ridge_of(problem, options), predicted_kl(problem, x))]
-
-
-def _past(
-    resume_from: Steering | str | os.PathLike | None, checkpoint_dir: str | os.PathLike | None
-) -> tuple[Keeper | None, Checkpoint | None]:
-    """Where checkpoints go, and the one to go on from, if there is one: before any work."""
-    if checkpoint_dir is not None and not isinstance(checkpoint_dir, (str, os.PathLike)):
-        raise TypeError(f"checkpoint_dir: expected a path, got {type(checkpoint_dir).__name__}")
-    keeper = None if checkpoint_dir is None else Keeper(checkpoint_dir)
-    resumed = locate(resume_from) if isinstance(resume_from, (str, os.PathLike)) else None
-    if resumed is None and not isinstance(resume_from, Steering | None):
-        raise TypeError(
-            f"resume_from: expected a Steering or the path of a checkpoint, got {type(resume_from).__name__}"
-        )
-    if keeper and keeper.path.exists() and (resumed is None or resumed.resolve() != keeper.path.resolve()):
-        raise FileExistsError(
-            f"checkpoint_dir: {keeper.path} is there already; go on from it with resume_from={str(checkpoint_dir)!r}, "
-            "or remove it"
-        )
-    if resumed is None or (keeper and not resumed.exists() and resumed.resolve() == keeper.path.resolve()):
-        return keeper, None
-    try:
-        return keeper, read(resumed)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"resume_from: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"resume_from: {error}") from error
-
-
-def _start(layout: Layout, expected: dict[str, int], steering: Any) -> Vector:
-    """The maps to start from: the identity where no steering is given."""
-    if not isinstance(steering, Steering):
-        return layout.identity()
-    got = {name: len(steering.weight(name)) for name in steering.sites}
-    if got != expected:
-        raise ValueError(f"resume_from: expected maps for {expected}, got {got}")
-    refuse_special("resume_from", steering.special)
-    refuse_gated("resume_from", steering.gate)
-    return np.concatenate([*map(steering.weight, expected), *map(steering.bias, expected)])

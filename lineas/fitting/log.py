@@ -54,7 +54,7 @@ class Log:
     started : float
         When this part of the fit began, by `time.perf_counter`.
     keeper : Keeper or None
-        Where checkpoints go.
+        Where checkpoints go; one in each process, or in none.
     world : Alone
         The processes that fit together: where a callback of one asks for the end, it comes for all.
     """
@@ -74,9 +74,10 @@ class Log:
         return len(self.history["loss"])
 
     def __enter__(self) -> "Log":
-        calls.restore(self.callbacks, self.past.callbacks)
+        kept = self.past.callbacks
+        calls.restore(self.callbacks, kept.get(_process(self.world.rank), {}) if self.world.rank else kept)
         if self.keeper:
-            self.keeper.begin(replace(self.past, callbacks=calls.states(self.callbacks)))
+            self.keeper.begin(replace(self.past, callbacks=self._states()))
         return self
 
     def __exit__(self, *exception) -> None:
@@ -143,7 +144,16 @@ class Log:
     def _checkpoint(self, x: Vector, state: dict[str, Any] | None, stopped: str) -> Checkpoint:
         history = {key: column[:] for key, column in self.history.items()}
         seconds = self.past.seconds + time.perf_counter() - self.started
-        return Checkpoint(self.past.problem, x, history, state, calls.states(self.callbacks), stopped, seconds)
+        return Checkpoint(self.past.problem, x, history, state, self._states(), stopped, seconds)
+
+    def _states(self) -> dict[str, Any]:
+        """Of the callbacks of all processes."""
+        first, *others = self.world.share(calls.states(self.callbacks))
+        return first | {_process(rank): states for rank, states in enumerate(others, 1) if states}
+
+
+def _process(rank: int) -> str:
+    return f"process {rank}"
 
 
 def _support(x: Vector) -> str:

@@ -17,7 +17,7 @@ from ..network.batch import Batch
 from ..network.calls import call, output_of
 from ..network.hooks import hooked
 from ..network.kept import sizes_of
-from ..network.sharding import is_split, refuse_slices
+from ..network.sharding import refuse_slices, team_of
 from ..network.sites import Site
 from ..responses.layout import Layout
 from ..responses.padding import put_back, set_aside
@@ -106,7 +106,7 @@ def sensitivity(
     totals = np.zeros((3, layout.units))
     most = most_at_once(batches[0])
     rows = max(1, most // bound(model, batches[0]))
-    room, splits, in_nats = min(ROOM // (2 * layout.units), sum(sizes_of(batches))), is_split(model), True
+    room, team, in_nats = min(ROOM // (2 * layout.units), sum(sizes_of(batches))), team_of(model), True
     kept, count = np.empty((room, 2 * layout.units), np.float32), 0  # where nothing is written there are no pages
 
     def parts() -> Iterator[tuple[int, Batch]]:
@@ -126,8 +126,8 @@ def sensitivity(
         number, part = numbered
         output, is_logits, leaves = outputs_of(model, layout, part)
         rows = max(1, most * part.size // output.numel())
-        if splits:
-            refuse_slices(model, {"the model's output": output.transpose(0, -1).flatten(1).mean(1)})
+        if team:
+            refuse_slices(team, {"the model's output": output.transpose(0, -1).flatten(1).mean(1)})
         if not output.requires_grad:  # quantised layers behind the last loss site may pass nothing back
             return None
         direction = _direction(output, is_logits, part, number)

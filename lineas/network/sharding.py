@@ -4,9 +4,9 @@ Each module that `fully_shard` (FSDP2) has taken gathers its weights before it r
 the forward and in the backward pass. All processes must do that at the same moments.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,10 +42,39 @@ def gathering(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if hasattr(module, "reshard") and is_sharded(module)]
 
 
-def is_split(model: nn.Module) -> bool:
-    """Whether modules compute with parts of weights, and so perhaps parts of units: tensor parallelism."""
+def teammates(model: nn.Module) -> tuple[int, ...]:
+    """The processes that compute this one's passes together with it, by their ranks among all; none where each computes
+    its own. Modules that tensor parallelism splits compute with parts of weights, and so perhaps parts of units.
+
+    Of a mesh of both, the first dimensions are those over which `fully_shard` spreads: as many as weights have that
+    nothing else splits. ValueError where that cannot be told. Not to be asked within a pass, when weights are gathered.
+    """
     gathered = {id(weight) for module in gathering(model) for weight in module.parameters()}
-    return any(is_spread(weight) and id(weight) not in gathered for weight in model.parameters())
+    spread: list[Any] = [weight for weight in model.parameters() if is_spread(weight)]
+    first = min((weight.device_mesh.ndim for weight in spread if id(weight) in gathered), default=0)
+    teams: set[tuple[int, ...]] = set()
+    for weight in spread:
+        mesh, own = weight.device_mesh, first if id(weight) in gathered else 0
+        if any(sum(not one.is_replicate() for one in some) > 1 for some in _halves(weight.placements, own)):
+            raise ValueError(
+                "model: expected weights that fully_shard spreads, tensor parallelism, or both on dimensions of their "
+                f"own of one mesh, the latter's last, and at least one weight that only fully_shard spreads; got "
+                f"{weight.placements} on {mesh}"
+            )
+        if mesh.ndim > own:
+            teams.add(tuple(sorted(mesh.mesh[tuple(mesh.get_coordinate()[:own])].flatten().tolist())))
+    if len(teams) > 1:
+        raise ValueError(f"model: expected one tensor parallelism for all weights, got several, over {sorted(teams)}")
+    return next(iter(teams), ())
+
+
+def _halves(placements: Sequence[Any], count: int) -> tuple[Sequence[Any], Sequence[Any]]:
+    return placements[:count], placements[count:]
+
+
+def is_split(model: nn.Module) -> bool:
+    """Whether several processes compute each pass, by tensor parallelism."""
+    return bool(teammates(model))
 
 
 def holders(model: nn.Module) -> tuple[int, ...]:
@@ -71,12 +100,7 @@ def holders(model: nn.Module) -> tuple[int, ...]:
             f"model: expected the weights of a model of tp_size {model.tp_size} as DTensors, which say what a process "
             "has of them, got plain ones; a newer version of transformers makes DTensors"
         )
-    if any(sum(not placement.is_replicate() for placement in weight.placements) > 1 for weight in spread) or (
-        gathering(model) and is_split(model)
-    ):
-        raise ValueError(
-            "model: expected weights that fully_shard spreads, or tensor parallelism, got both at once; use one of them"
-        )
+    teammates(model)
     return tuple(sorted({rank for weight in spread for rank in weight.device_mesh.mesh.flatten().tolist()}))
 
 
@@ -107,20 +131,36 @@ def refuse_others(model: nn.Module, name: str, told: Callable[[], str]) -> None:
         raise ValueError(f"{name}: expected the same in every process that shares the model's weights, got others")
 
 
-def refuse_slices(model: nn.Module, found: Mapping[str, Tensor]) -> None:
-    """ValueError where the processes of a split model have different parts of what a module returns.
+class Team(NamedTuple):
+    """The processes that compute passes together, by their ranks among all, and a group that they are in."""
+
+    ranks: tuple[int, ...]
+    group: Any
+
+
+def team_of(model: nn.Module) -> Team | None:
+    """This process's, before a pass; None where each computes its own."""
+    group = group_of(model)
+    return Team(ranks, group) if (ranks := teammates(model)) else None
+
+
+def refuse_slices(team: Team | None, found: Mapping[str, Tensor]) -> None:
+    """ValueError where the processes of a team have different parts of what a module returns.
 
     Parameters
     ----------
     found : dict of name -> (units,)
-        By what messages call it, such as "site 'a'": the mean of each unit on inputs that all processes have alike.
+        By what messages call it, such as "site 'a'": the mean of each unit on inputs that the team has alike.
     """
-    group = group_of(model)
-    entries: list[Any] = [None] * dist.get_world_size(group)
+    if team is None:
+        return
+    entries: list[Any] = [None] * dist.get_world_size(team.group)
     own = {name: value.detach().float().cpu().numpy() for name, value in found.items()}
-    dist.all_gather_object(entries, own, group=group)
+    dist.all_gather_object(entries, own, group=team.group)
+    ranks = dist.get_process_group_ranks(team.group)
+    mates = [entry for rank, entry in zip(ranks, entries, strict=True) if rank in team.ranks]
     for name, value in own.items():
-        others = [entry.get(name) for entry in entries]
+        others = [entry.get(name) for entry in mates]
         if any(other is None or not _alike(value, other) for other in others):
             raise ValueError(
                 f"{name}: expected all units in every process, got another part of them in each: tensor parallelism "
@@ -230,8 +270,9 @@ def own_numbers(weight: Tensor, step: int) -> tuple[Tensor, Tensor] | None:
     they are. None where the weight is spread in a way that cannot be told."""
     known: Any = weight
     local, starts, sizes = known.to_local().detach(), [0] * known.ndim, list(known.shape)
-    for k, placement in enumerate(known.placements):
-        if type(placement).__name__ == "Shard":
+    # What fully_shard cuts after tensor parallelism has cut the same dimension is a _StridedShard.
+    for k, placement in sorted(enumerate(known.placements), key=lambda item: type(item[1]).__name__ == "_StridedShard"):
+        if type(placement).__name__ in ("Shard", "_StridedShard"):
             mesh, dim = known.device_mesh, placement.dim
             chunk = -(-sizes[dim] // mesh.size(k))
             begin = min(mesh.get_local_rank(k) * chunk, sizes[dim])

@@ -12,7 +12,7 @@ from ..network.calls import call
 from ..network.default_sites import HOW
 from ..network.feeding import watching
 from ..network.hooks import channel_dim, hooked
-from ..network.sharding import is_split, refuse_slices
+from ..network.sharding import refuse_slices, team_of
 from ..network.sites import Site
 from ..network.state import dtype_of
 from .layout import Layout
@@ -47,7 +47,7 @@ def probe(
             dim = channel_dim(module, rows)
             side = "decoder_" if rows.ndim == 3 and rows.shape[1] == decoder_tokens else ""
             seen[site] = rows.shape[dim], dim, side
-            if is_in_slices:
+            if team:
                 means[f"site {site.name!r}"] = rows.transpose(0, dim).flatten(1).mean(1)
             mask = few.mask_of(side) if rows.ndim == 3 and dim == -1 else None
             if len(rows) != few.size:
@@ -61,13 +61,12 @@ def probe(
 
     unfit: dict[Site, str] = {}
     means: dict[str, Tensor] = {}
-    is_in_slices = is_split(model)
+    team = team_of(model)
     few, decoder_tokens = batch.rows(0, 2).apart()  # where there are two: with one, none would be missed
     watched = watching(model) if defaults and feed_mlps else nullcontext()
     with torch.no_grad(), watched as feeding, hooked(model, {site: watch(site) for site in sites}):
         call(model, few)
-    if is_in_slices:
-        refuse_slices(model, means)
+    refuse_slices(team, means)
     for site in defaults:
         if feeding is not None and (why := feeding.why_not(site.name)):
             raise LookupError(f"default site {site.name!r} feeds no MLP here: {why}; pass sites=, {HOW}")

@@ -128,6 +128,38 @@ def uneven_batches(rank):
     return refused(lambda model: fit(rank, model=model, recipe="published", steps=5, batch_size=3))
 
 
+def kept(folder, rank, **options):
+    """Two fits that have a folder in common."""
+    return fit(rank, **{"steps": 4, "checkpoint_dir": folder / "kept", **options})
+
+
+def kept_again(folder, rank):
+    return refused(lambda model: kept(folder, rank, model=model))
+
+
+def kept_of_other_parts(folder, rank):
+    """The first process has another sample that the second one had."""
+
+    def run(model):
+        sides = (part(SOURCE, SOURCE_CUT + 1, rank), part(TARGET, TARGET_CUT, rank))
+        where = {"checkpoint_dir": folder / "kept", "resume_from": folder / "kept"}
+        lineas.fit(model, *sides, sites="first|second", progress=False, distributed=True, steps=4, **where)
+
+    return refused(run)
+
+
+def kept_by_one(folder, rank):
+    return refused(lambda model: fit(rank, model=model, checkpoint_dir=folder / "one" if rank else None))
+
+
+def kept_where_nobody_can(folder, rank):
+    (folder / "file").write_text("")
+    return refused(lambda model: fit(rank, model=model, checkpoint_dir=folder / "file" / "run"))
+
+
+KEPT = (kept, kept_again, kept_of_other_parts, kept_by_one, kept_where_nobody_can)
+
+
 def sleeping(rank):
     """The second process does not come for longer than the group of this fit waits."""
     impatient = dist.new_group(timeout=timedelta(seconds=2))
@@ -148,7 +180,8 @@ SCENES = {
 
 
 def worker(rank: int, folder: Path) -> None:
-    play(SCENES, folder, rank)
+    in_folder = {f.__name__: lambda rank, f=f: f(folder, rank) for f in KEPT}
+    play({**in_folder, **SCENES}, folder, rank)
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +206,14 @@ def test_two_processes_end_with_the_same_bits_and_the_maps_of_one_process(folder
     np.testing.assert_allclose(first, flat(alone), atol=2e-6 * np.abs(first).max())
     assert told(folder, name, 0)["info"]["samples"] == alone.info["samples"]
     assert np.abs(first - flat(alone)).max() < np.abs(flat(alone) - np.repeat([1, 0], len(first) // 2)).max()
+
+
+def test_a_checkpoint_of_several_processes_ends_as_the_fit_does(folder):
+    steering = np.load(folder / "kept.0.npy")
+    checkpoint = lineas.checkpoint.read(folder / "kept")
+    assert np.array_equal(checkpoint.maps, steering)
+    assert checkpoint.history == told(folder, "kept", 1)["history"]
+    assert not (folder / "one").exists()
 
 
 def test_a_trial_that_overflows_in_one_process_is_rejected_in_all(folder):
@@ -210,6 +251,17 @@ ALONE = "RuntimeError: process 0 lost another one, or waited longer than the gro
             r"RuntimeError: process 1 \(sharing\) expected the others at the same point; process 0 gradient",
         ),
         ("uneven_batches", *[r"ValueError: expected as many batches .*got \(src, tgt\) \[\(2, 3\), \(3, 1\)\]"] * 2),
+        ("kept_again", *["FileExistsError: checkpoint_dir: .*kept.checkpoint.safetensors is there already"] * 2),
+        (
+            "kept_of_other_parts",
+            *[r"ValueError: resume_from: (?s:.*)sources of each process: \[4, 9\] there, \[5, 8\] here"] * 2,
+        ),
+        ("kept_by_one", *["ValueError: checkpoint_dir, resume_from: expected paths in every process or in none"] * 2),
+        (
+            "kept_where_nobody_can",
+            "NotADirectoryError: .*checkpoint_dir: cannot write to ",
+            "RuntimeError: .*process 0 failed: NotADirectoryError",
+        ),
         ("sleeping", ALONE, ALONE.replace("0", "1")),
     ],
 )

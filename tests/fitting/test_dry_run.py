@@ -25,7 +25,7 @@ def test_activations_are_those_that_a_pass_keeps(kind):
     batch = Batch((), {"input_ids": torch.randint(2, 60, (8, 16))}, 8)
     sites = find_sites(model)
     layout = probe(model, sites, batch, sites)
-    real, checkpointed = _kept(Runner(model, layout, layout, "mean"), batch, _blocks(model))
+    real, checkpointed, _ = _kept(Runner(model, layout, layout, "mean"), batch, _blocks(model))
     assert 0.98 < found.activations / real < 1.12, "the kernels in C keep a little less"
     assert 0.98 < found.activations_checkpointed / checkpointed < 1.12
     assert checkpointed < 0.8 * real
@@ -66,10 +66,20 @@ def test_a_model_of_seventy_billion_needs_no_memory():
     assert one.parameters == eight.parameters > 3e9
     assert one.weights == pytest.approx(2 * one.parameters, rel=0.01)
     assert one.evaluation_traffic == one.weight_traffic == 0
-    assert eight.sharded_weights < 0.7 * eight.weights
+    assert eight.sharded_weights == eight.weights, "two blocks and what is outside of them are all of it"
     assert eight.weight_traffic == 3 * 2 * (eight.weights - eight.weights // 8), "two batches of a process: three trips"
     assert eight.evaluation_traffic == (56 * eight.units + 7 * 2 * eight.units) * 4
     assert one.activations == eight.activations
+    mesh = lineas.dry_run(config, 64, 64, processes=16, slices=8, batch_size=4)
+    assert mesh.sharded_weights == pytest.approx(
+        eight.weights / 16 + (2 * eight.largest_block + eight.outside) / 8, rel=1e-6
+    )
+    assert mesh.weight_traffic == 8 * 3 * (mesh.weights // 8 - mesh.weights // 16), "eight batches of a team"
+    assert mesh.evaluation_traffic == (32 * mesh.units + 2 * mesh.units) * 4
+    stream = 4 * 64 * 8192 * 2  # of a batch, into the block behind the first map; the first one's has no way back
+    assert mesh.slice_traffic == 8 * 3 * 2 * 2 * 7 * stream // 8
+    assert "passes in 8 slices" in str(mesh)
+    assert "slices" not in str(eight)
     assert "70" not in str(one)
     assert "sharded" in str(eight)
     assert "sharded" not in str(one)
@@ -126,6 +136,11 @@ class Branching(nn.Module):
 def test_what_cannot_be_looked_at_is_refused(arguments, error, match):
     with pytest.raises(error, match=match):
         lineas.dry_run(*arguments, sites="first")
+
+
+def test_slices_are_of_all_processes():
+    with pytest.raises(ValueError, match="slices: expected a divisor of the 6 processes, got 4"):
+        lineas.dry_run(Mlp(), 12, sites="first", inputs=torch.zeros(1, 4), processes=6, slices=4)
 
 
 def test_a_network_whose_way_depends_on_numbers_is_refused():

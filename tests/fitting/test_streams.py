@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
 
@@ -360,23 +361,44 @@ def test_a_fit_on_streams_that_was_killed_goes_on_to_the_same_bits(spilled, tmp_
 # -- several processes --
 
 
+SCENES = "memory", "files", "resumed"
+
+
 def shared(rank, **options):
     sides = (iter(side[rank::2]) for side in (SOURCE, TARGET))
     return fit(*sides, distributed=True, **options)
 
 
+def killed_and_resumed(rank, folder):
+    turns, kept = count(), {"checkpoint_dir": folder / "run", "memory": TIGHT}
+
+    def kill(entry):
+        if next(turns) == 2:
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        shared(rank, callbacks=[kill], **kept)
+    return shared(rank, resume_from=folder / "run", **kept)
+
+
 def worker(rank, folder):
     tempfile.tempdir = str(folder / "files")
-    play({"memory": shared, "files": lambda rank: shared(rank, memory=TIGHT)}, folder, rank)
+    scenes = {
+        "memory": shared,
+        "files": lambda rank: shared(rank, memory=TIGHT),
+        "resumed": lambda rank: killed_and_resumed(rank, folder),
+    }
+    play(scenes, folder, rank)
 
 
 @pytest.mark.process
 def test_processes_that_keep_responses_in_files_come_to_the_bits_of_those_that_do_not(tmp_path):
     (tmp_path / "files").mkdir()
     assert played(worker, tmp_path) == [0, 0]
-    maps = [np.load(tmp_path / f"{name}.{rank}.npy") for name in ("memory", "files") for rank in (0, 1)]
+    maps = [np.load(tmp_path / f"{name}.{rank}.npy") for name in SCENES for rank in (0, 1)]
     assert all(np.array_equal(maps[0], other) for other in maps[1:])
-    assert told(tmp_path, "memory", 0)["history"] == told(tmp_path, "files", 1)["history"]
+    histories = [told(tmp_path, name, rank)["history"] for name in SCENES for rank in (0, 1)]
+    assert all(histories[0] == other for other in histories[1:])
     assert not os.listdir(tmp_path / "files")
 
 

@@ -21,7 +21,7 @@ from .ridge import ROOM
 
 FLOAT = 4
 STEPS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-SHARE_OF_A_SET = 8  # of the bound: an eighth for the batches of each of the two sets
+SHARE_OF_A_SET = 8  # of the bound: an eighth for the batches of each of the two sets, a quarter if none was asked for
 SHARE_OF_THE_MACHINE = 2  # the bound where none is given: half of its memory
 A_UNIT = 120  # bytes beside the optimiser's: maps, gradients, curvatures, what is known of its noise
 A_ROW = 1900  # bytes of a sample that the largest kernel, that of the null, and its inputs take for a tile of columns
@@ -84,7 +84,9 @@ class Memory:
 
     def kept(self) -> Kept:
         """What a set's batches go into."""
-        return Kept() if self.bound is None else Kept(self.bound // SHARE_OF_A_SET, self.spill.file)
+        if self.bound is None:
+            return Kept()
+        return Kept(self.bound // SHARE_OF_A_SET * (1 if self.asked is not None else 2), self.spill.file)
 
     def place_responses(self, runner: Runner, sources: Kept, targets: Kept, samples: Sequence[int], ridge: bool) -> str:
         """Say where the runner's responses to sources and targets go; and a sentence for the user if that is a file.

@@ -11,7 +11,7 @@ from ..core.spill import File
 from .batch import Batch, Shared
 from .identity import Digest, digest
 
-COPIES = 3  # of what a batch has: itself, in groups by length, and what tokens count in each
+COPIES = 3  # of a batch with a mask: itself, in groups by length, and what tokens count in each
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ class Kept(Sequence[Batch]):
         tensors = [*batch.tensors()]
         if self.room is not None:  # else it can be told whenever somebody asks
             self._digest.update(tensors)
-        size = COPIES * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors) * (
+            COPIES if batch.mask is not None else 1
+        )
         if is_new and self.room is not None and self.used + size > self.room:
             self._batches.append(self._written(batch))
             return
@@ -79,11 +81,6 @@ class Kept(Sequence[Batch]):
     def outgrew(self) -> bool:
         """Whether any are in a file."""
         return self._file is not None
-
-    @property
-    def on_disk(self) -> int:
-        """Bytes in the file."""
-        return self._file.end if self._file else 0
 
     def stays(self, k: int) -> bool:
         """Whether batch k is in memory, the same one whenever it is asked for."""

@@ -26,7 +26,7 @@ def batch(number):
 
 @pytest.fixture
 def kept():
-    one = COPIES * sum(tensor.numel() * tensor.element_size() for tensor in batch(0).tensors())
+    one = sum(tensor.numel() * tensor.element_size() for tensor in batch(0).tensors())
     with Spill() as spill:
         found = Kept(one + one // 2, spill.file)
         for number in range(3):
@@ -60,6 +60,12 @@ def test_the_digest_is_that_of_the_same_batches_in_memory(kept):
 
 def test_what_is_read_goes_where_the_model_is(kept):
     assert {tensor.device.type for one in kept.on(torch.device("meta")) for tensor in one.tensors()} == {"meta"}
+
+
+def test_a_batch_with_a_mask_takes_the_room_of_its_copies():
+    kept, tokens = Kept(), torch.ones(2, 5, dtype=torch.long)
+    kept.append(Batch((), {"input_ids": tokens, "attention_mask": tokens}, 2))
+    assert kept.used == COPIES * 2 * 10 * 8
 
 
 def test_views_of_what_somebody_else_has_take_no_room(kept):

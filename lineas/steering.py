@@ -246,11 +246,14 @@ class Steering(Maps):
         Parameters
         ----------
         model : nn.Module or pipeline
-            Unless `inplace`, it is left as it is. Not steered at the moment, not sharded; not quantised at the sites.
+            Unless `inplace`, it is left as it is. Not steered at the moment; not quantised at the sites. It may be
+            offloaded by accelerate, and stays so. `fully_shard` or tensor parallelism may have spread it over
+            processes: all of them call this, with `inplace`.
         strength : float
             As for `attach`; it is fixed from then on.
         inplace : bool
-            Change the model itself, and return it. Refused where only another class can hold the result.
+            Change the model itself, and return it. Refused where only another class can hold the result. Biases that
+            are new beside weights which `fully_shard` spreads are whole in every process, and ask for no gradient.
         partial : bool
             Leave out the sites that no plain class can hold exactly, with a warning that has the measured error,
             instead of refusing.

@@ -1,5 +1,6 @@
 """`lineas merge`: a steering into the weights of a plain checkpoint."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,9 @@ def merge(
     pipeline: Pipeline = False,
     component: Component = None,
     call: Call = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(help="Of a file of weights, 2GB for instance; 5GB if not given.")
+    ] = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -58,7 +62,11 @@ def merge(
     """
     if out is None and not plan:
         raise typer.BadParameter("expected --out FOLDER, or --plan, got neither")
-    check_goes_with(pipeline, {"component": component, "call": call}, {"model_class": model_class != CAUSAL})
+    check_goes_with(
+        pipeline,
+        {"component": component, "call": call},
+        {"model_class": model_class != CAUSAL, "max_shard_size": max_shard_size is not None},
+    )
     of_pipeline = given(component=component, call=arguments(call) or None)
     if out is not None:
         if Path(out).resolve() == Path(model).resolve():
@@ -77,7 +85,9 @@ def merge(
         _print_plan(maps.merge_plan(network, strength, **of_pipeline), as_json)
         return
     merged: Any = maps.merge(network, strength, partial=partial, **given(tolerance=tolerance), **of_pipeline)
-    merged.save_pretrained(out)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Attempting to save a model with offloaded modules")  # which is what we want
+        merged.save_pretrained(out, **({} if pipeline else {"max_shard_size": max_shard_size or "5GB"}))
     if tokenizer is not None:
         tokenizer.save_pretrained(out)
     record = _record(merged, maps, component) if pipeline else merged.lineas_merge

@@ -1,6 +1,9 @@
 """Models, tokenizers and pipelines: a folder, a GGUF file, or a name on the hub."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +21,12 @@ def load(model: str, *, model_class: str, revision: str | None, dtype: str, devi
     kind, numbers = _class(transformers, model_class), numbers_of(dtype)
     where, options = _place(model, revision)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    spread = {"device_map": "auto"} if device == "auto" else {}
+    spread: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
+    if device == "disk":
+        if "gguf_file" in options:
+            raise typer.BadParameter("--device disk: expected a folder with safetensors, got a GGUF file")
+        outlined = outline(model, model_class=model_class, revision=revision)
+        spread = {"device_map": _on_disk(outlined), "offload_folder": _scratch()}
     key = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
     note(f"loading {model}")
     try:
@@ -27,7 +35,8 @@ def load(model: str, *, model_class: str, revision: str | None, dtype: str, devi
         raise OSError(f"cannot load {model}: {error}") from error
     if not spread:
         network = network.to(device)
-    note(f"{type(network).__name__} in {str(network.dtype).removeprefix('torch.')} on {network.device}")
+    where_it_is = "disk" if device == "disk" else network.device
+    note(f"{type(network).__name__} in {str(network.dtype).removeprefix('torch.')} on {where_it_is}")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
     except (OSError, ValueError, KeyError) as error:
@@ -52,13 +61,31 @@ def outline(model: str, *, model_class: str, revision: str | None) -> Any:
         return make(config)
 
 
+def _on_disk(outlined: Any) -> dict[str, str]:
+    """Where each module's weights stay: on the disk, but the embeddings, so that there is a device to run on."""
+    ends = [end for end in (outlined.get_input_embeddings(), outlined.get_output_embeddings()) if end is not None]
+    held = ends if getattr(outlined.config, "tie_word_embeddings", False) else ends[:1]
+    return {
+        path: "cpu" if module in held or not module._parameters else "disk"
+        for path, module in outlined.named_modules()
+        if module._parameters or module._buffers
+    }
+
+
+def _scratch() -> str:
+    """A folder for what is not in safetensors, until this process ends."""
+    folder = tempfile.mkdtemp(prefix="lineas-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def load_pipeline(model: str, *, revision: str | None, dtype: str, device: str | None) -> Any:
     """A pipeline as diffusers loads it, in float32 unless told."""
     import torch
 
     diffusers, (where, options) = _diffusers(), _place(model, revision)
-    if device == "auto":
-        raise typer.BadParameter("--device auto: not for a pipeline; expected one device")
+    if device in ("auto", "disk"):
+        raise typer.BadParameter(f"--device {device}: not for a pipeline; expected one device")
     key = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42) else "torch_dtype"
     numbers = {} if dtype == "auto" else {key: numbers_of(dtype)}
     note(f"loading {model}")

@@ -31,7 +31,10 @@ Dtype = Annotated[
 ]
 Device = Annotated[
     str | None,
-    typer.Option(help="cpu, cuda, cuda:1, mps, or auto to spread the model; a GPU where there is one if not given."),
+    typer.Option(
+        help="cpu, cuda, cuda:1, mps; auto to spread the model, disk to read weights whenever they are used; a GPU "
+        "where there is one if not given."
+    ),
 ]
 Position = Annotated[str, typer.Option(help="Which tokens are steered: all, last, prompt or generated.")]
 Pipeline = Annotated[bool, typer.Option("--pipeline", help="MODEL is a pipeline of diffusers: a folder, or a name.")]

@@ -27,7 +27,7 @@ def play(scenes: Mapping[str, Callable], folder: Path, rank: int, count: int = 2
         result = scene(rank)
         if isinstance(result, lineas.Steering):
             np.save(folder / f"{name}.{rank}.npy", flat(result))
-            result = {"history": result.history, "info": result.info}
+            result = {"history": result.history, "info": result.info, "sites": result.sites}
         (folder / f"{name}.{rank}.json").write_text(json.dumps(result))
     # Everything is written down. An ordinary end would now and then abort in torch, whose threads still wait for a
     # process that is dead ("terminate called without an active exception").

@@ -62,7 +62,7 @@ class AdaptiveFold(Fold):
     def _rewrite(self, modulation: Modulation, model: nn.Module, journal: Journal) -> None:
         linear = Layer(modulation.linear.path, model.get_submodule(modulation.linear.path), "rows")
         # Columns of the weight, and the bias as one more: the layer's output is linear in all of them.
-        rows = _with_bias(linear)
+        rows = _with_bias(linear, journal)
         at, to = list(modulation.scale), list(modulation.shift)
         if self.scale is not None:
             scale = self.scale.to(rows)[:, None]
@@ -88,7 +88,7 @@ class AdaptiveFold(Fold):
         return f"into the rows of {listed(places)} that {what} it"
 
 
-def _with_bias(linear: Layer) -> Tensor:
-    weight = linear.weight.detach().double()
-    bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach().double()
-    return torch.cat([weight, bias[:, None]], 1)
+def _with_bias(linear: Layer, journal: Journal) -> Tensor:
+    weight: Tensor = journal.exact(linear.module, "weight")  # type: ignore[assignment]
+    bias = journal.exact(linear.module, "bias")
+    return torch.cat([weight, (weight.new_zeros(len(weight)) if bias is None else bias)[:, None]], 1)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..network.sharding import is_spread
+
 # These read no values, only shapes.
 SHAPE_ONLY = {
     "aten.zeros_like", "aten.ones_like", "aten.empty_like", "aten.full_like", "aten.rand_like", "aten.randn_like",
@@ -74,21 +76,22 @@ class Flow:
 
     def place(self, tensor: Tensor) -> Place:
         """Of a tensor that is still there."""
-        address = _address(tensor)
-        memory = self._memory[address] if address in self._memory else self._new_memory(address)
-        return Place(memory, int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride())
+        here = _here(tensor)
+        known = self._memory.get(address(here))
+        memory = self._new_memory(address(here)) if known is None else known
+        return Place(memory, int(here.storage_offset()), tuple(here.shape), here.stride())
 
     def saw(self, time: int, func: Any, path: str, args: Any, kwargs: Any, result: Any) -> None:
         """One operation, right after it ran."""
         arguments, options = self._placed(args), self._placed(kwargs)
         old = {place.memory for place in _places((arguments, options))}
-        results = [item for item in (result if isinstance(result, (tuple, list)) else [result]) if _is_dense(item)]
-        fresh = [tensor for tensor in results if self._memory.get(_address(tensor)) not in old]
+        results = [item for item in (result if isinstance(result, (tuple, list)) else [result]) if is_dense(item)]
+        fresh = [tensor for tensor in results if self._memory.get(address(tensor)) not in old]
         changed = set(_changed(func._schema.arguments, arguments, options))
         if results and not fresh and not changed:  # views
             return
         for tensor in fresh:
-            self._new_memory(_address(tensor))
+            self._new_memory(address(tensor))
         self.written |= changed
         operation = str(func.overloadpacket)
         steps = [
@@ -116,14 +119,14 @@ class Flow:
             else:
                 yield from ((step, place) for place in step.reads(memory))
 
-    def _new_memory(self, address: int) -> int:
+    def _new_memory(self, at: int) -> int:
         self._count += 1
-        self._memory[address] = self._count
+        self._memory[at] = self._count
         return self._count
 
     def _placed(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return self.place(value) if _is_dense(value) else None
+            return self.place(value) if is_dense(value) else None
         if isinstance(value, dict):
             return {key: self._placed(item) for key, item in value.items()}
         return tuple(map(self._placed, value)) if isinstance(value, (tuple, list)) else value
@@ -147,13 +150,18 @@ def _changed(schema: Any, arguments: tuple[Any, ...], options: Mapping[str, Any]
             yield from (place.memory for place in _places(given))
 
 
-def _is_dense(value: Any) -> bool:
+def is_dense(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
 
 
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def address(tensor: Tensor) -> int:
+    """Of the numbers that it is made of; of a DTensor, those that this process has."""
+    return _here(tensor).untyped_storage()._cdata
+
+
+def _here(tensor: Any) -> Tensor:
+    return tensor._local_tensor if is_spread(tensor) else tensor
 
 
 def _size(tensor: Tensor) -> int:
-    return tensor.untyped_storage().nbytes() // tensor.element_size()
+    return _here(tensor).untyped_storage().nbytes() // tensor.element_size()

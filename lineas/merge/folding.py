@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..network.hooks import channel_dim, tensor_of
 from ..network.links import module_at
 from ..network.sites import Site
+from ..network.weights import Weights
 from .adaptive import AdaptiveFold
 from .folds import Fold, listed
 from .layers import CannotFoldError, Layer, layer
@@ -18,16 +19,16 @@ from .tracing import Output, Trace
 class FoldFinder:
     """A model, and what one forward pass showed of it."""
 
-    def __init__(self, model: nn.Module, trace: Trace | None):
-        self.model, self.trace = model, trace
+    def __init__(self, model: nn.Module, trace: Trace | None, weights: Weights):
+        self.model, self.trace, self.weights = model, trace, weights
         self.modules = dict(model.named_modules())
-        self.modulators = Modulators(trace, self.modules) if trace else None
+        self.modulators = Modulators(trace, self.modules, weights) if trace else None
         self.names = {id(module): path for path, module in self.modules.items()}
-        self.places: dict[int, list[str]] = {}
+        self.places: dict[Any, list[str]] = {}
         for path, module in self.modules.items():
             for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    self.places.setdefault(id(parameter), []).append(f"{path}.{name}")
+                    self.places.setdefault(weights.identity(module, name), []).append(f"{path}.{name}")
 
     def path(self, site: Site) -> str:
         """The module's first name, where it has several."""
@@ -72,7 +73,7 @@ class FoldFinder:
                     folds.reverse()
             except CannotFoldError as error:
                 reasons.append(str(error))
-        ties = [self._tied(fold) for fold in folds]
+        ties = [self._tied(fold) or self._cast(fold) for fold in folds]
         allowed = [fold for fold, tie in zip(folds, ties, strict=True) if not tie]
         return allowed, "; ".join([*reasons, *filter(None, ties)])
 
@@ -108,11 +109,11 @@ class FoldFinder:
         try:
             if site.item is not None:
                 raise CannotFoldError(f"{type(module).__name__} returns several tensors")
-            return layer(self.path(site), module, units)
+            return layer(self.path(site), module, units, self.weights)
         except CannotFoldError:
             for path in self._makers(outputs):
                 try:
-                    return layer(path, self.modules[path], units)
+                    return layer(path, self.modules[path], units, self.weights)
                 except CannotFoldError:
                     continue
             raise
@@ -159,7 +160,7 @@ class FoldFinder:
         if any(x is None or trace.storage(x) not in storages for x in inputs):
             raise other
         try:
-            found = layer(path, reader, None)
+            found = layer(path, reader, None, self.weights)
         except CannotFoldError as error:
             raise (
                 CannotFoldError(f"its output goes to {where}: {error}") if "quantised" in str(error) else other
@@ -172,8 +173,12 @@ class FoldFinder:
 
     def shared_with(self, changed: Layer, name: str) -> list[str]:
         """Other places of a parameter: the same tensor under another name."""
-        parameter = changed.module._parameters[name]
-        return [place for place in self.places[id(parameter)] if place != f"{changed.path}.{name}"]
+        own = f"{changed.path}.{name}"
+        places = [place for place in self.places[self.weights.identity(changed.module, name)] if place != own]
+        if not places and changed.module in self.weights.hooks:  # from a disk, where each has a place of its own
+            ties = getattr(self.model, "all_tied_weights_keys", None) or {}  # of transformers 5
+            places = [name for pair in ties.items() if own in pair for name in pair if name != own]
+        return places
 
     def _tied(self, fold: Fold) -> str:
         """Why parameters that others share, or read, cannot be changed; empty where they can."""
@@ -185,10 +190,20 @@ class FoldFinder:
                 return f"{changed.path}.{name} also goes to {reader}"
         return ""
 
+    def _cast(self, fold: Fold) -> str:
+        """Why no layer can get a bias where `fully_shard` casts weights: it would not cast what it does not have."""
+        for taker in fold.grown if self.trace else ():
+            dtype = self.trace.dtypes.get((taker.path, "weight"), taker.weight.dtype)  # type: ignore[union-attr]
+            if self.weights.are_gathered(taker.weight) and dtype != taker.weight.dtype:
+                return f"{taker.path} has no bias, and beside weights that are cast to {dtype} there can be no new one"
+        return ""
+
     def _may_untie(self, changed: Layer, others: list[str]) -> bool:
         """Embeddings and the output layer of a model of transformers: its config can say that they are two."""
         model: Any = self.model
         config: Any = getattr(model, "config", None)
+        if self.weights.are_elsewhere(changed.module, "weight", changed.weight):
+            return False
         if not getattr(config, "tie_word_embeddings", False) or not hasattr(model, "get_output_embeddings"):
             return False
         if config.get_text_config() is not config:  # which of the two settings counts, differs between models

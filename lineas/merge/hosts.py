@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..network.sharding import kind_of
+from ..network.state import device_of, dtype_of
+from ..network.weights import Weights, on_disk
 from .layers import Journal
 
 SHARED = (
@@ -75,7 +78,15 @@ class Host:
             journal.set(getattr(model.config, part) if part else model.config, name, True)
 
     def build(self, model: nn.Module) -> nn.Module:
-        """A model of this class with the given one's weights."""
+        """A model of this class with the given one's weights; where some of those are offloaded, all are."""
+        weights = Weights(model)
+        built = self._offloaded(model, weights) if weights.hooks else self._in_memory(model)
+        built.config._name_or_path = getattr(model.config, "_name_or_path", "")
+        if hasattr(model, "generation_config"):
+            built.generation_config = copy.deepcopy(model.generation_config)
+        return built.train(model.training)
+
+    def _in_memory(self, model: nn.Module) -> Any:
         state = self.renamed({name: tensor.detach() for name, tensor in model.state_dict().items()})
         first = next(tensor for tensor in state.values() if tensor.is_floating_point())
         if len({tensor.device for tensor in state.values()}) > 1:
@@ -84,15 +95,30 @@ class Host:
             state[name] = first.new_zeros(self.shapes[name])
         with torch.random.fork_rng(devices=[]):
             built = _quietly(lambda: _loaded(self.kind, self.config, state, first.dtype))
-        built.to(first.device).train(model.training)
-        built.config._name_or_path = getattr(model.config, "_name_or_path", "")
+        built.to(first.device)
         taken = built.state_dict()
         wrong = [name for name, value in state.items() if name not in taken or not torch.equal(taken[name], value)]
         if wrong:
             raise RuntimeError(f"{self.kind.__name__} did not take the weights as they are, first {wrong[0]}")
-        if hasattr(model, "generation_config"):
-            built.generation_config = copy.deepcopy(model.generation_config)
         return built
+
+    def _offloaded(self, model: nn.Module, weights: Weights) -> Any:
+        from accelerate import init_empty_weights
+
+        with init_empty_weights(), torch.random.fork_rng(devices=[]):  # what is no weight, is there
+            empty = self.kind(copy.deepcopy(self.config)).to(dtype_of(model))
+
+        def values() -> Iterator[tuple[str, Tensor]]:
+            left = dict(self.shapes)
+            for path, module, name in _places(model):
+                value: Tensor = weights.whole(module, name)  # type: ignore[assignment]
+                for new, part in self.renamed({f"{path}.{name}".lstrip("."): value}).items():
+                    del left[new]
+                    yield new, part
+            for name, shape in left.items():
+                yield name, torch.zeros(shape, dtype=dtype_of(model), device="cpu")
+
+        return on_disk(empty, values(), device_of(model))
 
 
 def hosts(model: nn.Module) -> Iterator[Host]:
@@ -105,16 +131,16 @@ def hosts(model: nn.Module) -> Iterator[Host]:
     import transformers
 
     for config, suffix, prefix, renamed in make(model.config):
-        family = type(model).__name__.removeprefix(prefix)
+        family = kind_of(model).__name__.removeprefix(prefix)
         kind = getattr(transformers, suffix + family, None)
-        if kind is not None and type(model).__module__.startswith("transformers."):
+        if kind is not None and kind_of(model).__module__.startswith("transformers."):
             shapes = _shapes(kind, config)
             yield Host(f"{kind.__name__} with attention_bias and mlp_bias", kind, config, shapes, renamed)
 
 
 def _own(model: Any) -> Iterator[Host]:
     """The class itself with options on that give biases: each alone, and all of them together."""
-    kind, now = type(model), {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    kind, now = kind_of(model), {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found: list[tuple[str, ...]] = []
     for option in _options(model.config):
         shapes = _with(kind, model.config, (option,))[1]
@@ -163,6 +189,14 @@ def _loaded(kind: Any, config: Any, state: State, dtype: torch.dtype) -> Any:
     name = "dtype" if hasattr(config, "dtype") else "torch_dtype"
     config._attn_implementation = getattr(config, "_attn_implementation", None)
     return kind.from_pretrained(None, config=config, state_dict=state, **{name: dtype})
+
+
+def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Every parameter of a model: its module's path, the module, its name; one that is in two places is there twice."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, value in module._parameters.items():
+            if value is not None:
+                yield path, module, name
 
 
 def _quietly(call: Callable[[], Any]) -> Any:

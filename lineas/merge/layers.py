@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..network.sharding import is_spread, kind_of
+from ..network.weights import Undo, Weights
+
 ROWS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # dimension 0 of the weight is the output's channel
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (
@@ -24,8 +27,10 @@ class CannotFoldError(Exception):
 class Journal:
     """What a merge puts in the place of what, so that a failed one can be taken back."""
 
+    weights: Weights = field(default_factory=Weights)
     entries: list[tuple[nn.Module, str, nn.Parameter | None]] = field(default_factory=list)
     settings: list[tuple[Any, str, Any]] = field(default_factory=list)
+    undone_by: list[Undo] = field(default_factory=list)  # of what is not simply a tensor in memory
 
     def set(self, config: Any, name: str, value: Any) -> None:
         """A new value of an attribute."""
@@ -33,18 +38,29 @@ class Journal:
         setattr(config, name, value)
 
     def put(self, module: nn.Module, name: str, value: Tensor, like: Tensor) -> None:
-        """A new parameter in the dtype, and on the device, of another; finite or ValueError."""
-        rounded = value.to(device=like.device, dtype=like.dtype)
+        """A new parameter in the dtype, and where, another one is; finite or ValueError."""
+        elsewhere = self.weights.are_elsewhere(module, name, like)
+        rounded = value.to(device=None if elsewhere else like.device, dtype=like.dtype)
         if not rounded.isfinite().all():
-            raise ValueError(f"{type(module).__name__}.{name}: the merged values overflow {like.dtype}")
+            raise ValueError(f"{kind_of(module).__name__}.{name}: the merged values overflow {like.dtype}")
+        if elsewhere:
+            self.undone_by.append(self.weights.put(module, name, rounded, like))
+            return
         old = module._parameters.get(name)
         self.entries.append((module, name, old))
-        module._parameters[name] = nn.Parameter(rounded, like.requires_grad)
+        module._parameters[name] = self.weights.new(rounded, like)
+
+    def exact(self, module: nn.Module, name: str) -> Tensor | None:
+        """A module's parameter as it is now, whole and in float64; None where it has none."""
+        found = self.weights.whole(module, name)
+        return None if found is None else found.double()
 
     def restore(self) -> None:
         """All as it was: the same parameters, with the same values."""
         for module, name, old in reversed(self.entries):
             module._parameters[name] = old
+        for undo in reversed(self.undone_by):
+            undo()
         for config, name, value in reversed(self.settings):
             setattr(config, name, value)
 
@@ -79,7 +95,7 @@ class Layer:
 
     @property
     def kind(self) -> str:
-        return type(self.module).__name__
+        return kind_of(self.module).__name__
 
     @property
     def weight(self) -> Tensor:
@@ -113,13 +129,13 @@ class Layer:
 
     def map_output(self, journal: Journal, scale: Tensor | None, shift: Tensor | None) -> None:
         """The output z becomes scale * z + shift, both (units,) float64; None leaves that part out."""
-        weight = self.weight.detach().double()
+        weight: Tensor = journal.exact(self.module, "weight")  # type: ignore[assignment]
         scale, shift = (None if part is None else part.to(weight.device) for part in (scale, shift))
         if self.form == "table":
             scaled = weight if scale is None else weight * scale
             journal.put(self.module, "weight", scaled if shift is None else scaled + shift, self.weight)
             return
-        bias = None if self.bias is None else self.bias.detach().double()
+        bias = journal.exact(self.module, "bias")
         if scale is not None:
             journal.put(self.module, "weight", self._scaled(weight, scale), self.weight)
             bias = None if bias is None else bias * scale
@@ -149,7 +165,7 @@ class Layer:
 
     def shift_input(self, journal: Journal, shift: Tensor, sign: int = 1) -> None:
         """The bias of a layer whose input x becomes x + shift: it gains W shift."""
-        weight = self.weight.detach().double()
+        weight: Tensor = journal.exact(self.module, "weight")  # type: ignore[assignment]
         shift = shift.to(weight.device)
         if self.form == "columns":
             gained = shift @ weight
@@ -159,7 +175,7 @@ class Layer:
 
     def scale_input(self, journal: Journal, scale: Tensor) -> None:
         """The weight of a layer whose input x becomes scale * x."""
-        weight = self.weight.detach().double()
+        weight: Tensor = journal.exact(self.module, "weight")  # type: ignore[assignment]
         scale = scale.to(weight.device)
         by_input = scale[:, None] if self.form == "columns" else scale.view([-1] + [1] * (weight.ndim - 2))
         journal.put(self.module, "weight", weight * by_input, self.weight)
@@ -181,19 +197,20 @@ class Layer:
         return tensor.shape[1 if self.weight.ndim > 2 else -1] == units
 
 
-def layer(path: str, module: nn.Module, units: int | None) -> Layer:
+def layer(path: str, module: nn.Module, units: int | None, weights: Weights | None = None) -> Layer:
     """The module as a layer that can take a map of `units` channels; CannotFoldError says why where it cannot."""
-    kind, weight = type(module).__name__, module._parameters.get("weight")
+    weights = weights or Weights()
+    kind, weight = kind_of(module).__name__, module._parameters.get("weight")
     if weight is None:
         raise CannotFoldError(_no_weight(module))
-    if not weight.is_floating_point() or type(weight.data) is not Tensor:
-        raise CannotFoldError(
-            f"the weights of this {kind} are quantised ({type(weight.data).__name__}, {weight.dtype})"
-        )
+    known: Any = weight.data
+    plain = known.to_local() if is_spread(weight) else known
+    if not weight.is_floating_point() or type(plain) is not Tensor:
+        raise CannotFoldError(f"the weights of this {kind} are quantised ({type(plain).__name__}, {weight.dtype})")
     for name, parameter in module._parameters.items():
-        if parameter is not None and parameter.device.type == "meta":
+        if parameter is not None and not weights.are_here(module, name):
             raise CannotFoldError(f"{name} of this {kind} is not in memory (offloaded, on the meta device)")
-    form = _form(module, weight, units)
+    form = _form(module, weight, units, weights)
     if form is None:
         raise CannotFoldError(f"{kind} has a forward of its own, which is not known to be linear in its weight")
     return Layer(path, module, form)
@@ -208,16 +225,16 @@ def _no_weight(module: nn.Module) -> str:
     return f"{kind} has no weight of its own"
 
 
-def _form(module: nn.Module, weight: Tensor, units: int | None) -> str | None:
+def _form(module: nn.Module, weight: Tensor, units: int | None, weights: Weights) -> str | None:
     if _runs_as(module, (nn.Embedding,)):
         return "table" if module.max_norm is None else None
     for form, kinds in (("rows", ROWS), ("transposed", TRANSPOSED), ("scale", NORMS)):
         if _runs_as(module, kinds):
             return form
-    if type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers."):
+    if kind_of(module).__name__ == "Conv1D" and kind_of(module).__module__.startswith("transformers."):
         return "columns"
     if weight.ndim == 1 and units in (None, len(weight)) and set(module._parameters) <= {"weight", "bias"}:
-        return _seen_form(module)
+        return _seen_form(module, weights)
     return None
 
 
@@ -226,11 +243,9 @@ def _runs_as(module: nn.Module, kinds: tuple[Any, ...]) -> bool:
     return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds)
 
 
-def _seen_form(module: nn.Module) -> str | None:
+def _seen_form(module: nn.Module, weights: Weights) -> str | None:
     """How an unknown norm uses its weight: seen by running a copy of it on random numbers, twice."""
-    trial = copy.deepcopy(module).float().eval()
-    for hooks in (trial._forward_hooks, trial._forward_pre_hooks):
-        hooks.clear()
+    trial = _copied(module, weights).float().eval()
     weight = trial._parameters["weight"].detach()  # type: ignore[union-attr]
     draw, size = torch.Generator().manual_seed(0), (3, 3, len(weight))
     drawn = torch.randn(size, generator=draw, dtype=torch.float32, device="cpu")
@@ -246,6 +261,25 @@ def _seen_form(module: nn.Module) -> str | None:
     except Exception:  # it wants other inputs: not a plain norm, whatever it is
         return None
     return None
+
+
+def _copied(module: nn.Module, weights: Weights) -> nn.Module:
+    """A copy of a module without children, in memory, with whole weights and without hooks."""
+    held = {name: value for name, value in module._parameters.items() if value is not None}
+    if not any(weights.are_elsewhere(module, name, value) for name, value in held.items()):
+        twin = copy.deepcopy(module)
+        for hooks in (twin._forward_hooks, twin._forward_pre_hooks):
+            hooks.clear()
+        return twin
+    kind: Any = kind_of(module)
+    twin, blank = kind.__new__(kind), vars(nn.Module())
+    own = {name: value for name, value in vars(module).items() if name not in blank and "composable" not in name}
+    if own.pop("_hf_hook", None) is not None and getattr(own.pop("_old_forward"), "__func__", None) is kind.forward:
+        del own["forward"]  # accelerate's, around that of the class
+    whole = {name: nn.Parameter(weights.whole(module, name)) for name in held}  # type: ignore[arg-type]
+    values = {"_parameters": {**module._parameters, **whole}, "_buffers": module._buffers, "_modules": module._modules}
+    vars(twin).update(blank | own | values)
+    return copy.deepcopy(twin)
 
 
 def _bias_is_added(trial: nn.Module, x: Tensor) -> bool:

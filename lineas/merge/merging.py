@@ -19,22 +19,24 @@ from ..maps.info import maps_digest
 from ..maps.maps import Maps
 from ..network.hooks import Hook
 from ..network.links import is_adapted, unwrapped, within
-from ..network.sharding import is_partitioned, is_sharded, is_spread
+from ..network.sharding import holders, is_partitioned, is_sharded, is_spread, kind_of, refuse_others, reshard
 from ..network.state import dtype_of, eager
+from ..network.weights import Weights
 from .layers import Journal
 from .planning import MergePlan, folded_pairs, make_plan
-from .probing import TOLERANCE, Probe, relative_difference
+from .probing import TOLERANCE, Probe
 
 __all__ = ["merge", "merge_plan", "unmerge"]
 
 
 def merge_plan(maps: Maps, model: nn.Module, strength: float = 1.0, *, probe: Any = None) -> MergePlan:
     """See `Steering.merge_plan`."""
-    model = ready(model, maps, strength)
+    model = ready(model, maps, strength, anywhere=True)
+    weights = Weights(model)
     with eager():
         if probe is None and not hasattr(model, "main_input_name"):
-            return make_plan(maps, model, strength, None)  # what needs no look at the model can still be said
-        return make_plan(maps, model, strength, Probe(model, probe))
+            return make_plan(maps, model, strength, None, weights=weights)  # what needs no look can still be said
+        return make_plan(maps, model, strength, _batch(maps, model, strength, probe), weights=weights)
 
 
 def merge(
@@ -42,11 +44,12 @@ def merge(
     probe: Any = None, tolerance: float | None = None,
 ) -> nn.Module:  # fmt: skip
     """See `Steering.merge`."""
-    model = ready(model, maps, strength, tolerance)
+    model = ready(model, maps, strength, tolerance, anywhere=True)
+    _refuse_copy(model, inplace)
     with eager():
-        batch = Probe(model, probe)
-        plan = make_plan(maps, model, strength, batch)
-        _refuse(plan, partial, inplace)
+        batch = _batch(maps, model, strength, probe)
+        plan = make_plan(maps, model, strength, batch, weights=Weights(model))
+        _refuse(plan, partial, inplace, batch.group is not None)
         base = batch(model)
         with attach(model, [maps], 0, strength, strict=False):  # what strict says, was said
             wanted = batch(model)
@@ -54,15 +57,15 @@ def merge(
         if plan.refused:
             with attach(model, [algebra.restricted(maps, plan.folded)], 0, strength, strict=False):
                 possible = batch(model)
-        bound = tolerated(model, tolerance, relative_difference(base, possible))
+        bound = tolerated(model, tolerance, batch.difference(base, possible))
         got: list[Any] = []
 
         def check(new: nn.Module) -> None:
             got.append(batch(new))
-            _check(relative_difference(possible, got[0]), bound)
+            _check(batch.difference(possible, got[0]), bound)
 
         merged = _carried_out(plan, model, inplace, check)
-        error, effect = relative_difference(wanted, got[0]), relative_difference(base, wanted)
+        error, effect = batch.difference(wanted, got[0]), batch.difference(base, wanted)
     if plan.refused:
         warnings.warn(
             f"merged {len(plan.folded)} of {len(plan.sites)} sites; on the probe, outputs are {error:.2g} from those "
@@ -72,7 +75,7 @@ def merge(
         )
     record = {
         "strength": float(strength), "error": error, "effect": effect, "tolerance": bound,
-        "class": type(merged).__name__, "sites": {entry.site: entry.text for entry in plan.sites},
+        "class": kind_of(merged).__name__, "sites": {entry.site: entry.text for entry in plan.sites},
         "left_out": [entry.site for entry in plan.refused], "maps": [*merged_into(model), maps_digest(maps)],
     }  # fmt: skip
     setattr(merged, MERGED, record)  # plain values: the merged model can go where there is no lineas
@@ -88,11 +91,12 @@ def unmerge(
     if known and digest not in known:
         warn("expected a steering that was merged into this model, got another one; what is left may be neither")
     check_base(maps.info, unwrapped(model))
-    model = ready(model, maps, strength, tolerance, strict=False)
+    model = ready(model, maps, strength, tolerance, strict=False, anywhere=True)
+    _refuse_copy(model, inplace)
     _require_invertible(maps, strength)
     with eager():
-        batch = Probe(model, probe)
-        plan = make_plan(maps, model, strength, batch)
+        batch = _batch(maps, model, strength, probe)
+        plan = make_plan(maps, model, strength, batch, weights=Weights(model))
         if unfit := [entry for entry in plan.sites if entry.status in ("refused", "class")]:
             raise ValueError(
                 "expected a model into which this whole steering was merged, got one that cannot hold it: "
@@ -103,10 +107,7 @@ def unmerge(
         def check(new: nn.Module) -> None:
             base = batch(new)
             with attach(new, [maps], 0, strength, strict=False):
-                _check(
-                    relative_difference(wanted, batch(new)),
-                    tolerated(new, tolerance, relative_difference(base, wanted)),
-                )
+                _check(batch.difference(wanted, batch(new)), tolerated(new, tolerance, batch.difference(base, wanted)))
 
         plain = _carried_out(plan, model, inplace, check, undo=True)
     if hasattr(plain, MERGED):
@@ -119,15 +120,21 @@ def unmerge(
 
 
 def ready(
-    model: nn.Module, maps: Maps, strength: float, tolerance: float | None = None, strict: bool = True
-) -> nn.Module:
-    """The network itself; refused where it is already steered, in pieces, or not the steering's."""
+    model: nn.Module, maps: Maps, strength: float, tolerance: float | None = None, strict: bool = True,
+    anywhere: bool = False,
+) -> nn.Module:  # fmt: skip
+    """The network itself; refused where it is already steered, in pieces, or not the steering's.
+
+    With `anywhere`, pieces of weights in several processes are as good as whole ones.
+    """
     model = unwrapped(model)
     number(strength, "strength")
     if tolerance is not None and number(tolerance, "tolerance") < 0:
         raise ValueError(f"tolerance: expected at least 0, got {tolerance}")
     for path, module in model.named_modules():
-        if is_sharded(module) or any(is_spread(w) or is_partitioned(w) for w in module.parameters(recurse=False)):
+        spread = is_sharded(module) or any(map(is_spread, module.parameters(recurse=False)))
+        unknown = is_sharded(module) and not hasattr(module, "reshard")  # the older FSDP
+        if (spread and not anywhere) or unknown or any(map(is_partitioned, module.parameters(recurse=False))):
             raise ValueError(f"model: {path or 'it'} is sharded over processes; merge first, then shard")
         if is_adapted(module):
             raise ValueError(
@@ -142,7 +149,22 @@ def ready(
     return model
 
 
-def _refuse(plan: MergePlan, partial: bool, inplace: bool) -> None:
+def _batch(maps: Maps, model: nn.Module, strength: float, probe: Any) -> Probe:
+    """The probe; ValueError where processes that share the weights do not all ask for the same."""
+    batch = Probe(model, probe)
+    refuse_others(model, "steering, strength, probe", lambda: f"{maps_digest(maps)} {strength} {batch.digest()}")
+    return batch
+
+
+def _refuse_copy(model: nn.Module, inplace: bool) -> None:
+    if not inplace and holders(model):
+        raise ValueError(
+            "inplace: expected True for a model that is spread over processes, which has no copies, got False; "
+            "unmerge gives it back"
+        )
+
+
+def _refuse(plan: MergePlan, partial: bool, inplace: bool, spread: bool) -> None:
     if plan.refused and not partial:
         lines = [f"  {entry.site}: {entry.text}" for entry in plan.refused]
         raise ValueError(
@@ -155,7 +177,7 @@ def _refuse(plan: MergePlan, partial: bool, inplace: bool) -> None:
     if inplace and plan.host and not plan.host.is_own:
         raise ValueError(
             f"inplace: only {plan.host.label} can hold the merged {plan.model_class}, and an object cannot change its "
-            "class; expected inplace=False"
+            f"class; expected {'a model in one process, offloaded if it is large' if spread else 'inplace=False'}"
         )
 
 
@@ -164,10 +186,9 @@ def _carried_out(
     plan: MergePlan, model: nn.Module, inplace: bool, check: Callable[[nn.Module], None], undo: bool = False
 ) -> nn.Module:
     """The model, or a copy, with the plan in its weights and the check passed; else all is as it was."""
-    target: Any = model if inplace else copy.deepcopy(model)
-    if not inplace:
-        _forget_decoded_file(target)
-    journal, shared = Journal(), _shared_parameters(target)
+    target: Any = model if inplace else _copied(model)
+    reshard(target)
+    journal, shared = Journal(Weights(target)), _shared_parameters(target)
     try:
         (plan.undo if undo else plan.apply)(target, journal)
         if plan.unties:
@@ -181,6 +202,13 @@ def _carried_out(
         journal.restore()
         raise
     journal.keep(shared)
+    return target
+
+
+def _copied(model: nn.Module) -> Any:
+    """A copy; what weights are loaded from, and never written to, is shared with it."""
+    target = copy.deepcopy(model, {id(one): one for one in Weights(model).lasting()})
+    _forget_decoded_file(target)
     return target
 
 

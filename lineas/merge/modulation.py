@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..network.weights import Weights
 from .adaptive import Modulation
 from .flow import COPIES, Place, Step
 from .layers import CannotFoldError, layer
@@ -35,20 +36,15 @@ class Found(NamedTuple):
 class Modulators:
     """The linear layers of a model, and what their outputs scale and shift."""
 
-    def __init__(self, trace: Trace, modules: dict[str, nn.Module]):
-        self.trace, self.flow, self.modules = trace, trace.flow, modules
+    def __init__(self, trace: Trace, modules: dict[str, nn.Module], weights: Weights):
+        self.trace, self.flow, self.modules, self.weights = trace, trace.flow, modules, weights
         self.outputs: dict[str, list[Place]] = {}
         self.made_by: dict[int, tuple[str, Place]] = {}
         for path, calls in trace.outputs.items():
             if isinstance(modules[path], nn.Linear):
                 self.outputs[path] = [self.flow.place(value) for _, value in calls if isinstance(value, Tensor)]
                 self.made_by.update((place.memory, (path, place)) for place in self.outputs[path])
-        self.parameters = {
-            self.flow.place(value).memory: f"{path}.{name}" if path else name
-            for path, module in modules.items()
-            for name, value in module._parameters.items()
-            if value is not None and value.layout == torch.strided and value.device.type != "meta"
-        }
+        self.parameters = {memory: f"{path}.{name}".lstrip(".") for (path, name), memory in trace.parameters.items()}
 
     def of(
         self, outputs: list[tuple[int, Tensor]], units: int, dim: int, has_shift: bool
@@ -83,8 +79,9 @@ class Modulators:
 
     def reader_of(self, path: str, name: str) -> str:
         """Who else reads a module's parameter than that module itself."""
-        memory = self.flow.place(self.modules[path].get_parameter(name)).memory
-        steps = (step for step in self.flow.read.get(memory, ()) if step.path != path)
+        memory = self.trace.parameters.get((path, name), -1)
+        readers = (step for step, _ in self.flow.readers(memory))
+        steps = (step for step in readers if step.path != path and not _fills(step, memory))
         return next(map(_named, steps), "")
 
     # -- the two places of a site --
@@ -208,7 +205,7 @@ class Modulators:
 
     def _found(self, scale: Rows, shift: Rows | None, multiply: Step, add: Step | None) -> Found:
         try:
-            linear = layer(scale.path, self.modules[scale.path], None)
+            linear = layer(scale.path, self.modules[scale.path], None, self.weights)
         except CannotFoldError as error:
             raise CannotFoldError(f"{scale.path} modulates it: {error}") from None
         rows = tuple(scale.labels.tolist()), tuple(shift.labels.tolist()) if shift else ()
@@ -283,6 +280,12 @@ def _both_orders(step: Step) -> Iterator[tuple[Place, Place]]:
     if plain and len(step.arguments) == 2 and all(isinstance(value, Place) for value in step.arguments):
         yield step.arguments
         yield step.arguments[::-1]
+
+
+def _fills(step: Step, memory: int) -> bool:
+    """Whether it only writes there: what gathers a weight that is spread over processes."""
+    is_copied = step.operation == "aten.copy_" and getattr(step.arguments[1], "memory", None) != memory
+    return is_copied or step.operation.startswith("fsdp.")
 
 
 def _named(step: Step) -> str:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..maps.maps import Maps
+from ..network.sharding import kind_of
 from ..network.sites import find_sites
+from ..network.weights import Weights
 from .adaptive import AdaptiveFold
 from .folding import FoldFinder
 from .folds import Fold, listed
@@ -94,12 +96,16 @@ class MergePlan:
     __repr__ = __str__
 
 
-def make_plan(maps: Maps, model: nn.Module, strength: float, batch: Probe | None, *, grows: bool = False) -> MergePlan:
+def make_plan(
+    maps: Maps, model: nn.Module, strength: float, batch: Probe | None, *, grows: bool = False,
+    weights: Weights | None = None,
+) -> MergePlan:  # fmt: skip
     """Look at the model, and decide. Without a batch, only layers that need no look can be folded into.
 
     With `grows`, any layer that would use a bias may get one: whoever carries out the plan has a place for it.
+    `weights` reads those that are elsewhere.
     """
-    finder = FoldFinder(model, batch.first(model, Trace) if batch else None)
+    finder = FoldFinder(model, batch.first(model, Trace) if batch else None, weights or Weights())
     pairs, found = folded_pairs(maps, strength), find_sites(model, maps.sites)
     options: dict[str, list[Fold]] = {}
     whys: dict[str, str] = {}
@@ -118,7 +124,7 @@ def make_plan(maps: Maps, model: nn.Module, strength: float, batch: Probe | None
     folds = sorted(filter(None, chosen.values()), key=lambda fold: isinstance(fold, AdaptiveFold))
     entries = tuple(_entry(name, options, chosen, host, whys, tried, model) for name in maps.sites)
     unties = any(finder.shared_with(*changed) for fold in folds for changed in fold.rewritten())
-    kind = type(model).__name__
+    kind = kind_of(model).__name__
     return MergePlan(kind, host.label if host else kind, entries, unties, host, tuple(folds))
 
 
@@ -183,7 +189,7 @@ def _entry(
     have = "has" if len(options[name][0].grown) == 1 else "have"
     if hasattr(model, "save_pretrained"):
         looked = "".join(f", nor has {label}" for label in tried)
-        why = f"{lacking} {have} no bias, and {type(model).__name__} has no place for one{looked}"
+        why = f"{lacking} {have} no bias, and {kind_of(model).__name__} has no place for one{looked}"
     else:
-        why = f"{lacking} {have} no bias, and {type(model).__name__} would not load one; build it with one of zeros"
+        why = f"{lacking} {have} no bias, and {kind_of(model).__name__} would not load one; build it with one of zeros"
     return SitePlan(name, "refused", f"refused: {why}")

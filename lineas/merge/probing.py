@@ -3,9 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..network.identity import digest
+from ..network.sharding import group_of, is_spread, kind_of
 from ..network.state import device_of, dtype_of, frozen, seeded
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -37,6 +41,7 @@ class Probe:
         place = (lambda value: _placed(value, device, dtype)) if given is None else (lambda v: _placed(v, device, None))
         self.args = tuple(map(place, self.args))
         self.kwargs = {name: place(value) for name, value in self.kwargs.items()}
+        self.group = group_of(model)
 
     def __call__(self, model: nn.Module) -> Any:
         with frozen(model), seeded(0, device_of(model)), torch.no_grad():
@@ -50,12 +55,30 @@ class Probe:
         except Exception as error:
             given = [_each(value, lambda tensor: tuple(tensor.shape)) for value in (*self.args, *self.kwargs.values())]
             raise ValueError(
-                f"probe: {type(model).__name__} does not take it, {given}: {type(error).__name__}: {error}"
+                f"probe: {kind_of(model).__name__} does not take it, {given}: {type(error).__name__}: {error}"
             ) from error
+
+    def digest(self) -> str:
+        """Of all tensors in it."""
+        found: list[Tensor] = []
+        for value in (*self.args, *self.kwargs.values()):
+            _each(value, found.append)
+        return digest(found)
+
+    def difference(self, expected: Any, got: Any) -> float:
+        """`relative_difference`; where processes share the model's weights, the largest that one of them has."""
+        own = relative_difference(expected, got)
+        if self.group is None:
+            return own
+        entries = [own] * dist.get_world_size(self.group)
+        dist.all_gather_object(entries, own, group=self.group)
+        return float(np.max(entries))  # passes a NaN on
 
 
 def outputs(value: Any) -> list[Tensor]:
     """All floating-point tensors of an output, in float64; caches are left out."""
+    if is_spread(value):
+        value = value.full_tensor()
     if isinstance(value, Tensor):
         return [value.double()] if value.is_floating_point() else []
     if isinstance(value, Mapping):
@@ -87,8 +110,8 @@ def _made(model: nn.Module) -> dict[str, Tensor]:
         return {"pixel_values": torch.randn(size, generator=draw, dtype=torch.float32, device="cpu")}
     if main != "input_ids" or config is None:
         raise ValueError(
-            f"probe: {type(model).__name__} is not a language model of transformers, so there is no batch to check the "
-            "merge with; pass one as probe=, as a tensor, a tuple of arguments or a dict of keyword arguments"
+            f"probe: {kind_of(model).__name__} is not a language model of transformers, so there is no batch to check "
+            "the merge with; pass one as probe=, as a tensor, a tuple of arguments or a dict of keyword arguments"
         )
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     shape = (2, _length(text))

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .flow import COPIES, SHAPE_ONLY, Flow
+from ..network.sharding import is_spread
+from .flow import COPIES, SHAPE_ONLY, Flow, address, is_dense
 
 
 class Use(NamedTuple):
@@ -32,12 +34,18 @@ class Trace:
     outputs, inputs : dict of path -> list, an entry a call
     flow : Flow
         Every operation.
+    parameters : dict of (path, name) -> int
+        The memory of modules' own parameters, also of those that are there only while the module runs.
+    dtypes : dict of (path, name) -> torch.dtype
+        Of the same, as the module computes with them.
     """
 
     def __init__(self, model: nn.Module, run: Callable[[], Any]):
         self.outputs: dict[str, list[Output]] = {}
         self.inputs: dict[str, list[Any]] = {}
         self.flow = Flow()
+        self.parameters: dict[tuple[str, str], int] = {}
+        self.dtypes: dict[tuple[str, str], torch.dtype] = {}
         self._uses: dict[int, list[Use]] = {}
         self._original: dict[int, int] = {}
         self._kept: list[Any] = []  # while a tensor lives, no other takes its storage, nor its address
@@ -45,6 +53,7 @@ class Trace:
         handles = []
         try:
             for path, module in model.named_modules():
+                self._note_parameters(path, module)
                 handles.append(module.register_forward_pre_hook(self._entering(path), with_kwargs=True))
                 handles.append(module.register_forward_hook(self._leaving(path)))
             with _Watch(self):
@@ -59,7 +68,7 @@ class Trace:
         return [use for use in found if after < use.time and (before is None or use.time < before)]
 
     def storage(self, tensor: Tensor) -> int:
-        key = _address(tensor)
+        key = address(tensor)
         return self._original.get(key, key)
 
     def escapes(self, tensor: Tensor) -> bool:
@@ -88,10 +97,16 @@ class Trace:
     def _entering(self, path: str) -> Callable:
         def hook(module, args, kwargs):
             self._running.append(path)
+            self._note_parameters(path, module)
             first = next((item for item in (*args, *kwargs.values()) if isinstance(item, Tensor)), None)
             self.inputs.setdefault(path, []).append(first)
 
         return hook
+
+    def _note_parameters(self, path: str, module: nn.Module) -> None:
+        for name, value in module._parameters.items():
+            if value is not None and value.device.type != "meta" and is_dense(value) and not is_spread(value):
+                self.parameters[path, name], self.dtypes[path, name] = self.flow.place(value).memory, value.dtype
 
     def _leaving(self, path: str) -> Callable:
         def hook(module, args, output):
@@ -112,7 +127,7 @@ class Trace:
             return
         if operation in COPIES and isinstance(result, Tensor):
             self._kept.append((result, arguments))
-            self._original[_address(result)] = self.storage(arguments[0])
+            self._original[address(result)] = self.storage(arguments[0])
             return
         for tensor in arguments:
             self._uses.setdefault(self.storage(tensor), []).append(Use(self._time, operation, self._running[-1]))
@@ -127,10 +142,6 @@ class _Watch(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         self._trace.saw(func, args, kwargs or {}, result)
         return result
-
-
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from .sharding import is_sharded
+
 LINKS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 # Of PEFT, which need not be installed: by a class's name, the child that it wraps.
 PEFT = {
@@ -19,18 +21,26 @@ FOUND: WeakKeyDictionary[type, str | None] = WeakKeyDictionary()  # of classes t
 
 
 def unwrapped(model: Any) -> nn.Module:
-    """The network as it is called, out of what `torch.compile`, `DataParallel` or `DistributedDataParallel` made.
+    """The network as it is called, out of what `torch.compile`, `DataParallel`, `DistributedDataParallel` or DeepSpeed
+    made.
+
+    What `torch.compile` made stays where `fully_shard` was called on that: only its call gathers the weights.
 
     TypeError for what is no network.
     """
     check_network(model)
     while True:
-        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module) and not is_sharded(model):
             model = inner
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or _is_engine(model):
             model = model.module
         else:
             return model
+
+
+def _is_engine(model: nn.Module) -> bool:
+    """Whether it is DeepSpeed's, which need not be installed."""
+    return any(kind.__name__ == "DeepSpeedEngine" for kind in type(model).__mro__) and hasattr(model, "module")
 
 
 def check_network(model: Any) -> None:

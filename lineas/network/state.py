@@ -175,7 +175,12 @@ def moves_tensors(module: nn.Module) -> bool:
     return getattr(module, "_hf_hook", None) is not None
 
 
+def loaders(module: nn.Module) -> list[Any]:
+    """The hooks of accelerate that load a module's weights before its forward pass, and drop them afterwards."""
+    return [hook for hook in _accelerate_hooks(module) if getattr(hook, "offload", False)]
+
+
 def must_finish(module: nn.Module) -> bool:
     """Whether no forward pass through this module may be cut short: at its end it drops the weights it had loaded, or
     gathered from other processes."""
-    return is_sharded(module) or any(getattr(hook, "offload", False) for hook in _accelerate_hooks(module))
+    return is_sharded(module) or bool(loaders(module))

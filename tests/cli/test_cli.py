@@ -160,6 +160,23 @@ def test_a_merged_model_is_not_written_over_either(there):
     assert content(there / "polite-model") != before
 
 
+def test_merge_from_files_to_files_writes_what_merge_in_memory_writes(there):
+    from transformers import AutoModelForCausalLM
+
+    run("merge model --steering polite --out merged --max-shard-size 1GB")
+    said = run("merge model --steering polite --out in-parts --device disk --max-shard-size 10KB")
+    assert "in float32 on disk" in said.stderr
+    assert "50GB" not in said.stderr
+    assert len(list((there / "in-parts").glob("*.safetensors"))) > 1
+    whole, parts = (AutoModelForCausalLM.from_pretrained(name).state_dict() for name in ("merged", "in-parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    line = "generate model --steering polite --prompt 'The movie was'"
+    assert run(f"{line} --device disk").stdout == run(line).stdout
+    refusal = run("merge painter --pipeline --steering polite --plan --max-shard-size 1GB", code=2).stderr
+    assert "--max-shard-size: not for a pipeline" in refusal
+
+
 # -- from texts to a checkpoint --
 
 

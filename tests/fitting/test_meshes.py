@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import NEGATIVE, POSITIVE, WordTokenizer, flat, small_tokenizer, tiny
+from merge_cases import merges
 from processes import PATIENCE, play, played, told
 from test_sharded_weights import LAYERS, UNEVEN, assert_in_parts, by_block, looked_at, same_as_whole, split
 
@@ -155,6 +156,7 @@ def worker(rank: int, folder: Path) -> None:
     scenes = {name: lambda rank, options=options: fit(rank, **options) for name, options in EQUAL.items()}
     scenes |= {name: refused(run) for name, (run, _) in REFUSED.items()}
     scenes["looked at"] = same_as_whole(looked_at, both)
+    scenes["merged"] = merges(both, folder, apart=1e-5)
     scenes |= {run.__name__: lambda rank, run=run: run(folder, rank) for run in (resumed, as_in_the_recipe)}
     play(scenes, folder, rank, 4)
 
@@ -195,7 +197,8 @@ def test_the_maps_are_those_of_one_process_with_the_whole_model(folder, name):
 
 
 def test_a_model_on_a_mesh_does_what_the_whole_one_does(folder):
-    assert [told(folder, "looked at", rank) for rank in range(4)] == ["as expected"] * 4
+    for name in ("looked at", "merged"):
+        assert [told(folder, name, rank) for rank in range(4)] == ["as expected"] * 4
 
 
 @pytest.mark.parametrize("name", REFUSED)

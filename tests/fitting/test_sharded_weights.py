@@ -3,6 +3,7 @@
 Every pass is one of all processes. Whatever one of them has or does, all end, and all in the same way.
 """
 
+import os
 import re
 import time
 from pathlib import Path
@@ -97,7 +98,7 @@ def whole(model):
 
 def fit(rank=None, *, spread=by_block, parts=True, model=None, **options):
     """With a rank, on a model that is spread, and on a part of the samples; without, on all in one process."""
-    model, sides = model or tiny("llama"), [NEGATIVE, POSITIVE]
+    model, sides = tiny("llama") if model is None else model, [NEGATIVE, POSITIVE]
     if rank is not None:
         model = spread(model)
         if parts:
@@ -164,6 +165,35 @@ def odd_sizes(rank=None):
 
 
 FITS = {name: lambda rank, options=options: fit(rank, **options) for name, options in EQUAL.items()}
+
+
+# -- what accelerate makes of a model, in a script that `accelerate launch` starts --
+
+LAYER = {"auto_wrap_policy": "transformer_based_wrap", "transformer_cls_names_to_wrap": ["LlamaDecoderLayer"]}
+
+
+def accelerated(rank, sharded=False, **settings):
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    AcceleratorState._reset_state(True)
+    model, accelerator = tiny("llama"), Accelerator(cpu=True, **settings)
+    if sharded:  # of which accelerate thinks only where there are GPUs
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **LAYER)
+        accelerator.state.distributed_type = DistributedType.FSDP
+    model, _ = accelerator.prepare(model, torch.optim.SGD(model.parameters()))
+    assert type(model) is not type(tiny("llama")), "it is another class, or within one"
+    return fit(rank, model=model, spread=whole, steps=1)
+
+
+ACCELERATED = {
+    "accelerate": {},
+    "accelerate, FSDP2": {"sharded": True},
+    "accelerate, compiled": {"dynamo_backend": "eager"},
+    "accelerate, FSDP2, compiled": {"dynamo_backend": "eager", "sharded": True},
+}
 
 
 # -- what is done with a steering --
@@ -438,10 +468,11 @@ REFUSED = {  # the scene; what the first process says, and the second
         *["ValueError: src, tgt: expected the same samples in every process"] * 2,
     ),
     "a map on columns": (refused(column_steered), *[r"ValueError: site 'model.layers.0.mlp.up_proj'.* \(24,\)"] * 2),
-    "merging": (refused(merged), *["ValueError: model: .* is sharded over processes; merge first"] * 2),
+    "merging": (refused(merged), *["ValueError: inplace: expected True for a model that is spread over processes"] * 2),
 }
 SCENES = {
     **FITS,
+    **{name: lambda rank, how=how: accelerated(rank, **how) for name, how in ACCELERATED.items()},
     "odd sizes": odd_sizes,
     "half precise": half_precise,
     "steered": same_as_whole(steered, by_block, nested, split),
@@ -480,6 +511,16 @@ def test_parts_of_weights_need_not_be_of_one_size(folder):
     assert np.array_equal(first, second)
     np.testing.assert_allclose(first, flat(alone), atol=2e-6 * np.abs(first).max())
     assert_told_alike(folder, "odd sizes", alone)
+
+
+@pytest.mark.parametrize("name", ACCELERATED)
+def test_what_accelerate_prepared_is_fitted_with_the_names_and_maps_of_the_bare_model(folder, name):
+    first, second = (np.load(folder / f"{name}.{rank}.npy") for rank in range(2))
+    alone = fit(steps=1)
+    assert np.array_equal(first, second)
+    np.testing.assert_allclose(first, flat(alone), atol=2e-6 * np.abs(first).max())
+    assert_told_alike(folder, name, alone)
+    assert all(told(folder, name, rank)["sites"] == alone.sites for rank in range(2))
 
 
 def assert_told_alike(folder, name, alone):

@@ -243,6 +243,27 @@ def test_quantised_layers_without_a_backward_pass_are_refused_not_ignored(kind):
     assert fit(model, sites=[first]).sites == [first], "what lies behind the last loss site does not matter"
 
 
+class DeepSpeedEngine(nn.Module):
+    """Stands for that of DeepSpeed, which cannot be had here: its call does more than the network's."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs, **kwargs):
+        raise AssertionError("it trains")
+
+
+def test_the_network_in_an_engine_of_deepspeed_is_fitted_by_its_own_names(fitted_llama):
+    """As accelerate hands it out; with ZeRO up to stage 2 every process has whole weights."""
+    engine = DeepSpeedEngine(tiny("llama"))
+    steering = fit(engine)
+    assert steering.sites == fitted_llama.sites
+    assert np.array_equal(flat(steering), flat(fitted_llama))
+    with steering.apply(engine):
+        assert count_hooks(engine.module) > 0
+
+
 def test_weights_that_zero_3_has_partitioned_are_refused():
     """DeepSpeed marks such parameters so, and leaves them empty between the passes of their modules."""
     model = tiny("llama")

@@ -69,6 +69,7 @@ def fit(
     component: Annotated[str | None, of_fit("component")] = None,
     call: Annotated[list[str] | None, of_fit("call")] = None,
     at: Annotated[str | None, of_fit("at")] = None,
+    memory: Annotated[str | None, of_fit("memory")] = None,
     seed: Annotated[int | None, of_fit("seed")] = None,
     checkpoint_dir: Annotated[str | None, of_fit("checkpoint_dir")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from it, if there is one.")] = False,

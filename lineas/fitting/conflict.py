@@ -146,7 +146,7 @@ def fisher_rows(
     found, device = find_sites(model, sites, component=component), device_of(network)
     with seeded(seed, device), frozen(network), eager(), torch.enable_grad():
         (batches,) = given.batches({"texts": texts}, how["tokenizer"], how["batch_size"], how["max_length"])
-        batches = [batch.to(device) for batch in batches]
+        batches = batches.on(device)
         layout = probe(network, found, batches[0])
         rows = sensitivity(network, layout, batches, seed).rows
     if rows is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def contrast(problem: ModelLoss, sources: Sequence[Batch], targets: Sequence[Bat
     NonFiniteError where it overflows.
     """
     runner, found = problem.runner, np.zeros(0)
-    if writes_texts(runner.model) and all("input_ids" in batch.kwargs for batch in (*sources, *targets)):
+    if writes_texts(runner.model) and all("input_ids" in batch.kwargs for batch in chain(sources, targets)):
         found = likelihood(runner, targets) - likelihood(runner, sources)
     if not found.any():  # no such model, or layers behind the last loss site through which no gradient passes
         found = -problem.evaluate(problem.identity()).gradient().astype(np.float64)

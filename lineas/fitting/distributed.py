@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..core.errors import NonFiniteError
+from ..core.spill import OnDisk
 from ..network.sharding import Owed, group_of, holders, teammates
 from ..responses.runner import Finished
 
 DISAGREE = "processes disagree: expected the same model, sites and options everywhere, got"
 Item = TypeVar("Item")
 Found = TypeVar("Found")
+AT_ONCE = 1 << 22  # numbers of a file that go from process to process together
 
 
 class Alone:
@@ -71,8 +73,9 @@ class Alone:
         """What `run`, a pass through the model, makes of each item."""
         return map(run, items)
 
-    def gather(self, collect: Callable[[], NDArray], maps: NDArray | None = None) -> tuple[NDArray, slice]:
+    def gather(self, collect: Callable[[], Any], maps: NDArray | None = None) -> tuple[Any, slice]:
         """The rows that `collect` makes in every process, one after another, and which of them are this process's.
+        They are an array, or a table in a file, as what was made is.
 
         NonFiniteError everywhere where it is raised anywhere; RuntimeError where processes are at different maps.
         """
@@ -135,8 +138,9 @@ class Together(Alone):
         counts = self.share(count)
         return sum(counts[rank] for rank in self.counted[: self.place])
 
-    def gather(self, collect: Callable[[], NDArray], maps: NDArray | None = None) -> tuple[NDArray, slice]:
-        rows, trouble = np.empty((0, 0), np.float32), ""
+    def gather(self, collect: Callable[[], Any], maps: NDArray | None = None) -> tuple[Any, slice]:
+        rows: Any = np.empty((0, 0), np.float32)
+        trouble = ""
         try:
             rows = collect()
         except NonFiniteError as error:
@@ -149,7 +153,23 @@ class Together(Alone):
             raise RuntimeError(f"{DISAGREE} maps that differ")
         if len({shape[1] for shape in shapes}) > 1:
             raise RuntimeError(f"{DISAGREE} responses of shapes {shapes}")
+        if isinstance(rows, OnDisk):
+            return self._joined_on_disk(rows, shapes)
         return self._joined(self._exchange(rows, shapes))
+
+    def _joined_on_disk(self, mine: OnDisk, shapes) -> tuple[OnDisk, slice]:
+        """As `_joined`: some rows at a time, into a file of this process."""
+        sizes = [shapes[rank][0] for rank in self.counted]
+        ends = [sum(sizes[: k + 1]) for k in range(len(sizes))]
+        everyone, step = mine.like(ends[-1]), max(1, AT_ONCE // mine.shape[1])
+        for rank, size, end in zip(self.counted, sizes, ends, strict=True):
+            for start in range(0, size, step):
+                rows = slice(start, min(start + step, size))
+                shape = rows.stop - start, mine.shape[1]
+                some = mine[rows] if rank == self.rank else np.empty(shape, mine.dtype)
+                self._call(dist.broadcast, torch.from_numpy(some), dist.get_global_rank(self.group, rank))
+                everyone[end - size + start : end - size + rows.stop] = some
+        return everyone, slice(ends[self.place] - sizes[self.place], ends[self.place])
 
     def _joined(self, parts: list[NDArray]) -> tuple[NDArray, slice]:
         """All that count together, and which of them are this process's."""

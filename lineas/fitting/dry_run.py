@@ -186,8 +186,8 @@ def dry_run(
         parameters=sum(weight.numel() for weight in twin.parameters()), sites=len(runner.mapped.sites), units=units,
         processes=processes, slices=slices, batch_size=size, weights=weights, largest_block=max(of_blocks),
         outside=max(0, weights - sum(of_blocks)), activations=kept, activations_checkpointed=checkpointed,
-        # Sources, their slopes, and those in units of their size; targets as they came, and sorted.
-        responses=(2 * n + share + ceil(m / teams) + m) * compared_units * FLOAT,
+        # Sources, their slopes, and those in units of their size; targets, sorted.
+        responses=(2 * n + share + m) * compared_units * FLOAT,
         optimiser=bytes_of(units) + 3 * units * DOUBLE + min(m * 2 * units, ROOM) * FLOAT,
         evaluation_traffic=(n - share) * compared_units * FLOAT + (teams - 1) * 2 * units * FLOAT,
         # Every pass gathers each block's weights, and so does every way back.

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,14 +17,15 @@ from torch import nn
 
 from .. import optim
 from ..attaching.handle import what_is_on
-from ..core.arrays import Vector
 from ..core.device import facts as kernel_facts
 from ..core.text import warn
 from ..maps.kinds import Affine, WithinRange
 from ..maps.units import mask_of
 from ..network import identity
 from ..network.batch import Batch
+from ..network.data import is_stream
 from ..network.inputs import Inputs
+from ..network.kept import Kept
 from ..network.outputs import OUTPUT, output_name
 from ..network.pipelines.components import is_denoiser
 from ..network.sites import Site, find_sites
@@ -31,7 +34,7 @@ from ..penalties import Penalty
 from ..responses.probe import probe
 from ..responses.runner import Runner, blame
 from ..steering import Steering
-from . import losses, methods
+from . import methods
 from .budget import at_budget, check_budget
 from .callbacks import Entry, listened
 from .checkpoint import Checkpoint, fingerprint, refuse_another
@@ -39,14 +42,13 @@ from .differentiable import check_differentiable
 from .distributed import Alone, processes
 from .doubts import doubts
 from .gates import check_gate, gated, site_of
-from .log import Log, bar_of
+from .log import Log, bar_of, note_read, reading_bar
 from .losses import Loss
-from .model_loss import ModelLoss
+from .memory import Memory, any_on_disk, count_of
 from .option_table import DEFAULT, described
 from .options import Options
+from .problem import predicted_kl, problem_of, ridge_of
 from .resuming import past_of, start_of
-from .ridge import Ridge, sensitivity
-from .source_passes import SourcePasses
 
 __all__ = ["fit", "fitted"]
 
@@ -87,6 +89,7 @@ def fit(
     component: str | None = DEFAULT.component,
     call: Mapping[str, Any] | None = DEFAULT.call,
     at: str | Sequence[int] | None = DEFAULT.at,
+    memory: str | int | None = DEFAULT.memory,
     graphs: bool = DEFAULT.graphs,
     seed: int = DEFAULT.seed,
     progress: bool = DEFAULT.progress,
@@ -100,7 +103,7 @@ def fit(
     Parameters
     ----------
     model : nn.Module whose modules return tensors or tuples of them, samples first; or a pipeline that calls one
-    src, tgt : list of str or of chats, tensor, dict of tensors, BatchEncoding, Dataset or DataLoader
+    src, tgt : list of str or of chats, tensor, dict of tensors, BatchEncoding, Dataset, DataLoader, stream of samples
         Two unpaired sets of at least 2 samples. For a pipeline prompts, or a dict of what its call takes for each row.
     {options}
 
@@ -121,7 +124,6 @@ def fit(
     --------
     >>> import torch, lineas; net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> steering = lineas.fit(net, torch.randn(32, 4), torch.randn(40, 4) + 1, sites="0", progress=False)
-    >>> assert steering.history["loss"][-1] < steering.history["loss"][0]
     """
     return fitted(locals(), _minimise)[0]
 
@@ -145,6 +147,12 @@ def fitted(given: Mapping[str, Any], minimise: Minimise, name: str = "") -> list
         raise ValueError("budget, gate: expected distributed=False; see to them in one process afterwards")
     if budget is not None:
         check_budget(budget, model, asked.src)
+    streams = [name for name in ("src", "tgt") if is_stream(given[name])]
+    if streams and (budget is not None or asked.gate):
+        raise ValueError(
+            f"budget, gate: read {' and '.join(streams)} once more, expected what can be; got a stream. See to them "
+            "afterwards: lineas.calibrate, lineas.fit_gate"
+        )
     check_gate(asked.gate, asked.neutral, model)
     world = processes(asked.distributed, network)
     formula = options.in_closed_form
@@ -165,6 +173,8 @@ def fitted(given: Mapping[str, Any], minimise: Minimise, name: str = "") -> list
         world,
         nullcontext(past_of(resume_from, asked.checkpoint_dir, world)) as (keeper, past),
         bar_of(options.total, _evaluations(past), shows) as bar,
+        reading_bar(bool(streams) and shows) as reading,
+        Memory(asked.memory, world, options.fits and options.recipe == "fast") as memory,
         seeded(options.seed, device),
         frozen(network),
         world.passes(network),
@@ -173,32 +183,35 @@ def fitted(given: Mapping[str, Any], minimise: Minimise, name: str = "") -> list
         torch.enable_grad(),
     ):
         sets, are_default = {"src": asked.src, "tgt": asked.tgt}, asked.sites is None
-        sources, targets = (
-            [batch.to(device) for batch in batches]
-            for batches in inputs.batches(sets, asked.tokenizer, options.batch_size, options.max_length, options.least)
-        )
+        how = asked.tokenizer, options.batch_size, options.max_length, options.least
+        read = inputs.batches(sets, *how, memory.kept, partial(note_read, reading))
+        sources, targets = (batches.on(device) for batches in read)
+        reading.close()
         data = identity.of_data(world.of_parts((identity.data_digest(sources), identity.data_digest(targets))))
         _check_batches(world.share((len(sources), len(targets))), options.recipe)
         if wants_output:
             compared = find_sites(network, [output_name(network, sources[0].rows(0, 1))])
         feeding = not inputs.makes_pictures
         runner = _runner(network, mapped, compared, sources, targets, options, are_default, feeding, behind)
-        if are_default and inputs.makes_pictures and not bar.disable:
+        if are_default and inputs.makes_pictures and shows:
             bar.write(f"lineas.fit: maps at all normalisations, {len(runner.mapped.sites)} sites")
         maps = {site.name: size for site, size in zip(runner.mapped.sites, runner.mapped.sizes, strict=True)}
         free = None if asked.units is None else mask_of(asked.units, maps)
+        counts = world.of_parts((count_of(sources), count_of(targets)))
         facts = options.facts() | {
             "units": None if free is None else int(free.sum()),
-            "samples": [sum(sizes) for sizes in zip(*world.of_parts((_count(sources), _count(targets))), strict=True)],
+            "samples": [sum(sizes) for sizes in zip(*counts, strict=True)],
             "loss_sites": [site.name for site in runner.compared.sites],
             **inputs.facts(), **what_is_on(network),
         }  # fmt: skip
+        if (told := memory.place_responses(runner, sources, targets, facts["samples"], options.ridge != 0)) and shows:
+            bar.write(told)
         model_facts = identity.of_model(network, world.share)
         problem_facts: dict[str, Any] = {}
         if keeper or past:
             chosen = None if free is None else identity.digest([torch.from_numpy(free)])
             of_all = facts | {"sites": maps, "units": chosen}
-            if len(parts := world.of_parts(_count(sources))) > 1:
+            if len(parts := world.of_parts(count_of(sources))) > 1:
                 of_all["sources of each process"] = parts
             problem_facts = fingerprint(data, model_facts["weights"], options.penalty, of_all)
         if past:
@@ -232,20 +245,16 @@ def fitted(given: Mapping[str, Any], minimise: Minimise, name: str = "") -> list
     if world.rank == 0 and said:
         warn(f"{name}: {said}" if name else said)
     if budget is not None:  # of the maps as such: where the gate is open
-        how = {option: given[option] for option in OF_CALIBRATE}
-        found = [at_budget(one, model, asked.src, budget, **how) for one in found]
+        known = {option: given[option] for option in OF_CALIBRATE}
+        found = [at_budget(one, model, asked.src, budget, **known) for one in found]
     if asked.gate:
-        how = {option: given[option] for option in OF_GATE}
-        found = [gated(one, model, asked.src, asked.tgt, asked.gate, asked.neutral, **how) for one in found]
+        known = {option: given[option] for option in OF_GATE}
+        found = [gated(one, model, asked.src, asked.tgt, asked.gate, asked.neutral, **known) for one in found]
     return found
 
 
 def _evaluations(past: Checkpoint | None) -> int:
     return len(past.history.get("loss", ())) if past else 0
-
-
-def _count(batches: list[Batch]) -> int:
-    return sum(batch.size for batch in batches)
 
 
 def _check_batches(counts: list[tuple[int, int]], recipe: str) -> None:
@@ -254,7 +263,7 @@ def _check_batches(counts: list[tuple[int, int]], recipe: str) -> None:
 
 
 def _runner(
-    model: nn.Module, mapped: list[Site], compared: list[Site], sources: list[Batch], targets: list[Batch],
+    model: nn.Module, mapped: list[Site], compared: list[Site], sources: Kept, targets: Kept,
     options: Options, are_default: bool, feed_mlps: bool, behind: Site | None,
 ) -> Runner:  # fmt: skip
     """With `behind`, default sites before that one are left out; ValueError where others are."""
@@ -275,19 +284,21 @@ def _runner(
     if late:
         raise ValueError(f"these sites run after the last loss site, so no loss can reach them: {', '.join(late)}")
     where = model, layout.part(mapped), layout.part(compared), options.poolings, options.seed
-    graphs = options.graphs and options.fits
+    passing = any_on_disk(sources, targets)  # what is kept from pass to pass of a batch would go with it
+    graphs = options.graphs and options.fits and not passing
     plain = Runner(*where, graphs=graphs)  # in the weights' own dtype: it looks for small differences
     if options.fits:
         check_differentiable(plain, sources[0])
     # Where nothing is fitted no site is passed twice, and what comes before the first one cannot be spared; where
     # graphs are, it is spared by them.
-    savings = plain.possible_savings([*sources, *targets], prefix=options.fits and not plain.graphs.wanted)
+    prefix = options.fits and not plain.graphs.wanted and not passing
+    savings = plain.possible_savings(chain(sources, targets), prefix=prefix)
     return Runner(*where, savings=savings, compute_dtype=options.compute_dtype, graphs=graphs)
 
 
 def _minimise(
-    runner: Runner, sources: list[Batch], targets: list[Batch], free: NDArray[np.bool_] | None, options: Options,
-    log: Log, world: Alone,
+    runner: Runner, sources: Sequence[Batch], targets: Sequence[Batch], free: NDArray[np.bool_] | None,
+    options: Options, log: Log, world: Alone,
 ) -> list[Checkpoint]:  # fmt: skip
     """From the log's checkpoint on: from its maps, or from the optimiser's state where it has one."""
     past = log.past
@@ -305,48 +316,3 @@ def _minimise(
                     save=log.save, state=past.state,
                 )  # fmt: skip
         return [log.finish(x, why, ridge_of(problem, options), predicted_kl(problem, x))]
-
-
-def problem_of(
-    runner: Runner, sources: list[Batch], targets: list[Batch], free: NDArray[np.bool_] | None, options: Options,
-    world: Alone,
-) -> ModelLoss:  # fmt: skip
-    """What is to be minimised, with all that is known of the targets."""
-    with blame("tgt"):  # responses of the unsteered network never change, so they are collected once
-        responses = [*world.each(lambda batch: runner.collect([batch]), targets)]
-        held = options.ridge != 0
-        ridge = sensitivity(runner.model, runner.mapped, targets, options.seed, world) if held else None
-    with blame("src"):
-        return _problem(SourcePasses(runner, sources, world), responses, ridge, free, options)
-
-
-def ridge_of(problem: ModelLoss, options: Options) -> float | None:
-    """The strength of the ridge; what was asked for where there is none."""
-    return options.ridge if problem.ridge is None else problem.strength
-
-
-def predicted_kl(problem: ModelLoss, x: Vector) -> float | None:
-    """What the maps are predicted to cost, in nats a token, where that is known."""
-    ridge, world = problem.ridge, problem.passes.world
-    nats = np.concatenate(world.share(np.empty(0) if ridge is None else ridge.divergences(x)))
-    return float(nats.mean()) if len(nats) else None
-
-
-def _problem(
-    passes: SourcePasses, targets: list[Vector], ridge: Ridge | None, free: NDArray[np.bool_] | None, options: Options
-) -> ModelLoss:
-    """What is to be minimised. What it must know of the unsteered sources comes from a pass at the identity, where a
-    fit usually starts: its first evaluation is then that pass."""
-    loss, noise, strength = losses.find(options.loss), None, options.ridge
-    layout, measures = passes.runner.compared, loss.needs_noise or strength is None
-    coefficient = layout.coefficients()
-    if measures or options.loss_weights != "equal":
-        unsteered = passes.at(passes.runner.mapped.identity()).responses
-        all_targets, _ = passes.world.gather(lambda: np.concatenate(targets))
-        coefficient = losses.unit_weights(options.loss_weights, unsteered, all_targets, layout)
-        noise = losses.sampling_noise(unsteered, all_targets, passes.runner.device) if measures else None
-        if noise is not None and strength is None:
-            strength = losses.share_of_noise(unsteered, all_targets, noise, coefficient)
-    return ModelLoss(
-        passes, targets, loss, noise=noise, ridge=ridge, strength=strength or 0.0, free=free, coefficient=coefficient
-    )

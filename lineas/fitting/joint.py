@@ -17,10 +17,11 @@ from ..steering import Steering
 from .checkpoint import Checkpoint
 from .contrast import contrast
 from .distributed import Alone
-from .fit import fitted, predicted_kl, problem_of, ridge_of
+from .fit import fitted
 from .log import Log
 from .option_table import BY_NAME, DEFAULT
 from .options import Options
+from .problem import predicted_kl, problem_of, ridge_of
 from .walls import Walled
 
 __all__ = ["fit_jointly"]
@@ -41,8 +42,8 @@ def fit_jointly(model: Any, concepts: Mapping[str, Sequence[Any]], **options: An
     **options
         Those of `lineas.fit`, for each concept alike: tokenizer, sites, loss_sites, units, loss, loss_weights, ridge,
         penalty, steps, max_evaluations, batch_size, max_length, compute_dtype, pooling, position, budget (of each one),
-        component, call, at, graphs, seed, progress, callbacks (the fits run one after the other, the last concept's
-        first).
+        component, call, at, memory (of each one), graphs, seed, progress, callbacks (the fits run one after the other,
+        the last concept's first).
 
     Returns
     -------

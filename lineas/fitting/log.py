@@ -27,6 +27,17 @@ def bar_of(total: int | None, done: int, shown: bool) -> tqdm:
     )  # fmt: skip
 
 
+def reading_bar(shown: bool) -> tqdm:
+    """A bar of the samples that streams have given, below that of the fit."""
+    return tqdm(desc="lineas.fit: reading", unit=" samples", leave=False, disable=not shown)
+
+
+def note_read(bar: tqdm, name: str, count: int) -> None:
+    """So many more samples of this set."""
+    bar.set_description_str(f"lineas.fit: reading {name}", refresh=False)
+    bar.update(count)
+
+
 class Log:
     """Takes note of evaluations, shows them, asks the callbacks, says when enough is enough, keeps checkpoints.
 

@@ -5,9 +5,11 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from ..core import ops
-from ..core.arrays import Floats, Vector
-from ..ot import PermutationNull, permutation_null
+from ..core import blockwise
+from ..core.arrays import Floats
+from ..core.spill import Table, by_blocks
+from ..ot import PermutationNull
+from ..ot.null import Relabellings
 from ..responses.layout import Layout
 
 LEVEL = 0.05  # of the test that lets a unit into the "significant" loss
@@ -87,7 +89,7 @@ def find(loss: str | Loss) -> Loss:
     return LOSSES[loss] if isinstance(loss, str) else loss
 
 
-def unit_weights(weighting: str, source: Vector, target: Vector, layout: Layout) -> Floats:
+def unit_weights(weighting: str, source: Table, target: Table, layout: Layout) -> Floats:
     """What each unit's distance counts, (N,): of a site all alike, or 1 / variance, of mean 1 over the site's units.
 
     The variance is the mean of those within the source (n, N) and within the target (m, N), both unsteered. One below a
@@ -96,7 +98,7 @@ def unit_weights(weighting: str, source: Vector, target: Vector, layout: Layout)
     coefficient = layout.coefficients()
     if weighting == "equal":
         return coefficient
-    variance = (source.var(0, dtype=np.float64) + target.var(0, dtype=np.float64)) / 2
+    variance = by_blocks(lambda _, *both: sum(one.var(0, dtype=np.float64) for one in both) / 2, source, target)
     weights = np.ones_like(coefficient)
     for k in range(len(layout.sites)):
         where = layout.slice(k)
@@ -107,21 +109,21 @@ def unit_weights(weighting: str, source: Vector, target: Vector, layout: Layout)
     return coefficient * weights
 
 
-def sampling_noise(source: Vector, target: Vector, device: torch.device | None = None) -> PermutationNull:
+def sampling_noise(source: Table, target: Table, device: torch.device | None = None) -> PermutationNull:
     """What each unit's W_2^2 comes to where nothing but chance tells source (n, N) from target (m, N).
 
     A mean of so many relabellings is as good with more samples; the cost stays O(N) a sample. `device`: the model's,
     whose kernels do it where they can.
     """
     samples = len(source) + len(target)
-    return permutation_null(
-        source, target, n_permutations=max(RELABELLINGS * AT_SAMPLES // max(samples, AT_SAMPLES), 99), device=device
-    )
+    count = max(RELABELLINGS * AT_SAMPLES // max(samples, AT_SAMPLES), 99)
+    relabelled = Relabellings(len(source), len(target), count)
+    return PermutationNull(*by_blocks(lambda _, x, y: relabelled.null(x, y, device=device), source, target))
 
 
-def share_of_noise(source: Vector, target: Vector, noise: PermutationNull, coefficient: Floats) -> float:
+def share_of_noise(source: Table, target: Table, noise: PermutationNull, coefficient: Floats) -> float:
     """The loss's ratio of sampling noise to signal, for source (n, N), target (m, N) and what a unit counts (N,)."""
-    distance, _ = ops.loss(source, ops.prepare_target(target, len(source)), coefficient)
+    distance = blockwise.distance(source, target, coefficient)
     return noise_to_signal(float(distance.sum()), float((coefficient * noise.mean).sum()))
 
 

@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import optim
-from ..core import _core, ops
+from ..core import _core, blockwise
 from ..core.arrays import Floats, Vector
 from ..core.errors import NonFiniteError
-from ..core.threads import thread_count
+from ..core.spill import Table
 from ..ot import PermutationNull
 from ..responses.runner import Runner
 from .losses import LOSSES, Loss
@@ -24,7 +24,7 @@ class ModelLoss:
     ----------
     passes : SourcePasses
     targets : list of (m, N) arrays
-        Responses of the unsteered network, a batch each.
+        Responses of the unsteered network, a batch each: what minibatches are made of.
     loss : Loss
     noise : PermutationNull, optional
         What sampling alone does to the units' distances, where the loss needs it.
@@ -34,20 +34,23 @@ class ModelLoss:
         way.
     coefficient : (N,), optional
         What each compared unit's distance counts; of a site all alike if not given.
+    everyone : (m, N), optional
+        The targets of all processes in one, where they are known; gathered if not given.
     free : (N,) bool, optional
         Which mapped units may move. The gradient is zero for the others, and so they stay where they are.
     """
 
     def __init__(
-        self, passes: SourcePasses, targets: Sequence[Vector], loss: Loss = LOSSES["wasserstein"], *,
+        self, passes: SourcePasses, targets: Sequence[Vector] = (), loss: Loss = LOSSES["wasserstein"], *,
         noise: PermutationNull | None = None, ridge: Ridge | None = None, strength: float = 0.0,
-        free: NDArray[np.bool_] | None = None, coefficient: Floats | None = None,
+        free: NDArray[np.bool_] | None = None, coefficient: Floats | None = None, everyone: Table | None = None,
     ):  # fmt: skip
         self.passes, self.runner, self.targets, self.loss, self.noise = passes, passes.runner, targets, loss, noise
         self.ridge, self.strength, self.free = ridge, strength, free
         self.sizes, self.samples = self.runner.mapped.sizes, passes.samples
-        all_targets, _ = passes.world.gather(lambda: np.concatenate(targets))
-        self.target = ops.prepare_target(all_targets, self.samples)
+        if everyone is None:
+            everyone, _ = passes.world.gather(lambda: np.concatenate(targets))
+        self.target = blockwise.prepare_target(everyone, self.samples)
         self.coefficient = self.runner.compared.coefficients() if coefficient is None else coefficient
         self._places, self._scaled = _places(self.runner), (1.0, self.coefficient)
         self._minibatches: dict[tuple[int, int], ModelLoss] = {}
@@ -70,11 +73,11 @@ class ModelLoss:
         if self._scaled[0] != scale:
             self._scaled = scale, self.coefficient * scale
         coefficient = self._scaled[1]
-        unit_loss, slopes = ops.loss(at.responses, self.target, coefficient, room=room)
+        unit_loss, slopes = blockwise.loss(at.responses, self.target, coefficient, room)
         value, derivative = self.loss.of_distance(unit_loss / coefficient, self.noise)
         if derivative is not None:
             unit_loss = coefficient * value
-            _core.scale_columns(slopes, derivative, thread_count(None, slopes.size))
+            blockwise.scale_columns(slopes, derivative)
         held, pull = 0.0, None
         if self.ridge:
             held, pull = self.ridge.value_and_gradient(
@@ -82,7 +85,7 @@ class ModelLoss:
             )
         compared = self.runner.compared
         site_loss = np.add.reduceat(unit_loss, compared.offsets[:-1]) * len(compared.sites)
-        unit = _power_of_two(np.float32(_core.largest(slopes, thread_count(None, slopes.size))))
+        unit = _power_of_two(blockwise.largest(slopes))
         turn = room.begin()
 
         def gradient() -> Vector:
@@ -98,21 +101,21 @@ class ModelLoss:
             float(unit_loss.sum()) + held, site_loss, gradient, x, lambda: self._curvature(x, at.responses, scale), held
         )
 
-    def _curvature(self, x: Vector, responses: Vector, scale: float) -> Floats:
+    def _curvature(self, x: Vector, responses: Table, scale: float) -> Floats:
         """Of each mapped unit's own share of the loss, 2 * coefficient * mean of [z z, z; z, 1], z before its map: the
         sum over its poolings."""
-        share = np.sum([self._curvature_of(place, x, responses, scale) for place in self._places], 0)
+        moments = blockwise.moments(responses)
+        share = np.sum([self._curvature_of(place, x, moments, scale) for place in self._places], 0)
         return share + scale * self._ridge_strength() * self.ridge.curvature() if self.ridge else share
 
-    def _curvature_of(self, place: NDArray[np.int64], x: Vector, responses: Vector, scale: float) -> Floats:
+    def _curvature_of(self, place: NDArray[np.int64], x: Vector, moments: Floats, scale: float) -> Floats:
         weight, bias = np.split(x.astype(float), 2)
         known = np.abs(weight) > 0.1  # else the map has all but wiped out z
         known &= place >= 0
-        mean = np.add.reduce(responses, 0, np.float64)[place] / len(responses)
-        square = np.einsum("ij,ij->j", responses, responses, dtype=float)[place] / len(responses)
+        mean, square = moments[:, place]
         weight[~known] = np.nan
-        moments = (square - 2 * bias * mean + bias**2) / weight**2, (mean - bias) / weight, np.ones_like(bias)
-        return np.where(known, 2 * scale * self.coefficient[place] * np.stack(moments), np.nan)
+        second = (square - 2 * bias * mean + bias**2) / weight**2, (mean - bias) / weight, np.ones_like(bias)
+        return np.where(known, 2 * scale * self.coefficient[place] * np.stack(second), np.nan)
 
     def _ridge_strength(self) -> float:
         return self.strength * float(self.coefficient.mean()) * len(self.runner.poolings)

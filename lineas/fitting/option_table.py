@@ -23,8 +23,8 @@ class Option:
         A sentence, for the docstring and the command line.
     check : str
         What it must be: "a name" among those that `options.NAMES` has for it, "names" (one of the poolings, or several,
-        or None), "whole" (a number of at least 1, or None), "share" (a number of at least 0, or None), "price" (as a
-        dial has it, or None), "flag"; empty where the part that uses it checks it.
+        or None), "whole" (a number of at least 1, or None), "bytes" (how many, or None), "share" (a number of at
+        least 0, or None), "price" (as a dial has it, or None), "flag"; empty where the part that uses it checks it.
     only : str
         "fit" for what only a fit through the model takes, "formula" for what only methods that compute maps from
         responses take.
@@ -91,6 +91,8 @@ OPTIONS = (
            command="Of a pipeline: an argument of its call, guidance_scale=0 for instance; several times for more."),
     Option("at", None, "str or list", "Of a pipeline: the steps that count: first, all, or their numbers.",
            command="Of a pipeline: the steps that count: first, all, or numbers such as 0,2."),
+    Option("memory", None, "str or int",
+           "Most that samples and responses may take, such as 4 GB; the rest is on disk, in TMPDIR.", "bytes", "fit"),
     Option("graphs", True, "bool", "On a GPU: replay what passes have in common as CUDA graphs, where that works.",
            "flag", "fit", command=None),
     Option("seed", 0, "int", "Of the noise of a pipeline, and for models that draw random numbers."),

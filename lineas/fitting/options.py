@@ -14,6 +14,7 @@ from ..penalties import Penalty
 from ..responses.pooling import as_poolings
 from .losses import AUTO, LOSSES, WEIGHTINGS, Loss
 from .losses import find as find_loss
+from .memory import bytes_of
 from .methods import METHODS, SCHEDULES, Formula, Method, find
 from .option_table import OPTIONS, Option
 
@@ -176,6 +177,8 @@ def _check(option: Option, value: Any) -> None:
         as_poolings(value)
     if option.check == "whole":
         whole(value, name)
+    if option.check == "bytes":
+        bytes_of(value, name)
     if option.check == "price":
         Price.of(value, name)
     if option.check == "share" and not (_is_number(value) and 0 <= value < float("inf")):
@@ -202,6 +205,11 @@ def _refuse_what_does_not_go_with(values: Mapping[str, Any]) -> None:
         if given := [name for name in changed if name not in for_formulas]:
             raise ValueError(f'{", ".join(given)}: for method="lineas" only; {method!r} fits nothing step by step')
         return
+    if "memory" in changed and values["recipe"] == "published":
+        raise ValueError(
+            f"memory goes with the fast recipe; the published one takes batch by batch, and keeps all responses; got "
+            f"{values['memory']!r:.60}"
+        )
     if "schedule" in changed:
         raise ValueError(
             'schedule goes with methods in closed form; method="lineas" fits all sites jointly; '

@@ -22,11 +22,12 @@ from ..responses.runner import Runner, blame
 from ..steering import Steering
 from .checkpoint import Checkpoint
 from .distributed import Alone
-from .fit import fitted, predicted_kl, problem_of, ridge_of
+from .fit import fitted
 from .log import Log
 from .model_loss import ModelLoss
 from .option_table import BY_NAME, DEFAULT
 from .options import Options
+from .problem import predicted_kl, problem_of, ridge_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,7 +133,7 @@ def path(
         A share of the units, such as "5%": the path ends with the first steering that moves more.
     **options
         Those of `lineas.fit` that say what is fitted: tokenizer, sites, loss_sites, units, loss, ridge, batch_size,
-        max_length, compute_dtype, pooling, component, call, at, seed, progress, callbacks.
+        max_length, compute_dtype, pooling, component, call, at, memory, seed, progress, callbacks.
 
     Returns
     -------

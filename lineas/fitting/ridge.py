@@ -16,6 +16,7 @@ from ..core.threads import thread_count
 from ..network.batch import Batch
 from ..network.calls import call, output_of
 from ..network.hooks import hooked
+from ..network.kept import sizes_of
 from ..network.sharding import refuse_slices, team_of
 from ..network.sites import Site
 from ..responses.layout import Layout
@@ -101,12 +102,12 @@ def sensitivity(
     to every unit. Source: Amari, Natural Gradient Works Efficiently in Learning, Neural Computation 10 (1998).
     """
     world = world or Alone()
-    first = world.earlier(sum(batch.size for batch in batches))
+    first = world.earlier(sum(sizes_of(batches)))
     totals = np.zeros((3, layout.units))
     most = most_at_once(batches[0])
     rows = max(1, most // bound(model, batches[0]))
-    kept: list[NDArray[np.float32]] = []
-    room, team, in_nats = ROOM // (2 * layout.units), team_of(model), True
+    room, team, in_nats = min(ROOM // (2 * layout.units), sum(sizes_of(batches))), team_of(model), True
+    kept, count = np.empty((room, 2 * layout.units), np.float32), 0  # where nothing is written there are no pages
 
     def parts() -> Iterator[tuple[int, Batch]]:
         """A few samples at a time, and the seed of the first one."""
@@ -144,11 +145,11 @@ def sensitivity(
             continue
         w, b, scales = found
         totals += torch.stack([(w * w).sum(0), (w * b).sum(0), (b * b).sum(0)]).cpu().numpy()
-        if scales is not None and room:
-            scale = scales[:room, None]
-            rows_of_both = torch.cat([w[:room], b[:room]], 1) * torch.from_numpy(scale).to(w.device)
-            kept.append(rows_of_both.float().cpu().numpy())
-            room -= len(kept[-1])
+        if scales is not None and count < room:
+            few = min(len(w), room - count)
+            rows_of_both = torch.cat([w[:few], b[:few]], 1) * torch.from_numpy(scales[:few, None]).to(w.device)
+            kept[count : count + few] = rows_of_both.float().cpu().numpy()
+            count += few
     totals = world.total(totals)
     if not np.isfinite(totals).all():
         raise NonFiniteError("expected finite gradients of the model's output, got others; pass ridge=0")
@@ -156,7 +157,7 @@ def sensitivity(
     if not mean > 0:
         return Ridge(np.ones(layout.units), np.zeros(layout.units), np.ones(layout.units))
     stretch, cross, shift = totals / mean / (1 + FLOOR)
-    by_sample = np.concatenate(kept) if kept else None
+    by_sample = kept[:count] if count else None
     return Ridge(stretch + FLOOR / (1 + FLOOR), cross, shift + FLOOR / (1 + FLOOR), by_sample, in_nats)
 
 

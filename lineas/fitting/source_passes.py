@@ -1,6 +1,7 @@
 """The source set through the steered model: responses under maps, and the way back to the maps' gradient."""
 
 from collections.abc import Sequence
+from typing import Any
 from weakref import proxy
 
 import numpy as np
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 from ..core.arrays import Vector
 from ..core.errors import NonFiniteError
 from ..core.room import Room
+from ..core.spill import Table
 from ..network.batch import Batch
+from ..network.kept import sizes_of, stays
 from ..responses.runner import Runner
 from ..responses.trip import Trip
 from .distributed import Alone
@@ -33,12 +36,13 @@ class SourcePasses:
     def __init__(
         self, runner: Runner, batches: Sequence[Batch], world: Alone | None = None, room: Room | None = None
     ):  # fmt: skip
-        self.runner, self.batches, self.world, self.room = runner, list(batches), world or Alone(), room or Room()
-        self.samples = sum(self.world.of_parts(sum(batch.size for batch in batches)))
+        self.runner, self.batches, self.world, self.room = runner, batches, world or Alone(), room or Room()
+        self.sizes = sizes_of(batches)
+        self.samples = sum(self.world.of_parts(sum(self.sizes)))
         self.has_several = self.world.most(len(batches)) > 1
         weights = (weight.dtype for weight in runner.model.parameters())
         self.may_overflow = torch.float16 in (runner.compute_dtype, *weights)
-        self.trips = [Trip(runner, batch) for batch in batches]
+        self.trips = _Trips(runner, batches)
         self._last: SourcePass | None = None
 
     def minibatch(self, k: int) -> "SourcePasses":
@@ -53,13 +57,28 @@ class SourcePasses:
         return self._last
 
 
+class _Trips(Sequence[Trip]):
+    """One for each batch: made once, unless the batch is read anew whenever it is asked for."""
+
+    def __init__(self, runner: Runner, batches: Sequence[Batch]):
+        self.runner, self.batches = runner, batches
+        lasting = [k for k in range(len(batches)) if len(batches) == 1 or stays(batches, k)]
+        self.made = {k: Trip(runner, batches[k]) for k in lasting}
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, k: Any) -> Any:
+        return self.made[k] if k in self.made else Trip(self.runner, self.batches[k])
+
+
 class SourcePass:
     """The sources' responses under maps.
 
     Attributes
     ----------
     responses : (n, N) float32
-        Of all processes' sources.
+        Of all processes' sources; perhaps in a file.
     own : slice
         Which of them are this process's.
     """
@@ -68,10 +87,11 @@ class SourcePass:
         self.passes, self._at = proxy(passes), x.copy()  # no cycle: a GPU's memory shall be free when a fit ends
         self.responses, self.own = passes.world.gather(self._collect, x)
 
-    def _collect(self) -> Vector:
+    def _collect(self) -> Table:
         trips = self.passes.trips
         if not self.passes.has_several:
-            return trips[0].there(self._at, returns=True)
+            found = trips[0].there(self._at, returns=True)
+            return self.passes.runner.stacked(self.passes.batches, [found]) if self.passes.runner.spill else found
         found = self.passes.world.each(lambda trip: trip.there(self._at, returns=False), trips)
         return self.passes.runner.stacked(self.passes.batches, found)
 
@@ -79,21 +99,22 @@ class SourcePass:
         """Whether it was run at x, and nothing has been taken back through it yet."""
         return (self.passes.has_several or self.passes.trips[0].can_return) and np.array_equal(self._at, x)
 
-    def pull_back(self, slopes: NDArray[np.float32], unit: np.float32) -> Vector:
+    def pull_back(self, slopes: Table, unit: np.float32) -> Vector:
         """This process's part of the gradient for the maps (2 N,), from the loss's slope for each response (n, N).
 
         `unit` is about the size of the slopes: those of 1e-7 would be lost in half precision.
         """
-        total, own, responses = np.zeros(len(self._at), np.float32), slopes[self.own], self.responses[self.own]
-        ends = np.cumsum([trip.batch.size for trip in self.passes.trips])
+        total, sizes = np.zeros(len(self._at), np.float32), self.passes.sizes
+        ends = self.own.start + np.cumsum(sizes)
 
         def of_trip(trip: Trip, end: int) -> Vector:
             rows = slice(end - trip.batch.size, end)
             if self.passes.has_several or not trip.can_return:
                 trip.there(self._at, returns=True)
-            return self._of_batch(trip, own[rows], unit, responses[rows])
+            return self._of_batch(trip, slopes[rows], unit, self.responses[rows])
 
-        for gradient in self.passes.world.each(lambda one: of_trip(*one), [*zip(self.passes.trips, ends, strict=True)]):
+        each = zip(self.passes.trips, ends, strict=True)
+        for gradient in self.passes.world.each(lambda one: of_trip(*one), each):
             total += gradient
         return total
 

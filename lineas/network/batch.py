@@ -95,7 +95,7 @@ class Batch:
                 return Shared(value.value.detach().to(device))
             return value.detach().to(device) if isinstance(value, Tensor) else value
 
-        return self._changed(move)
+        return self.changed(move)
 
     def cast(self, precision: torch.dtype | None) -> "Batch":
         """With floats of double precision, which NumPy makes unasked, in the precision given if any."""
@@ -104,9 +104,11 @@ class Batch:
             double = isinstance(value, Tensor) and value.dtype == torch.float64
             return value.to(precision) if double and precision is not None else value
 
-        return self._changed(change)
+        return self.changed(change)
 
-    def _changed(self, change: Callable[[Any], Any]) -> "Batch":
+    def changed(self, change: Callable[[Any], Any]) -> "Batch":
+        """With every tensor, `Shared` one or other leaf passed through a function; of what is `Listed`, each item."""
+
         def each(value):
             return Listed(tuple(map(change, value.items))) if isinstance(value, Listed) else change(value)
 

@@ -1,7 +1,9 @@
 """Whatever the user has, as batches of tensors with a mask."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
+from functools import cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,22 +12,33 @@ from torch import Tensor, nn
 
 from ..core.checks import whole
 from .batch import TOKENWISE, Batch
+from .kept import Kept
 from .limits import most_tokens, vocabulary
 from .links import arguments_of
 from .texts import as_texts, check_columns, check_fields, find_tokenizer, padded, refuse_too_long, token_rows
 
-__all__ = ["as_batches"]
+__all__ = ["as_batches", "is_stream"]
 
 
 TOKENS = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
 LARGEST_IN_MASK = 2  # Longformer's sign for a token that all others see
 
 
+def is_stream(inputs: Any) -> bool:
+    """Whether its samples can only be asked for one after another, and nobody knows how many there are: a generator,
+    an iterator, an IterableDataset."""
+    if isinstance(inputs, torch.utils.data.IterableDataset):  # which may have a length
+        return True
+    return isinstance(inputs, Iterable) and not isinstance(inputs, (Sized, Mapping, Tensor, str, bytes))
+
+
 def as_batches(
     inputs: Any, name: str, model: nn.Module, tokenizer: Any = None, batch_size: int | None = None,
-    max_length: int | None = None, least: int = 2,
-) -> list[Batch]:  # fmt: skip
-    """Turn strings, chats, tensors, dicts of tensors, a Dataset or a DataLoader into batches, where their tensors are.
+    max_length: int | None = None, least: int = 2, into: Kept | None = None,
+    seen: Callable[[int], None] | None = None,
+) -> Sequence[Batch]:  # fmt: skip
+    """Turn strings, chats, tensors, dicts of tensors, a Dataset, a DataLoader or a stream of samples into batches,
+    where their tensors are.
 
     Parameters
     ----------
@@ -33,9 +46,13 @@ def as_batches(
     name : str
         What to call these inputs in messages: "src" or "tgt".
     batch_size : int, optional
-        Samples of a batch; all in one if not given. A DataLoader keeps its own batches.
+        Samples of a batch; all in one if not given. A DataLoader keeps its own batches, a stream must have it.
     least : int
         How many samples there must be.
+    into : Kept, optional
+        Where batches go as they come; memory if not given.
+    seen : function, optional
+        Called after each batch with how many samples it has.
 
     Raises
     ------
@@ -45,25 +62,28 @@ def as_batches(
     for option, value in (("batch_size", batch_size), ("max_length", max_length)):
         if value is not None:
             whole(value, option)
-    raw = _raw_batches(inputs, name, model, tokenizer, batch_size, max_length)
-    precision = _precision_of(model)
-    batches = [replace(_with_decoder(batch, model, name).cast(precision), number=k) for k, batch in enumerate(raw)]
-    count = sum(batch.size for batch in batches)
-    if count < least:
-        why = "; one sample has no distribution" * (least > 1)
-        raise ValueError(f"{name}: expected at least {least} sample{'s' * (least > 1)}, got {count}{why}")
-    most, known = most_tokens(model), vocabulary(model)
-    for batch in batches:
+    tokenizer_of = cache(lambda: find_tokenizer(model, name, tokenizer))
+    raw = _raw_batches(inputs, name, model, tokenizer_of, batch_size, max_length)
+    precision, most, known = _precision_of(model), most_tokens(model), vocabulary(model)
+    batches, is_new = Kept() if into is None else into, not isinstance(inputs, (Tensor, Mapping))
+    for number, batch in enumerate(raw):
+        batch = replace(_with_decoder(batch, model, name).cast(precision), number=number)
         _check_mask(batch, name, "")
         _check_mask(batch, name, "decoder_")
         _check_tokens(batch, name, type(model).__name__, most, known)
-    return batches
+        batches.append(batch, is_new)
+        if seen:
+            seen(batch.size)
+    if (count := sum(batches.sizes)) < least:
+        why = "; one sample has no distribution" * (least > 1)
+        raise ValueError(f"{name}: expected at least {least} sample{'s' * (least > 1)}, got {count}{why}")
+    return batches if into is not None else [*batches]
 
 
-def _raw_batches(inputs, name, model, tokenizer, batch_size, max_length) -> Iterator[Batch]:
+def _raw_batches(inputs, name, model, tokenizer_of, batch_size, max_length) -> Iterator[Batch]:
     texts = as_texts(inputs, name)
     if texts is not None:
-        yield from _text_batches(texts, name, model, tokenizer, batch_size, max_length)
+        yield from _text_batches(texts, name, model, tokenizer_of, batch_size, max_length)
     elif isinstance(inputs, (Tensor, Mapping)):
         if isinstance(inputs, Mapping):
             check_columns(inputs, name, model)
@@ -74,26 +94,53 @@ def _raw_batches(inputs, name, model, tokenizer, batch_size, max_length) -> Iter
         for item in inputs:
             texts = as_texts(item, name)
             if texts is not None:
-                yield from _text_batches(texts, name, model, tokenizer, None, max_length)
+                yield from _text_batches(texts, name, model, tokenizer_of, None, max_length)
             else:
                 check_fields(item, name, model)
                 yield _tensor_batch(item, name, model)
+    elif is_stream(inputs):
+        yield from _stream_batches(inputs, name, model, tokenizer_of, batch_size, max_length)
     elif hasattr(inputs, "__getitem__") and isinstance(inputs, Sized):
         if len(inputs) == 0:
             return
-        if isinstance(inputs, (list, tuple)) and _is_row_of_numbers(inputs[0]):
-            raise TypeError(
-                f"{name}: expected a tensor, got a list of lists; pass torch.tensor({name}), or of tokens, where texts "
-                "differ in length, a dict of padded input_ids and attention_mask"
-            )
+        if isinstance(inputs, (list, tuple)):
+            _refuse_row_of_numbers(inputs[0], name)
         rows: Any = list(inputs) if hasattr(inputs, "iloc") else inputs  # type: ignore[call-overload]  # by position
         loader = torch.utils.data.DataLoader(rows, batch_size=batch_size or len(rows))
-        yield from _raw_batches(loader, name, model, tokenizer, batch_size, max_length)
+        yield from _raw_batches(loader, name, model, tokenizer_of, batch_size, max_length)
     else:
         advice = f"; make it a list({name})" * isinstance(inputs, Iterable)
         raise TypeError(
-            f"{name}: expected strings, chats, a tensor, a dict of tensors, a Dataset or a DataLoader; "
-            f"got {type(inputs).__name__}{advice}"
+            f"{name}: expected strings, chats, a tensor, a dict of tensors, a Dataset, a DataLoader or a stream of "
+            f"samples; got {type(inputs).__name__}{advice}"
+        )
+
+
+def _stream_batches(inputs, name, model, tokenizer_of, batch_size, max_length) -> Iterator[Batch]:
+    """No more than a batch of samples is held; each is asked for once."""
+    if batch_size is None:
+        raise ValueError(
+            f"{name}: expected batch_size with a stream of samples, which may be longer than a batch can be; got "
+            f"{type(inputs).__name__} without; pass one, or make it a list({name})"
+        )
+    samples, first = iter(inputs), 0
+    while some := [*islice(samples, batch_size)]:
+        texts = as_texts(some, name)
+        if texts is not None:
+            yield from _text_batches(texts, name, model, tokenizer_of, None, max_length, first)
+        else:
+            _refuse_row_of_numbers(some[0], name)
+            item = torch.utils.data.default_collate(some)
+            check_fields(item, name, model, "()")
+            yield _tensor_batch(item, name, model)
+        first += len(some)
+
+
+def _refuse_row_of_numbers(item: Any, name: str) -> None:
+    if _is_row_of_numbers(item):
+        raise TypeError(
+            f"{name}: expected a tensor, got a list of lists; pass torch.tensor({name}), or of tokens, where texts "
+            "differ in length, a dict of padded input_ids and attention_mask"
         )
 
 
@@ -206,10 +253,11 @@ def _with_decoder(batch: Batch, model: Any, name: str) -> Batch:
     return replace(batch, kwargs={**given, "decoder_input_ids": torch.full((batch.size, 1), start, device="cpu")})
 
 
-def _text_batches(texts, name, model, tokenizer, batch_size, max_length) -> Iterator[Batch]:
-    tokenizer = find_tokenizer(model, name, tokenizer)
-    rows = token_rows(texts, name, tokenizer, max_length)
-    refuse_too_long(texts, rows, name, model)
-    for start in range(0, len(rows), batch_size or len(rows)):
-        some = rows[start : start + (batch_size or len(rows))]
-        yield Batch((), padded(some, tokenizer), len(some))
+def _text_batches(texts, name, model, tokenizer_of, batch_size, max_length, first=0) -> Iterator[Batch]:
+    """Tokens of one batch at a time; `first`: the number of the first text."""
+    tokenizer, step = tokenizer_of(), batch_size or len(texts)
+    for start in range(0, len(texts), step):
+        some = texts[start : start + step]
+        rows = token_rows(some, name, tokenizer, max_length, first + start)
+        refuse_too_long(some, rows, name, model, first + start)
+        yield Batch((), padded(rows, tokenizer), len(some))

@@ -1,10 +1,11 @@
 """What a network is given: inputs of its own, or what its pipeline makes of prompts."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from .batch import Batch
 from .data import as_batches
+from .kept import Kept
 from .pipelines import is_pipeline, network_of
 from .pipelines.capture import At, Capture
 from .pipelines.components import is_denoiser
@@ -40,19 +41,28 @@ class Inputs:
 
     def batches(
         self, sets: Mapping[str, Any], tokenizer: Any = None, batch_size: int | None = None,
-        max_length: int | None = None, least: int = 2,
-    ) -> list[list[Batch]]:  # fmt: skip
-        """Of each set by its name in messages. Errors are those of `as_batches`, or of `Capture`."""
+        max_length: int | None = None, least: int = 2, keep: Callable[[], Kept] = Kept,
+        seen: Callable[[str, int], None] | None = None,
+    ) -> list[Kept]:  # fmt: skip
+        """Of each set by its name in messages. Errors are those of `as_batches`, or of `Capture`.
+
+        `keep` makes what a set's batches go into as they come. `seen`, if given, is called after each batch with the
+        set's name and how many samples it has.
+        """
+        found = [keep() for _ in sets]
         if self.capture is None:
-            return [
-                as_batches(inputs, name, self.network, tokenizer, batch_size, max_length, least)
-                for name, inputs in sets.items()
-            ]
+            for (name, inputs), kept in zip(sets.items(), found, strict=True):
+                told = None if seen is None else partial(seen, name)
+                as_batches(inputs, name, self.network, tokenizer, batch_size, max_length, least, kept, told)
+            return found
         if given := [k for k, v in (("tokenizer", tokenizer), ("max_length", max_length)) if v is not None]:
             raise ValueError(f"{', '.join(given)}: not for a pipeline, which has its own; see call=")
         columns = {name: self.capture.columns(inputs, name) for name, inputs in sets.items()}
         self.capture.learn(*columns.values())
-        return [self.capture.batches(rows, name, batch_size, least) for name, rows in columns.items()]
+        for (name, rows), kept in zip(columns.items(), found, strict=True):
+            for batch in self.capture.batches(rows, name, batch_size, least):
+                kept.append(batch)
+        return found
 
     def facts(self) -> dict[str, Any]:
         """What `info` keeps of the pipeline; empty without one."""

@@ -72,14 +72,17 @@ def check_columns(inputs: Mapping, name: str, model: nn.Module | None) -> None:
             )
 
 
-def check_fields(batch: Any, name: str, model: nn.Module | None) -> None:
-    """Refuse a dataset's rows with texts in them that the model does not take as they are."""
+def check_fields(batch: Any, name: str, model: nn.Module | None, brackets: str = "[]") -> None:
+    """Refuse a dataset's rows with texts in them that the model does not take as they are.
+
+    `brackets`: of what makes texts of them; round ones where they shall not be listed.
+    """
     if not isinstance(batch, Mapping):
         return
     takes = arguments_of(model) if model is not None else ()
     fields = [key for key, value in batch.items() if isinstance(value, list) and all(map(_is_text, value))]
     if fields and fields[0] not in takes:
-        advice = f"[row[{fields[0]!r}] for row in {name}]"
+        advice = f"{brackets[0]}row[{fields[0]!r}] for row in {name}{brackets[1]}"
         raise TypeError(f"{name}: expected texts or tensors, got rows with the fields {list(batch)[:6]}; pass {advice}")
 
 
@@ -113,29 +116,34 @@ def find_tokenizer(model: nn.Module, name: str, given: Any = None) -> Any:
         raise ValueError(f"{advice} (there is none to load at {path!r})") from error
 
 
-def token_rows(texts: list, name: str, tokenizer: Any, max_length: int | None) -> list[dict[str, list[int]]]:
-    """Each text's tokens, no more than the tokenizer says that its model takes."""
+def token_rows(
+    texts: list, name: str, tokenizer: Any, max_length: int | None, first: int = 0
+) -> list[dict[str, list[int]]]:  # fmt: skip
+    """Each text's tokens, no more than the tokenizer says that its model takes; `first`: the number of the first."""
     if max_length is None:
         limit = getattr(tokenizer, "model_max_length", None)
         max_length = limit if isinstance(limit, int) and limit < 10**9 else None  # beyond that it means "not known"
     rows = []
-    for k, text in enumerate(texts):
+    for k, text in enumerate(texts, first):
         rows.append(_tokens(text, f"{name}: chat {k}", tokenizer, max_length))
-        if not len(rows[k]["input_ids"]):
+        if not len(rows[-1]["input_ids"]):
             raise ValueError(f"{name}: text {k} has no tokens: {text!r:.60}")
     return rows
 
 
-def refuse_too_long(texts: list, rows: list[dict[str, list[int]]], name: str, model: nn.Module | None) -> None:
-    """ValueError where a text has more tokens than the model has positions."""
+def refuse_too_long(
+    texts: list, rows: list[dict[str, list[int]]], name: str, model: nn.Module | None, first: int = 0
+) -> None:  # fmt: skip
+    """ValueError where a text has more tokens than the model has positions; `first`: the number of the first."""
     lengths = [len(row["input_ids"]) for row in rows]
     most = most_tokens(model)
     beyond = [k for k, length in enumerate(lengths) if most is not None and length > most]
     if beyond:
-        k, others = beyond[0], f" ({len(beyond)} texts are too long)" * (len(beyond) > 1)
+        k, so_far = beyond[0], f"first {first + len(texts)}"
+        others = f" ({len(beyond)} of the {so_far} texts are too long)" * (len(beyond) > 1)
         raise ValueError(
-            f"{name}: text {k} has {lengths[k]} tokens, and this {type(model).__name__} positions for {most}; shorten "
-            f"it, or pass max_length={most}, which cuts off the rest{others}: {texts[k]!r:.60}"
+            f"{name}: text {first + k} has {lengths[k]} tokens, and this {type(model).__name__} positions for {most}; "
+            f"shorten it, or pass max_length={most}, which cuts off the rest{others}: {texts[k]!r:.60}"
         )
 
 

@@ -40,6 +40,25 @@ def _relabellings(n: int, m: int, count: int, seed: int) -> NDArray[np.uint64]:
     return np.concatenate(labels).astype(np.uint64, copy=False)
 
 
+class Relabellings:
+    """The observed labelling of n sources and m targets and `count` drawn ones, for any of their columns: as
+    `permutation_null` has them, whose parameters these are."""
+
+    def __init__(self, n: int, m: int, count: int, seed: int = 0):
+        self.n, self.count, self.labels = n, count, _relabellings(n, m, count, seed)
+
+    def null(self, x: NDArray, y: NDArray, p: float = 2, device: torch.device | str | None = None) -> PermutationNull:
+        """Of samples (n, d) and (m, d), finite and of one precision."""
+        pooled, all_of_them = np.concatenate([x, y]), 1 + self.count
+        on_gpu = p == 2 and pooled.dtype == np.float32 and on_device.kernels_of(device)
+        if device is not None and on_gpu:
+            return PermutationNull(
+                *on_device.permutation_null(on_gpu, pooled, self.labels, self.n, all_of_them, device)
+            )
+        threads = thread_count(work=pooled.size * all_of_them)
+        return PermutationNull(*_core.permutation_null(pooled, self.labels, self.n, all_of_them, float(p), threads))
+
+
 def permutation_null(
     source: ArrayLike, target: ArrayLike, p: float = 2, *, n_permutations: int = 1000, seed: int = 0,
     device: torch.device | str | None = None,
@@ -103,10 +122,4 @@ def permutation_null(
             raise TypeError(f"{name}: expected an integer, got {type(given).__name__}")
         if given < least:
             raise ValueError(f"{name}: expected at least {least}, got {given}")
-    labels = _relabellings(len(x), len(y), int(n_permutations), int(seed))
-    pooled = np.concatenate([x, y])
-    on_gpu = p == 2 and pooled.dtype == np.float32 and on_device.kernels_of(device)
-    if device is not None and on_gpu:
-        return PermutationNull(*on_device.permutation_null(on_gpu, pooled, labels, len(x), 1 + n_permutations, device))
-    threads = thread_count(work=pooled.size * (1 + n_permutations))
-    return PermutationNull(*_core.permutation_null(pooled, labels, len(x), 1 + n_permutations, float(p), threads))
+    return Relabellings(len(x), len(y), int(n_permutations), int(seed)).null(x, y, p, device)

@@ -68,7 +68,7 @@ def responses_to(
     with seeded(seed, device), frozen(network), eager(), torch.no_grad():
         (batches,) = given.batches({name: inputs}, tokenizer, batch_size, max_length)
         refuse_others(network, name, lambda: data_digest(batches))
-        batches = [batch.to(device) for batch in batches]
+        batches = batches.on(device)
         defaults = found if sites is None else ()
         layout = probe(network, found, batches[0], defaults, feed_mlps=not given.makes_pictures)
         values = Runner(network, layout.part([]), layout, pooling, seed).collect(batches)

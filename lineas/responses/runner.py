@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import NamedTuple
+from itertools import chain
+from typing import NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -12,12 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..core import _core
+from ..core.arrays import Vector
 from ..core.errors import NonFiniteError
 from ..core.mirror import Mirrors
+from ..core.spill import OnDisk, Spill, Table
 from ..network.batch import Batch
 from ..network.blocks import PrefixRecord, checkpointed, checkpointing, neighbours, replaced
 from ..network.calls import call
 from ..network.hooks import hooked
+from ..network.kept import sizes_of
 from ..network.links import trail
 from ..network.sharding import gathering, is_sharded, is_split, tied
 from ..network.sites import Site
@@ -26,6 +30,7 @@ from .graphs import Graphs
 from .layout import Layout
 from .pooling import Part, as_poolings
 
+Rows = TypeVar("Rows", Vector, OnDisk, Table)
 Each = Callable[[Callable[[Batch], NDArray[np.float32]], Sequence[Batch]], Iterable[NDArray[np.float32]]]
 
 
@@ -101,6 +106,11 @@ class Runner:
         To which matrix products are autocast, where it is not the weights'.
     graphs : bool
         Whether a GPU may replay trips (`graphs.Graphs`).
+
+    Attributes
+    ----------
+    spill : Spill or None
+        Where responses to a whole set lie; in memory where it is None.
     """
 
     def __init__(
@@ -126,9 +136,10 @@ class Runner:
         self.savings, self.compute_dtype = savings, compute_dtype
         self.graphs, self.mirrors = Graphs(self, graphs), Mirrors(self.device)
         self._skips_prefix, self._room = savings.skips_prefix, savings.room
+        self.spill: Spill | None = None
         self._plans: WeakKeyDictionary[Batch, tuple[list[Part], Tensor | None]] = WeakKeyDictionary()
 
-    def possible_savings(self, batches: Sequence[Batch], prefix: bool = True) -> Savings:
+    def possible_savings(self, batches: Iterable[Batch], prefix: bool = True) -> Savings:
         """What this model allows to leave out, by a look with single samples; the runner itself leaves nothing out.
 
         Nothing, where weights are spread over processes: others may have samples that allow other things, and all must
@@ -141,9 +152,10 @@ class Runner:
         if any(map(is_sharded, self.model.modules())) or is_split(self.model):
             return NOTHING
         with torch.no_grad():
-            padded = next((batch for batch in batches if batch.groups()), None)
+            first = next(others := iter(batches))
+            padded = next((batch for batch in chain([first], others) if batch.groups()), None)
             cuts_padding = padded is not None and self._is_padding_idle(padded)
-            skips_prefix = prefix and self._is_prefix_constant(batches[0].rows(0, 1))
+            skips_prefix = prefix and self._is_prefix_constant(first.rows(0, 1))
         weights = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
         return Savings(cuts_padding, skips_prefix, max(weights // 16, 1 << 24))
 
@@ -288,21 +300,36 @@ class Runner:
             raise NonFiniteError(f"site {site.name!r}: expected finite responses, got {host.flat[bad]}")
         return host
 
-    def collect(self, batches: Sequence[Batch], each: Each = map) -> NDArray[np.float32]:
+    def collect(self, batches: Sequence[Batch], each: Each = map) -> Vector:
         """Responses of the unsteered model to all batches, one after another: (n, N) on the host.
 
         `each` runs the passes, where others have a say in that.
         """
+        rows = np.empty((sum(sizes_of(batches)), self.compared.units), np.float32)
         with torch.no_grad():
-            return self.stacked(batches, each(lambda batch: self.gather(self.run(batch)), batches))
+            return _filled(rows, sizes_of(batches), each(self._unsteered, batches))
 
-    def stacked(self, batches: Sequence[Batch], parts: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    def collect_table(self, batches: Sequence[Batch], each: Each = map) -> Table:
+        """The same, where `spill` has them."""
+        with torch.no_grad():
+            return self.stacked(batches, each(self._unsteered, batches))
+
+    def _unsteered(self, batch: Batch) -> Vector:
+        return self.gather(self.run(batch))
+
+    def stacked(self, batches: Sequence[Batch], parts: Iterable[Vector]) -> Table:
         """Responses to one batch after the other, (n, N), each made when the one before is in its place."""
-        # One buffer from the start: small arrays kept from pass to pass would lie in the gaps between passes, and the
-        # next pass, finding none that is large enough any more, would take new memory every time.
-        rows = np.empty((sum(batch.size for batch in batches), self.compared.units), np.float32)
-        start = 0
-        for batch, part in zip(batches, parts, strict=True):  # to the end of the parts: some passes may be for others
-            rows[start : start + batch.size] = part
-            start += batch.size
-        return rows
+        sizes = sizes_of(batches)
+        shape = sum(sizes), self.compared.units
+        return _filled(self.spill.table(*shape) if self.spill else np.empty(shape, np.float32), sizes, parts)
+
+
+def _filled(rows: Rows, sizes: Sequence[int], parts: Iterable[Vector]) -> Rows:
+    """Each part in its place, made when the one before is there."""
+    # One buffer from the start: small arrays kept from pass to pass would lie in the gaps between passes, and the next
+    # pass, finding none that is large enough any more, would take new memory every time.
+    start = 0
+    for size, part in zip(sizes, parts, strict=True):  # to the end of the parts: some passes may be for others
+        rows[start : start + size] = part
+        start += size
+    return rows

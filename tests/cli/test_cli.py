@@ -238,7 +238,7 @@ def test_every_option_of_fit_reaches_the_library_under_its_own_name(there, monke
     told = {"sites": "a", "loss_sites": "b", "method": "linear_act", "schedule": "at_once", "recipe": "fast",
             "loss": "excess", "loss_weights": "standardised", "ridge": 0.5,
             "steps": 4, "max_evaluations": 5, "batch_size": 6, "max_length": 7, "compute_dtype": "bfloat16",
-            "pooling": "last", "position": "all", "seed": 8, "budget": "+5%",
+            "pooling": "last", "position": "all", "memory": "4GB", "seed": 8, "budget": "+5%",
             "component": "vae", "at": "all", "checkpoint_dir": "run", "resume_from": "run"}  # fmt: skip
     monkeypatch.setattr("lineas_cli.fitting.load_pipeline", lambda *args, **options: None)
     flags = " --within-range --pipeline --call a=1 --call b=text --gate auto --neutral to.txt"

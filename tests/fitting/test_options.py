@@ -41,6 +41,7 @@ def test_the_docstring_says_of_each_what_the_table_says_in_at_most_sixty_lines()
 def test_what_the_table_calls_wrong_is_refused_by_fit(option):
     wrong = {
         "a name": "no such name", "whole": 0, "share": -1.0, "flag": "no", "names": "no such name", "price": "cheap",
+        "bytes": "much",
     }[option.check]  # fmt: skip
     with pytest.raises((TypeError, ValueError), match=f"^{option.name}: expected .* got {wrong!r}"):
         lineas.fit(Mlp(), *SIDES, **{"sites": "first", "progress": False, option.name: wrong})
@@ -89,7 +90,7 @@ def test_what_goes_with_the_other_way_of_finding_maps_only_is_refused():
              "loss_weights": "standardised",
              "penalty": lineas.penalties.L1(1.0), "optimizer": "sgd", "learning_rate": 0.1, "steps": 3,
              "max_evaluations": 3, "callbacks": [print], "checkpoint_dir": "x", "resume_from": "x",
-             "loss_sites": "second", "graphs": False}  # fmt: skip
+             "loss_sites": "second", "memory": "4 GB", "graphs": False}  # fmt: skip
     assert set(other) == {option.name for option in OPTIONS if option.only}
     for name, value in other.items():
         method = "lineas" if BY_NAME[name].only == "formula" else "mean_act"

@@ -117,7 +117,7 @@ MASKED = torch.tensor([[1, 1], [0, 0]])
         ([b"one", b"two"], TypeError, "src: expected strings, got b'one' at position 0"),
         ([["one", "two"], ["three"]], TypeError, r"src: expected strings, got \['one', 'two'\] at position 0"),
         (np.array([["one"], ["two"]]), TypeError, "src: expected strings, got array.* at position 0"),
-        ((text for text in TEXTS), TypeError, r"got generator; make it a list\(src\)"),
+        ((text for text in TEXTS), ValueError, r"batch_size .* got generator without; .* make it a list\(src\)"),
         (set(TEXTS), TypeError, r"got set; make it a list\(src\)"),
         (dict(enumerate(TEXTS)), TypeError, r"got a dict of them; pass list\(src.values\(\)\)"),
         ({"text": TEXTS, "label": [0, 1, 1]}, TypeError, r"got a dict of \['text', 'label'\]; pass src\['text'\]"),

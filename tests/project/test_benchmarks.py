@@ -41,6 +41,17 @@ def run(monkeypatch, capsys):
     os.environ.update(environment)
 
 
+@pytest.mark.slow
+def test_the_benchmark_of_streams_runs_with_a_bound_and_without(tmp_path):
+    """In a process of its own, which starts others."""
+    how = ["--samples", "600", "--processes", "1", "--memory", "11 MB", "1 TB", "--json", tmp_path / "rows.jsonl"]
+    subprocess.run([sys.executable, SCRIPT.with_name("streams.py"), *how], check=True, capture_output=True)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["memory"] for row in rows] == ["11 MB", "1 TB"]
+    assert rows[0]["loss"] == rows[1]["loss"]
+    assert all(peak > 0 for row in rows for peak in row["peak"])
+
+
 def test_every_group_of_cases_runs_and_its_figures_are_written_and_drawn(run, tmp_path):
     groups = "loss,sort,sliced,null,closed,rank,affine,updates,quadratic,steps"
     told = run(

@@ -183,7 +183,7 @@ def test_the_fast_recipe_takes_anybodys_penalty():
     np.testing.assert_allclose(theirs[0], ours[0], atol=1e-3)
     assert (theirs[0] == identity()).any()
     assert theirs[2].kept[-1] == pytest.approx(ours[2].kept[-1], rel=1e-6)
-    assert [at for at, _ in theirs[2].entries[:4]] == pytest.approx([at for at, _ in ours[2].entries[:4]], rel=1e-5)
+    assert [at for at, _ in theirs[2].entries[:4]] == pytest.approx([at for at, _ in ours[2].entries[:4]], rel=1e-4)
 
 
 def test_so_does_the_published_recipe():

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "lns_gram.h"
 #include "lns_piece.h"
 
 enum { PASSES = 12, NORMS = 40, SWEEPS = 30, MOST_WIDTH = 2 * LNS_MOST_ROWS };
@@ -68,15 +69,15 @@ LNS_CLONES static double sweep(double *restrict bias, const double *restrict pul
         double weight = within(w, (double)low[j] - 1, (double)high[j] - 1);
         double b = shrunk(pull[units + j] - wb * weight, by_bias) * inverse[LNS_PIECE + j];
         double kept = within(b, (double)low[units + j], (double)high[units + j]);
-        int free = (w == weight) & (w != 0) & (b == kept) & (b != 0);
-        double step = (kept - was) * (free ? inverse[2 * LNS_PIECE + j] : 1);
+        int is_free = (w == weight) & (w != 0) & (b == kept) & (b != 0);
+        double step = (kept - was) * (is_free ? inverse[2 * LNS_PIECE + j] : 1);
         bias[j] = was + step;
         moved += fabs(step) > SETTLED * fabs(was) ? 1.0 : 0.0;
     }
     return moved;
 }
 
-/* Of a group. outside: entries whose box has no 0, which keep the group from vanishing. */
+/* Of a group. outside: entries whose box has no 0, which keep the group from vanishing; curvature: on the average. */
 typedef struct {
     double square[2], push[2], outside[2], curvature[2], slope[3];
 } measures;
@@ -209,117 +210,12 @@ static void pull_piece(const search *s, const double *factors, piece at)
     }
 }
 
-/* With J = L L' unit by unit, W = L'[U, u's weights, u's biases] makes U'J U and the rest of W'W in one go. */
-enum { CHUNK = 256, ROUND = 4 };
-
-static size_t gram_width(size_t rows) { return (2 * rows + 2 + ROUND - 1) / ROUND * ROUND; }
-
-/* (4, CHUNK) each: what becomes of a move's and of a change's weight and bias in the two entries of W. */
-LNS_CLONES static void root_of_slopes(double *restrict by_move, double *restrict by_change, const double *restrict slopes,
-                                      const double *restrict blocks, size_t units, size_t width)
-{
-    const double *both = blocks + units, *bias = blocks + 2 * units;
-    for (size_t j = 0; j < width; j++) {
-        double square = slopes[j], root = sqrt(square), across = square > 0 ? slopes[LNS_PIECE + j] / root : 0;
-        double rest = slopes[2 * LNS_PIECE + j] - across * across, last = sqrt(rest > 0 ? rest : 0);
-        by_change[j] = root;
-        by_change[CHUNK + j] = across;
-        by_change[2 * CHUNK + j] = 0;
-        by_change[3 * CHUNK + j] = last;
-        by_move[j] = root * blocks[j] + across * both[j];
-        by_move[CHUNK + j] = root * both[j] + across * bias[j];
-        by_move[2 * CHUNK + j] = last * both[j];
-        by_move[3 * CHUNK + j] = last * bias[j];
-    }
-}
-
-LNS_CLONES static void take_root(double *restrict out, const double *restrict by, const float *restrict row, size_t units,
-                                 size_t width)
-{
-    for (size_t j = 0; j < width; j++) {
-        double w = (double)row[j], b = (double)row[units + j];
-        out[j] = by[j] * w + by[CHUNK + j] * b;
-        out[CHUNK + j] = by[2 * CHUNK + j] * w + by[3 * CHUNK + j] * b;
-    }
-}
-
-/* gram += W W' on and above the diagonal (and a little below), W: (count, 2 * CHUNK), count a multiple of ROUND. */
-LNS_CLONES static void square_up(double *restrict gram, const double *restrict tall, size_t count, size_t length)
-{
-    for (size_t j = 0; j < count; j += 4) {
-        const double *a = tall + j * 2 * CHUNK, *b = a + 2 * CHUNK, *c = b + 2 * CHUNK, *d = c + 2 * CHUNK;
-        for (size_t i = 0; i < j + 4; i += 2) {
-            const double *x = tall + i * 2 * CHUNK, *y = x + 2 * CHUNK;
-            double xa = 0, xb = 0, xc = 0, xd = 0, ya = 0, yb = 0, yc = 0, yd = 0;
-            LNS_SIMD_SUM(xa, xb, xc, xd, ya, yb, yc, yd)
-            for (size_t l = 0; l < length; l++) {
-                xa += x[l] * a[l];
-                xb += x[l] * b[l];
-                xc += x[l] * c[l];
-                xd += x[l] * d[l];
-                ya += y[l] * a[l];
-                yb += y[l] * b[l];
-                yc += y[l] * c[l];
-                yd += y[l] * d[l];
-            }
-            double *above = gram + i * count + j, *below = above + count;
-            above[0] += xa;
-            above[1] += xb;
-            above[2] += xc;
-            above[3] += xd;
-            below[0] += ya;
-            below[1] += yb;
-            below[2] += yc;
-            below[3] += yd;
-        }
-    }
-}
-
-static int is_any(const double *p, size_t width)
-{
-    for (size_t j = 0; j < width; j++)
-        if (p[j] != 0) return 1;
-    return 0;
-}
-
-/* gram: W'W of the piece is added, (gram_width, gram_width). tall: scratch of gram_width * 2 * CHUNK doubles, of which
- * rows past the last are 0. Where all weights of a chunk stay as they are, as a sparse penalty has it, they cost nothing. */
-static void inner_products(double *gram, double *tall, const double *u, const double *slopes, const lns_quadratic *q,
-                           piece at)
-{
-    double by_move[4 * CHUNK], by_change[4 * CHUNK];
-    size_t rows = q->rows, count = gram_width(rows);
-    for (size_t first = 0; first < at.count; first += CHUNK) {
-        size_t width = at.count - first < CHUNK ? at.count - first : CHUNK, entry = at.at + first;
-        int has_weights = is_any(slopes + first, width);
-        if (!has_weights && !is_any(slopes + 2 * LNS_PIECE + first, width)) continue;
-        root_of_slopes(by_move, by_change, slopes + first, q->blocks + entry, q->units, width);
-        for (size_t k = 0; k < 2 * rows; k++) {
-            const float *row = (k < rows ? q->moves + k * 2 * q->units : q->changes + (k - rows) * 2 * q->units) + entry;
-            take_root(tall + k * 2 * CHUNK, k < rows ? by_move : by_change, row, q->units, width);
-        }
-        double *weights = tall + 4 * rows * CHUNK, *biases = weights + 2 * CHUNK;
-        for (size_t j = 0; j < width; j++) {
-            double w = u[first + j], b = u[LNS_PIECE + first + j];
-            weights[j] = by_change[j] * w;
-            weights[CHUNK + j] = 0;
-            biases[j] = by_change[CHUNK + j] * b;
-            biases[CHUNK + j] = by_change[3 * CHUNK + j] * b;
-        }
-        if (has_weights && width == CHUNK) square_up(gram, tall, count, 2 * CHUNK);
-        else {
-            if (has_weights) square_up(gram, tall, count, width);
-            square_up(gram, tall + CHUNK, count, width);
-        }
-    }
-}
-
 /* What a norm that moves with its group adds to J: with P the units' own slopes, C = diag(pressure / |u|^3) and V = (u's
  * weights, u's biases), (P^-1 - V C V')^-1 = P + P V (C^-1 - V'P V)^-1 V'P. */
 static void add_norms(double *gram, const measures *m, const double *norms, const double *pressure, size_t rows)
 {
     double c[2];
-    size_t width = gram_width(rows);
+    size_t width = lns_gram_width(rows);
     for (int k = 0; k < 2; k++)
         c[k] = norms[k] > 0 && m->square[k] > 0 ? pressure[k] / (m->square[k] * sqrt(m->square[k])) : 0;
     double ww = 1 - c[0] * m->slope[0], wb = -m->slope[1], bb = 1 - c[1] * m->slope[2];
@@ -339,48 +235,49 @@ static void add_norms(double *gram, const measures *m, const double *norms, cons
 
 static size_t part_size(size_t rows, int has_gram)
 {
-    return 2 + 2 * rows + (has_gram ? gram_width(rows) * gram_width(rows) : 0);
+    return 2 + 2 * rows + (has_gram ? lns_gram_width(rows) * lns_gram_width(rows) : 0);
 }
 
 /* part: [the move's square in the metric of the blocks; whether it failed; U'm; gram, unless it is not asked for] */
-static void pass_group(double *part, double *tall, const search *s, const double *factors, int has_gram, size_t group)
+static void pass_group(double *part, float *tall, const search *s, const double *factors, int has_gram, size_t group)
 {
     const lns_quadratic *q = s->q;
     const lns_penalty *penalty = s->penalty;
     double u[2 * LNS_PIECE], slopes[3 * LNS_PIECE], move[2 * LNS_PIECE], met[2 * LNS_PIECE], pressure[2];
-    double *norms = s->norms + 2 * group, *gram = part + 2 + 2 * q->rows, sums[MOST_WIDTH];
+    double *norms = s->norms + 2 * group, *gram = part + 2 + 2 * q->rows, sums[MOST_WIDTH], ridge = penalty->weights.ridge;
     size_t first = (size_t)penalty->ends[group], end = (size_t)penalty->ends[group + 1];
     size_t count = (size_t)(penalty->offsets[group + 1] - penalty->offsets[group]);
     measures m, none = {{0, 0}, {0, 0}, {0, 0}, {0, 0}, {0, 0, 0}};
     memset(part, 0, part_size(q->rows, has_gram) * sizeof *part);
     pressures(pressure, penalty, count);
+    int is_settled = !(pressure[0] > 0 || pressure[1] > 0);
     for (size_t k = first; k < end; k++) {
         piece at = piece_of(q, (ptrdiff_t)k);
         pull_piece(s, factors, at);
-        for (size_t j = at.at; j < at.at + at.count; j++) {
-            none.curvature[0] += (1 + q->damping) * q->blocks[j] / (double)count;
-            none.curvature[1] += (1 + q->damping) * q->blocks[2 * q->units + j] / (double)count;
+        for (size_t j = at.at; j < at.at + at.count && !is_settled; j++) {
+            none.curvature[0] += q->blocks[j];
+            none.curvature[1] += q->blocks[2 * q->units + j];
         }
     }
-    int is_settled = !(pressure[0] > 0 || pressure[1] > 0);
+    for (int k = 0; k < 2 && !is_settled; k++) none.curvature[k] *= (1 + q->damping) / (double)count;
     for (int k = 0; k < NORMS && !is_settled; k++) {
         m = none;
         for (size_t i = first; i < end; i++)
-            settle_units(u, slopes, &m, s, stiffness_of(norms, pressure, penalty->weights.ridge), 1, piece_of(q, (ptrdiff_t)i));
+            settle_units(u, slopes, &m, s, stiffness_of(norms, pressure, ridge), 1, piece_of(q, (ptrdiff_t)i));
         is_settled = step_norms(norms, &m, pressure) <= ENOUGH;
     }
     part[1] = is_settled ? 0 : 1;
     m = none;
     for (size_t k = first; k < end; k++) {
         piece at = piece_of(q, (ptrdiff_t)k);
-        settle_units(u, slopes, &m, s, stiffness_of(norms, pressure, penalty->weights.ridge), SWEEPS, at);
+        settle_units(u, slopes, &m, s, stiffness_of(norms, pressure, ridge), SWEEPS, at);
         for (size_t j = 0; j < at.count; j++) s->out[at.at + j] = (float)(1 + u[j]);
         difference(move, s->out + at.at, q->x + at.at, q->units, at.count);
         times_blocks(met, q->blocks + at.at, move, q->units, at.count);
         part[0] += (1 + q->damping) * dot_both(met, move, at.count);
         products(sums, move, q, at);
         for (size_t i = 0; i < 2 * q->rows; i++) part[2 + i] += sums[i];
-        if (has_gram) inner_products(gram, tall, u, slopes, q, at);
+        if (has_gram) lns_gram_add(gram, tall, u, slopes, q, at.at, at.count);
     }
     if (has_gram) add_norms(gram, &m, norms, pressure, q->rows);
 }
@@ -390,7 +287,7 @@ static void pass_group(double *part, double *tall, const search *s, const double
 /* lines = 1 + G M for the upper triangle G in gram, which becomes whole. */
 static void make_lines(double *lines, double *gram, const lns_quadratic *q)
 {
-    size_t width = 2 * q->rows, stride = gram_width(q->rows);
+    size_t width = 2 * q->rows, stride = lns_gram_width(q->rows);
     for (size_t i = 0; i < width; i++)
         for (size_t j = 0; j < i; j++) gram[i * stride + j] = gram[j * stride + i];
     for (size_t i = 0; i < width; i++)
@@ -426,7 +323,10 @@ static void substitute(double *p, const double *lines, const size_t *pivots, siz
         p[pivots[k]] = swapped;
     }
     for (size_t k = 0; k < width; k++) p[k] -= dot(lines + k * width, p, k);
-    for (size_t k = width; k-- > 0;) p[k] = (p[k] - dot(lines + k * width + k + 1, p + k + 1, width - k - 1)) / lines[k * width + k];
+    for (size_t k = width; k-- > 0;) {
+        const double *line = lines + k * width;
+        p[k] = (p[k] - dot(line + k + 1, p + k + 1, width - k - 1)) / line[k];
+    }
 }
 
 /* Where the norms begin, and out: at x. */
@@ -449,29 +349,29 @@ static void begin(const search *s)
 
 size_t lns_solve_scratch(size_t rows, size_t groups, int threads)
 {
-    size_t stride = gram_width(rows);
-    return 2 * groups + part_size(rows, 1) * (groups + 1) + stride * stride + 4 * rows * rows
-           + (size_t)threads * stride * 2 * CHUNK;
+    return 2 * groups + part_size(rows, 1) * (groups + 1) + lns_gram_width(rows) * lns_gram_width(rows) + 4 * rows * rows
+           + (size_t)threads * lns_gram_room(rows) / 2;       /* these are floats */
 }
 
 int lns_quadratic_solve(float *out, double *products, const lns_quadratic *q, const lns_penalty *penalty,
                         const float *low, const float *high, double *room, double *scratch)
 {
-    size_t width = 2 * q->rows, stride = gram_width(q->rows), groups = penalty->groups, pivots[MOST_WIDTH];
+    size_t width = 2 * q->rows, stride = lns_gram_width(q->rows), groups = penalty->groups, pivots[MOST_WIDTH];
     double *total = scratch + 2 * groups, *gram = total + part_size(q->rows, 1), *lines = gram + stride * stride;
-    double *talls = lines + width * width, *parts = talls + (size_t)q->threads * stride * 2 * CHUNK;
+    double *parts = lines + width * width, *floats = parts + part_size(q->rows, 1) * groups;
     double guess[MOST_WIDTH], factors[MOST_WIDTH], step[MOST_WIDTH], turn[MOST_WIDTH], before = 0;
     int has_gram = width > 0, any = 0;
+    float *talls = (float *)floats;
     const search s = {q, penalty, low, high, out, room, scratch};
     begin(&s);
     memset(guess, 0, width * sizeof *guess);
-    memset(talls, 0, (size_t)q->threads * stride * 2 * CHUNK * sizeof *talls);
+    memset(talls, 0, (size_t)q->threads * lns_gram_room(q->rows) * sizeof *talls);
     for (int k = 0; k < PASSES; k++) {
         size_t used = part_size(q->rows, has_gram);
         ptrdiff_t g;
         LNS_PARALLEL_FOR(q->threads)
         for (g = 0; g < (ptrdiff_t)groups; g++)
-            pass_group(parts + (size_t)g * used, talls + (size_t)lns_thread() * stride * 2 * CHUNK, &s,
+            pass_group(parts + (size_t)g * used, talls + (size_t)lns_thread() * lns_gram_room(q->rows), &s,
                        any ? factors : NULL, has_gram, (size_t)g);
         add_up(total, parts, used, groups);
         if (!(total[1] <= 0)) return 0;                       /* a norm did not settle */
@@ -487,7 +387,7 @@ int lns_quadratic_solve(float *out, double *products, const lns_quadratic *q, co
         corrected(turn, q, step);
         double square = 0;
         for (size_t i = 0; i < width; i++) square += turn[i] * dot(gram + i * stride, turn, width);
-        if (square <= TOLERANCE * TOLERANCE * total[0]) return 1;
+        if (fabs(square) <= TOLERANCE * TOLERANCE * total[0]) return 1;
         double error = sqrt(square / total[0]);
         if (!isfinite(error)) return 0;
         has_gram = error > NEAR || (!has_gram && error > 0.3 * before);

@@ -301,7 +301,6 @@ class Quadratic:
                 break
         return point
 
-
     def solve(self, l1, group, ridge):
         """Where this plus a sparse group lasso is least in the box; l1 and group: of weights and of biases, by site.
 

@@ -87,11 +87,16 @@ class Quadratic:
                 return there, value
         if _runs_in_c(penalty) and (found := self._solve(penalty, held)):
             return found
+        return self.minimise_by_steps(penalty)
+
+    def minimise_by_steps(self, penalty: Penalty) -> tuple[Vector, float]:
+        """The same by proximal steps alone: for any penalty, and slower."""
+        held = penalty_at(penalty, self.x, self.sizes)
         _core.quadratic_steps(self.steps, self.scratch, self.direction, *self._model)
         for _ in range(SHORTER):
             pace = np.zeros(2 + 4 * self.rows)
             pace[0] = 1.0  # speed
-            run = self._minimise_in_c(penalty, pace) if _runs_in_c(penalty) else self._minimise_by_steps(penalty, pace)
+            run = self._all_in_c(penalty, pace) if _runs_in_c(penalty) else self._one_by_one(penalty, pace)
             value = _core.quadratic_value(run, pace, *self._model)
             if self._is_no_worse(run, value, penalty, held):
                 return run, value
@@ -110,14 +115,14 @@ class Quadratic:
         value = _core.quadratic_value(there, pace, *self._model)
         return (there, value) if self._is_no_worse(there, value, penalty, held) else None
 
-    def _minimise_in_c(self, penalty: SparseGroupLasso, pace: Floats) -> Vector:
+    def _all_in_c(self, penalty: SparseGroupLasso, pace: Floats) -> Vector:
         last = _core.quadratic_minimise(
             self.points, self.ahead, self.slope, pace, self.low, self.high, self.steps,
             *penalty.in_c(self.x, self.sizes), *self._model,
         )  # fmt: skip
         return self.points[last].copy()
 
-    def _minimise_by_steps(self, penalty: Penalty, pace: Floats) -> Vector:
+    def _one_by_one(self, penalty: Penalty, pace: Floats) -> Vector:
         point = before = self.x
         for k in range(_core.INNER_STEPS):
             _core.quadratic_ahead(self.ahead, self.slope, point, before, pace, *self._model)

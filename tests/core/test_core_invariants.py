@@ -165,7 +165,8 @@ def variants(kernel: str) -> list[dict]:
             "quadratic_value": [{"pace": None}],
             "quadratic_minimise": [{"order": None}, {"group": 0.0, "group_bias": 0.0},
                                    {"order": None, "group_offsets": arguments(kernel, True)["offsets"]}],
-            "quadratic_solve": [{"group": 0.0, "group_bias": 0.0}, {"order": arguments("quadratic_minimise", True)["order"]}],
+            "quadratic_solve": [{"group": 0.0, "group_bias": 0.0},
+                                {"order": np.arange(arguments(kernel, True)["offsets"][-1])[::-1].copy()}],
         }.get(kernel, []))]  # fmt: skip
     if kernel.startswith("wasserstein"):
         return [{**change, "p": p} for p in (1.0, 1.5, 2.0) for change in ({}, uniform)]

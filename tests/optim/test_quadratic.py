@@ -144,13 +144,50 @@ class Copy:
 @pytest.mark.parametrize("name", [name for name, penalty in penalties(1).items() if not penalty.is_ridge])
 def test_somebody_elses_penalty_takes_the_same_steps_one_by_one(name, threads, monkeypatch):
     monkeypatch.setattr("lineas.optim.quadratic.thread_count", lambda *_: threads)
-    monkeypatch.setattr(_core, "quadratic_solve", lambda *_: False)
     sizes = (5, 700, 31)
     penalty, model = penalties(sum(sizes))[name], made(sizes, facts(sizes, 6))
-    there, value = model.minimise(penalty)
+    there, value = model.minimise_by_steps(penalty)
     other = Copy(penalty)
     assert_same_bits(model.minimise(other), (there, value))
     assert 1 < other.calls <= _core.INNER_STEPS
+
+
+@pytest.mark.parametrize("name", ["l1", "group", "all", "unit"])
+def test_newtons_method_promises_no_less_than_proximal_steps(name):
+    """Under penalties from next to nothing to one that leaves nothing, whole groups and single units."""
+    sizes, gains = (5, 700, 31), []
+    for strength in (0.01, 1.0, 100.0):
+        penalty = penalties(round(sum(sizes) / strength))[name]
+        for far in (False, True):
+            model = made(sizes, facts(sizes, 9, far))
+            held = penalty.value(*np.split(model.x, 2), sizes)
+            promises = []
+            for there, value in (model.minimise(penalty), model.minimise_by_steps(penalty)):
+                promises.append(held - value - penalty.value(*np.split(there, 2), sizes))
+            assert promises[0] >= (1 - 1e-4) * promises[1]
+            gains.append(promises[0] - promises[1])
+    assert max(gains) > 0
+
+
+def test_where_newtons_method_does_not_settle_proximal_steps_take_over(monkeypatch):
+    sizes = (5, 64, 31)
+    penalty, model = penalties(sum(sizes))["group"], made(sizes, facts(sizes, 6))
+    monkeypatch.setattr(_core, "quadratic_solve", lambda *_: False)
+    assert_same_bits(model.minimise(penalty), model.minimise_by_steps(penalty))
+
+
+def test_newtons_method_is_for_groups_that_are_sites_or_units():
+    sizes = (5, 64, 31)
+    model = made(sizes, facts(sizes, 6))
+    settled = {
+        name: _core.quadratic_solve(
+            np.empty_like(model.x), np.zeros(26), model.scratch, model.low, model.high,
+            *penalty.in_c(model.x, sizes), *model._model,
+        )
+        for name, penalty in penalties(sum(sizes)).items()
+    }  # fmt: skip
+    assert not settled.pop("labels")
+    assert all(settled.values())
 
 
 def test_a_subclass_with_its_own_proximal_step_is_asked_for_it():

@@ -316,9 +316,8 @@ class Quadratic:
         point, ahead, speed = here, here, 1.0
         for _ in range(5000):
             pulled = np.split(ahead - steps * (self.slope + self.product(ahead - here)), ends)
-            new = np.concatenate(
-                [boxed_prox(v, t, a, b, *of, ridge) for v, a, b, t, of in zip(pulled, *each, by, strict=True)]
-            )
+            parts = zip(pulled, *each, by, strict=True)
+            new = np.concatenate([boxed_prox(v, t, a, b, one, two, ridge) for v, a, b, t, (one, two) in parts])
             change = new - point
             if ((ahead - new) / steps) @ change > 0:
                 speed = 1.0

@@ -2,6 +2,7 @@
 #include "py_checks.h"
 
 #include "lns_quadratic.h"
+#include "lns_solve.h"
 
 /* The arrays of a call, for require_apart: first those that are written. */
 enum { MOST = 24 };
@@ -297,8 +298,9 @@ static int require_strengths(const lns_penalty *by)
     return -1;
 }
 
-/* Which units a step must see together: those of a piece where no norm of a group is needed, of a site, or all. */
-static int open_penalty(penalty_t *p, const model_t *m)
+/* Which units a step must see together: those of a piece where no norm of a group is needed, of a site, or all.
+ * by_site: those of a site even where sites are too few to be shared among threads. */
+static int open_penalty(penalty_t *p, const model_t *m, int by_site)
 {
     lns_penalty *by = &p->by;
     if (require_ends(p->offsets, "group_offsets", m->q.units) < 0 || require_strengths(by) < 0) return -1;
@@ -317,7 +319,7 @@ static int open_penalty(penalty_t *p, const model_t *m)
     if (is_separable) {
         by->offsets = m->starts;
         by->groups = m->q.pieces;
-    } else if (by->groups < 2 * (size_t)m->q.threads) return 0;             /* sites too few to be shared */
+    } else if (!by_site && by->groups < 2 * (size_t)m->q.threads) return 0;
     if (!(p->ends = scratch_bytes(by->groups + 1, sizeof *p->ends, 1))) return -1;
     for (size_t k = 0, piece = 0; k <= by->groups; k++) {
         while (m->starts[piece] < by->offsets[k]) piece++;
@@ -351,7 +353,7 @@ static PyObject *py_quadratic_minimise(PyObject *Py_UNUSED(self), PyObject *args
         || take_model(&all, &m, 0, threads) < 0) goto done;
     all.arrays[all.count] = p.offsets;
     all.names[all.count++] = "group_offsets";
-    if (open_model(&all, &m) < 0 || open_penalty(&p, &m) < 0) goto done;
+    if (open_model(&all, &m) < 0 || open_penalty(&p, &m, 0) < 0) goto done;
     if (make_room(&m, m.q.pieces * (2 * m.q.rows + 3) + 6 * p.by.groups) < 0) goto done;
     Py_BEGIN_ALLOW_THREADS
     last = lns_quadratic_minimise(FLOATS((PyArrayObject *)points), FLOATS((PyArrayObject *)ahead),
@@ -360,6 +362,46 @@ static PyObject *py_quadratic_minimise(PyObject *Py_UNUSED(self), PyObject *args
                                   FLOATS((PyArrayObject *)steps), m.scratch);
     Py_END_ALLOW_THREADS
     result = PyLong_FromSize_t(last);
+done:
+    PyMem_Free(p.ends);
+    PyMem_Free(p.rows);
+    release(&m);
+    return result;
+}
+
+/* ---- the whole minimum ---- */
+
+static PyObject *py_quadratic_solve(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    model_t m = {0};
+    penalty_t p = {0};
+    arrays_t all = {0};
+    lns_strengths *weights = &p.by.weights, *biases = &p.by.biases;
+    PyObject *out, *pace, *room, *low, *high, *result = NULL;
+    int threads, is_least = 0;
+    if (!PyArg_ParseTuple(args, "OOOOOOOddddd" MODEL ":quadratic_solve", &out, &pace, &room, &low, &high, &p.offsets,
+                          &p.order, &weights->l1, &weights->group, &biases->l1, &biases->group, &weights->ridge,
+                          MODEL_ADDRESSES(m, threads))) goto done;
+    biases->ridge = weights->ridge;
+    if (require_sizes(&m) < 0 || take_floats(&all, &m, out, "out", 1) < 0
+        || take(&all, pace, "pace", NPY_FLOAT64, 0, 2 + 4 * (npy_intp)m.q.rows, 1) < 0
+        || take(&all, room, "room", NPY_FLOAT64, 0, m.entries, 1) < 0
+        || take_floats(&all, &m, low, "low", 0) < 0 || take_floats(&all, &m, high, "high", 0) < 0
+        || require(p.offsets, "group_offsets", NPY_INT64, 1) < 0
+        || (p.order != Py_None && take(&all, p.order, "order", NPY_INT64, 0, (npy_intp)m.q.units, 0) < 0)
+        || take_model(&all, &m, 0, threads) < 0) goto done;
+    all.arrays[all.count] = p.offsets;
+    all.names[all.count++] = "group_offsets";
+    if (open_model(&all, &m) < 0 || open_penalty(&p, &m, 1) < 0) goto done;
+    if (p.by.ends) {
+        if (make_room(&m, lns_solve_scratch(m.q.rows, p.by.groups, m.q.threads)) < 0) goto done;
+        Py_BEGIN_ALLOW_THREADS
+        is_least = lns_quadratic_solve(FLOATS((PyArrayObject *)out), DOUBLES((PyArrayObject *)pace) + 2, &m.q, &p.by,
+                                       FLOATS((PyArrayObject *)low), FLOATS((PyArrayObject *)high),
+                                       DOUBLES((PyArrayObject *)room), m.scratch);
+        Py_END_ALLOW_THREADS
+    }
+    result = PyBool_FromLong(is_least);
 done:
     PyMem_Free(p.ends);
     PyMem_Free(p.rows);
@@ -383,5 +425,8 @@ PyMethodDef quadratic_methods[] = {
     {"quadratic_minimise", py_quadratic_minimise, METH_VARARGS,
      "quadratic_minimise(points, ahead, slope, pace, low, high, steps, group_offsets, order, l1, group, l1_bias,"
      " group_bias, ridge" MODEL_DOC ": the first four in place -> which of the points is the last"},
+    {"quadratic_solve", py_quadratic_solve, METH_VARARGS,
+     "quadratic_solve(out, pace, room, low, high, group_offsets, order, l1, group, l1_bias, group_bias, ridge" MODEL_DOC
+     ": the first three in place -> is out the minimum? Never for groups across sites"},
     {NULL, NULL, 0, NULL},
 };

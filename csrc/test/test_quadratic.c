@@ -1,5 +1,6 @@
 #include "check.h"
 #include "lns_quadratic.h"
+#include "lns_solve.h"
 
 enum { UNITS = 1100, COUNT = 2 * UNITS, SITES = 4, ROWS = 6 };    /* a site past a piece, an empty one, one of a unit */
 
@@ -98,16 +99,38 @@ static int meets_the_last_change(const problem *t)
     return is_close((value_at(t, ahead) + value_at(t, behind)) / 2, met / 2, 1e-4);
 }
 
+/* At which piece each site begins. */
+static int64_t *pieces_of_sites(const problem *t)
+{
+    int64_t *ends = NEW(int64_t, SITES + 1);
+    for (size_t s = 0, piece = 0; s <= SITES; s++) {
+        while (t->starts[piece] < t->offsets[s]) piece++;
+        ends[s] = (int64_t)piece;
+    }
+    return ends;
+}
+
+/* By Newton's method; true if it settled, and knows the products of its move. */
+static int solve(problem *t, lns_strengths by, float *out)
+{
+    size_t rows = t->q.rows, pieces = t->q.pieces;
+    int64_t *ends = pieces_of_sites(t);
+    lns_penalty penalty = {t->offsets, NULL, ends, by, by, SITES, 700, NULL};
+    double *room = scratch(lns_solve_scratch(rows, SITES, t->q.threads)), *pace = scratch(2 * rows);
+    double *parts = scratch((2 * rows + 2) * pieces);
+    int settled = lns_quadratic_solve(out, pace, &t->q, &penalty, t->low, t->high, t->p, room);
+    double value = lns_quadratic_value(&t->q, out, pace, parts);
+    settled &= is_close(value, lns_quadratic_value(&t->q, out, NULL, parts), 1e-12);
+    free(ends); free(room); free(pace); free(parts);
+    return settled;
+}
+
 static void minimise(problem *t, lns_strengths by, const int64_t *order, int by_site, float *out)
 {
     size_t rows = t->q.rows, pieces = t->q.pieces;
     double *parts = scratch((2 * rows + 3) * pieces + 6 * SITES), *sums = scratch((2 * rows + 1) * pieces);
     float *lines = order ? NEW(float, 4 * 700 * (size_t)t->q.threads) : NULL;
-    int64_t *ends = by_site ? NEW(int64_t, SITES + 1) : NULL;
-    for (size_t s = 0, piece = 0; by_site && s <= SITES; s++) {
-        while (t->starts[piece] < t->offsets[s]) piece++;
-        ends[s] = (int64_t)piece;
-    }
+    int64_t *ends = by_site ? pieces_of_sites(t) : NULL;
     lns_penalty penalty = {t->offsets, order, ends, by, by, SITES, 700, lines};
     memset(t->pace, 0, (2 + 4 * rows) * sizeof *t->pace);
     t->pace[0] = 1;
@@ -148,7 +171,7 @@ static void test_model(size_t rows)
 {
     problem t = make(rows, 1);
     float *out = NEW(float, COUNT), *again = NEW(float, COUNT);
-    int least = 1, same = 1;
+    int least = 1, same = 1, solved = 1;
     if (rows) check(meets_the_last_change(&t), "lns_quadratic_value: B meets the last change");
     double *room = scratch(lns_newton_scratch(rows, t.q.pieces));
     lns_quadratic_newton(out, &t.q, 0, room);
@@ -175,7 +198,16 @@ static void test_model(size_t rows)
         same &= !memcmp(out, again, COUNT * sizeof *out);
         minimise(&t, by, order, 0, again);                    /* in stages, with the groups gathered */
         same &= !memcmp(out, again, COUNT * sizeof *out);
+        t.q.threads = 1;
+        solved &= solve(&t, by, again) && is_least(&t, again, by);
+        double lower = value_at(&t, again) + penalty_of(&t, again, by);
+        double value = value_at(&t, out) + penalty_of(&t, out, by);
+        solved &= lower < value + 1e-5 * fabs(value);
+        t.q.threads = THREADS;
+        solve(&t, by, out);
+        same &= !memcmp(out, again, COUNT * sizeof *out);
     }
+    check(solved, "lns_quadratic_solve: no better point nearby in the box, nor where proximal steps end");
     check(least, "lns_quadratic_minimise: no better point nearby in the box");
     check(same, "lns_quadratic: threads, sites and stages");
     free(out); free(again); free(order);

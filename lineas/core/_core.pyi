@@ -89,3 +89,9 @@ def quadratic_minimise(
     x: F32, gradient: F32, blocks: F64, correction: F64 | None, moves: F32 | None,
     changes: F32 | None, offsets: I64, damping: float, threads: int, /
 ) -> int: ...  # fmt: skip
+def quadratic_solve(
+    out: F32, pace: F64, room: F64, low: F32, high: F32, group_offsets: I64,
+    order: I64 | None, l1: float, group: float, l1_bias: float, group_bias: float, ridge: float,
+    x: F32, gradient: F32, blocks: F64, correction: F64 | None, moves: F32 | None,
+    changes: F32 | None, offsets: I64, damping: float, threads: int, /
+) -> bool: ...  # fmt: skip

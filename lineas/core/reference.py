@@ -228,6 +228,7 @@ class Quadratic:
 
     def __init__(self, x, loss, gradient, curvature, moves, changes, damping, sizes):
         self.x, self.slope, self.damping, self.vectors, self.signs = x, gradient.astype(float), damping, [], []
+        self.sizes = sizes
         moves, changes = moves.astype(float), changes.astype(float)
         weight, both, bias = curvature
         self.blocks = np.stack([1.3 * np.maximum(weight, 1e-3 * weight.mean()), both, 1.3 * bias])
@@ -299,6 +300,51 @@ class Quadratic:
             if change / steps @ change <= 3e-4**2 * ((new - x) / steps @ (new - x)):
                 break
         return point
+
+    def solve(self, l1, group, ridge):
+        """Where this plus a sparse group lasso is least in the box; l1 and group: of weights and of biases, by site.
+
+        Thousands of accelerated proximal steps that restart, each with the box inside the proximal step, as a penalty
+        without an end: C solves the same equations by Newton's method.
+        """
+        center = np.repeat([1.0, 0.0], len(self.x) // 2)
+        low, high, here = self.low - center, self.high - center, self.x - center
+        ends = np.cumsum(self.sizes * 2)[:-1]
+        steps = self.step_sizes().astype(float)
+        each = [np.split(a, ends) for a in (low, high, steps)]
+        by = [(l1[k], group[k] * math.sqrt(size)) for k in (0, 1) for size in self.sizes]
+        point, ahead, speed = here, here, 1.0
+        for _ in range(5000):
+            pulled = np.split(ahead - steps * (self.slope + self.product(ahead - here)), ends)
+            parts = zip(pulled, *each, by, strict=True)
+            new = np.concatenate([boxed_prox(v, t, a, b, one, two, ridge) for v, a, b, t, (one, two) in parts])
+            change = new - point
+            if ((ahead - new) / steps) @ change > 0:
+                speed = 1.0
+            faster = (1 + math.sqrt(1 + 4 * speed**2)) / 2
+            ahead, point, speed = new + (speed - 1) / faster * change, new, faster
+            if np.abs(change).max() <= 1e-10 * np.abs(new - here).max():
+                break
+        return (point + center).astype(np.float32)
+
+
+def boxed_prox(v, step, low, high, l1, pressure, ridge):
+    """argmin of l1 |u|_1 + pressure |u|_2 + ridge |u|_2^2 + sum of (u - v)^2 / (2 step), low <= u <= high: by bisection
+    for the norm, which is that of u(norm) at one point only."""
+    left = np.sign(v) * np.maximum(np.abs(v) - step * l1, 0)
+
+    def at(norm):
+        return np.clip(left * norm / (norm * (1 + 2 * ridge * step) + pressure * step), low, high)
+
+    if not pressure or not len(v):
+        return np.clip(left / (1 + 2 * ridge * step), low, high)
+    if np.linalg.norm(left / step) <= pressure and (low <= 0).all() and (high >= 0).all():
+        return np.zeros_like(v)
+    least, most = 0.0, np.linalg.norm(np.maximum(np.abs(left), np.maximum(np.abs(low), np.abs(high)))) + 1e-300
+    for _ in range(60):
+        middle = (least + most) / 2
+        least, most = (middle, most) if np.linalg.norm(at(middle)) > middle else (least, middle)
+    return at(most)
 
 
 def block_product(blocks, p):

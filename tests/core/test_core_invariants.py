@@ -19,7 +19,7 @@ IN_PLACE = {
     "unit_loss": ("cost", "gradient"), "ridge": ("gradient",), "scale_columns": ("slopes",),
     "quadratic_make": ("low", "high", "blocks", "correction"), "quadratic_newton": ("out",),
     "quadratic_steps": ("steps", "p"), "quadratic_ahead": ("ahead", "slope"), "quadratic_settle": ("fresh", "pace"),
-    "quadratic_minimise": ("points", "ahead", "slope", "pace"),
+    "quadratic_minimise": ("points", "ahead", "slope", "pace"), "quadratic_solve": ("out", "pace", "room"),
 }  # fmt: skip
 OPTIONAL = {
     "wasserstein": ("y_index",),
@@ -29,6 +29,7 @@ OPTIONAL = {
     "proximal_step": ("gradient", "scales", "order"),
     "quadratic_value": ("pace", "moves"),
     "quadratic_minimise": ("order", "moves"),
+    "quadratic_solve": ("order", "moves"),
 } | {f"quadratic_{stage}": ("moves",) for stage in ("make", "newton", "steps", "ahead", "settle")}
 
 
@@ -123,6 +124,9 @@ def arguments(kernel: str, big: bool = False, sizes: tuple | None = None) -> dic
         "quadratic_settle": lambda: {**like_x("fresh"), **pace, **like_x("point", "before"), **box, **model},
         "quadratic_minimise": lambda: {"points": reals(3, count), **like_x("ahead", "slope"), **pace, **box, **ends,
                                        **{name: x for name, x in strengths.items() if name != "threads"}, **model},
+        "quadratic_solve": lambda: {**like_x("out"), **pace, "room": rng.normal(size=count), "low": box["low"],
+                                    "high": box["high"], "group_offsets": groups["offsets"], "order": None,
+                                    **{name: x for name, x in strengths.items() if name != "threads"}, **model},
         "cosine": lambda: {"rate": 0.1, "floor": 0.01, "at": 2, "total": 5},
     }[kernel]()  # fmt: skip
 
@@ -161,6 +165,8 @@ def variants(kernel: str) -> list[dict]:
             "quadratic_value": [{"pace": None}],
             "quadratic_minimise": [{"order": None}, {"group": 0.0, "group_bias": 0.0},
                                    {"order": None, "group_offsets": arguments(kernel, True)["offsets"]}],
+            "quadratic_solve": [{"group": 0.0, "group_bias": 0.0},
+                                {"order": np.arange(arguments(kernel, True)["offsets"][-1])[::-1].copy()}],
         }.get(kernel, []))]  # fmt: skip
     if kernel.startswith("wasserstein"):
         return [{**change, "p": p} for p in (1.0, 1.5, 2.0) for change in ({}, uniform)]

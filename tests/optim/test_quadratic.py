@@ -101,6 +101,12 @@ def test_conjugate_gradients_on_coefficients_are_those_on_vectors(sizes, rows, r
     np.testing.assert_allclose(there, x + move, rtol=2e-7, atol=1e-6 * np.abs(move).max())
 
 
+def solved(right: reference.Quadratic, penalty: SparseGroupLasso):
+    """The twin's minimum for groups that are sites, or units."""
+    l1, group, l1_bias, group_bias, ridge = penalty._strengths
+    return right.solve((l1, l1_bias), (group, group_bias), ridge)
+
+
 @pytest.mark.parametrize("far", [False, True], ids=["near", "box"])
 @pytest.mark.parametrize("rows", [0, 5, MEMORY])
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
@@ -110,10 +116,10 @@ def test_the_minimum_is_the_twins_for_every_penalty(sizes, rows, far):
     clipped = 0
     for name, penalty in penalties(sum(sizes)).items():
         there, value = model.minimise(penalty)
-        expected = right.minimise(prox_of(penalty, sizes))
+        expected = right.minimise(prox_of(penalty, sizes)) if name == "labels" else solved(right, penalty)
         clipped += bool(((there <= model.low) | (there >= model.high)).any())
         span = np.abs(expected - known["x"]).max()
-        tolerance = 0.01 if penalty.is_ridge else 1e-4  # a closed form, against steps that end a little before it
+        tolerance = {"none": 0.01, "ridge": 0.01, "labels": 1e-4}.get(name, 1e-3)  # both end a little before it
         np.testing.assert_allclose(there, expected, atol=tolerance * span, rtol=0, err_msg=name)
         assert value == pytest.approx(right.value(there), rel=1e-7)
         assert ((there >= model.low) & (there <= model.high)).all()
@@ -140,10 +146,48 @@ def test_somebody_elses_penalty_takes_the_same_steps_one_by_one(name, threads, m
     monkeypatch.setattr("lineas.optim.quadratic.thread_count", lambda *_: threads)
     sizes = (5, 700, 31)
     penalty, model = penalties(sum(sizes))[name], made(sizes, facts(sizes, 6))
-    there, value = model.minimise(penalty)
+    there, value = model.minimise_by_steps(penalty)
     other = Copy(penalty)
     assert_same_bits(model.minimise(other), (there, value))
     assert 1 < other.calls <= _core.INNER_STEPS
+
+
+@pytest.mark.parametrize("name", ["l1", "group", "all", "unit"])
+def test_newtons_method_promises_no_less_than_proximal_steps(name):
+    """Under penalties from next to nothing to one that leaves nothing, whole groups and single units."""
+    sizes, gains = (5, 700, 31), []
+    for strength in (0.01, 1.0, 100.0):
+        penalty = penalties(round(sum(sizes) / strength))[name]
+        for far in (False, True):
+            model = made(sizes, facts(sizes, 9, far))
+            held = penalty.value(*np.split(model.x, 2), sizes)
+            promises = []
+            for there, value in (model.minimise(penalty), model.minimise_by_steps(penalty)):
+                promises.append(held - value - penalty.value(*np.split(there, 2), sizes))
+            assert promises[0] >= (1 - 1e-4) * promises[1]
+            gains.append(promises[0] - promises[1])
+    assert max(gains) > 0
+
+
+def test_where_newtons_method_does_not_settle_proximal_steps_take_over(monkeypatch):
+    sizes = (5, 64, 31)
+    penalty, model = penalties(sum(sizes))["group"], made(sizes, facts(sizes, 6))
+    monkeypatch.setattr(_core, "quadratic_solve", lambda *_: False)
+    assert_same_bits(model.minimise(penalty), model.minimise_by_steps(penalty))
+
+
+def test_newtons_method_is_for_groups_that_are_sites_or_units():
+    sizes = (5, 64, 31)
+    model = made(sizes, facts(sizes, 6))
+    settled = {
+        name: _core.quadratic_solve(
+            np.empty_like(model.x), np.zeros(26), model.scratch, model.low, model.high,
+            *penalty.in_c(model.x, sizes), *model._model,
+        )
+        for name, penalty in penalties(sum(sizes)).items()
+    }  # fmt: skip
+    assert not settled.pop("labels")
+    assert all(settled.values())
 
 
 def test_a_subclass_with_its_own_proximal_step_is_asked_for_it():

@@ -3,6 +3,7 @@
 LINEAS_WERROR=1    warnings are errors (development and CI; a user's newer compiler may know newer warnings)
 LINEAS_SANITIZE=1  AddressSanitizer and UndefinedBehaviorSanitizer (see docs/development.md)
 LINEAS_OPENMP=0    a serial build, also made wherever the compiler has no OpenMP
+LINEAS_OPTIMIZE=1  a third of the compiler's time, for what must build but need not be fast
 """
 
 import glob
@@ -35,6 +36,8 @@ class BuildExt(build_ext):
         if os.environ.get("LINEAS_SANITIZE") == "1":
             compile_args += SANITIZE
             link_args += SANITIZE[:2]
+        if not msvc and (level := os.environ.get("LINEAS_OPTIMIZE")):
+            compile_args.append(f"-O{level}")  # the last one counts
         openmp = "/openmp" if msvc else "-fopenmp"
         if os.environ.get("LINEAS_OPENMP") != "0" and self.links(openmp):
             compile_args.append(openmp)

@@ -34,7 +34,7 @@ def moved(draw: compare_methods.Draw) -> tuple[lineas.Steering, NDArray[np.float
         ridges.append(sensitivity(*given))
         return ridges[-1]
 
-    with mock.patch.object(sys.modules["lineas.fitting.fit"], "sensitivity", watch):
+    with mock.patch.object(sys.modules["lineas.fitting.problem"], "sensitivity", watch):
         steering = draw.fit()
     u, b = (
         np.concatenate([np.asarray(part(site), float) for site in steering.sites])

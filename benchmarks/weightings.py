@@ -229,16 +229,16 @@ def halved(texts: Texts) -> list[Texts]:
 
 # what it is read from, and whether more of it is better
 RULES = {
-    "nearer to the other half, units alike": ("halves", "distance, equal", False),
+    "that brings the other half nearer, units alike": ("halves", "distance, equal", False),
     "the same, units by 1 / variance": ("halves", "distance, standardised", False),
-    "the same, mean of both": ("halves", "distance, both", False),
-    "further along the means at the last site, other half": ("halves", "probe, means", True),
+    "the same, both ways": ("halves", "distance, both", False),
+    "that brings it further at the last site, along the means": ("halves", "probe, means", True),
     "the same, along a ridge regression": ("halves", "probe, ridge", True),
-    "fits of both halves alike": ("halves", "alike", True),
+    "of which both halves' fits are more alike": ("halves", "alike", True),
     "the same, on the output": ("halves", "alike on the output", True),
-    "likelier targets in the other half, to first order": ("halves", "likelier", True),
-    "the same, of the fit's own texts": ("all", "likelier", True),
-    "less of the loss is noise": ("all", "noise", False),
+    "that makes the other half's targets likelier, to first order": ("halves", "likelier", True),
+    "that makes its own targets likelier, to first order": ("all", "likelier", True),
+    "of whose loss less is noise": ("all", "noise", False),
 }
 EFFECTS = {"contrast": "contrast", "turn": "after sources"}
 
@@ -250,44 +250,47 @@ def picks(row: Row, rule: str) -> int:
     return int(other > equal) if more else int(other < equal)
 
 
+def better(row: Row) -> int | None:
+    """Which weighting has the larger effect; None where the difference is within two errors."""
+    found = row["contrast"]
+    return None if abs(found["difference"]) <= 2 * found["error"] else int(found["difference"] > 0)
+
+
 def table(rows: Sequence[Row]) -> Iterator[str]:
-    """What both weightings are worth, by task, with standard errors over draws."""
-    yield "| task | draws | effect | equal | standardised | difference | draws on which it is above zero |"
-    yield "|---|---|---|---|---|---|---|"
-    for task in dict.fromkeys(row["task"] for row in rows):
-        mine = [row for row in rows if row["task"] == task]
-        for effect, name in EFFECTS.items():
-            cells = [_mean([row[effect]["effects"][k] for row in mine]) for k in range(2)]
-            apart = [row[effect]["difference"] for row in mine]
-            error = np.mean([row[effect]["error"] for row in mine])
-            sure = f"{sum(value > 0 for value in apart)} of {len(mine)} (error of one: {error:.3f})"
-            yield f"| {task} | {len(mine)} | {name} | {' | '.join(cells)} | {_mean(apart)} | {sure} |"
+    """What both weightings are worth on each draw, and the difference, each with its error over texts."""
+    yield "| task | draw | equal | standardised | difference | after sources: equal | standardised | difference |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for row in sorted(rows, key=lambda row: (list(TASKS).index(row["task"]), row["draw"])):
+        cells = []
+        for effect in EFFECTS:
+            found = row[effect]
+            cells += [f"{value:.3f}" for value in found["effects"]]
+            cells.append(f"{found['difference']:+.3f} ± {found['error']:.3f}")
+        yield f"| {row['task']} | {row['draw']} | {' | '.join(cells)} |"
 
 
 def rules(rows: Sequence[Row]) -> Iterator[str]:
-    """How often each takes the better one, and what it wins beside always taking `equal`, by its mean effect."""
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    yield f"| rule: take the one with | {' | '.join(f'{task}: right, won' for task in tasks)} |"
-    yield "|---|" + "---|" * len(tasks)
+    """Of the draws with a better one, on how many each rule takes it; and what it wins, on all of them, beside always
+    taking `equal`, by the mean effect of that."""
+    tasks = list(dict.fromkeys(row["task"] for row in sorted(rows, key=lambda row: list(TASKS).index(row["task"]))))
+    yield f"| take the one | {' | '.join(f'{task}: right | takes `standardised` | wins' for task in tasks)} |"
+    yield "|---|" + "---|" * (3 * len(tasks))
     fixed: dict[str, Callable[[Row], int]] = {
-        "the better one": lambda row: int(row["contrast"]["difference"] > 0),
-        "`standardised`, always": lambda row: 1,
+        "that is better": lambda row: int(row["contrast"]["difference"] > 0),
+        "called `standardised`": lambda row: 1,
     }
-    takes = fixed | {rule: partial(picks, rule=rule) for rule in RULES}
-    for name, take in takes.items():
+    for name, take in (fixed | {rule: partial(picks, rule=rule) for rule in RULES}).items():
         cells = []
         for task in tasks:
             mine = [row for row in rows if row["task"] == task]
-            right = sum(take(row) == int(row["contrast"]["difference"] > 0) for row in mine)
-            won = np.mean([row["contrast"]["effects"][take(row)] - row["contrast"]["effects"][0] for row in mine])
-            won /= np.mean([row["contrast"]["effects"][0] for row in mine])
-            cells.append(f"{right} of {len(mine)}, {won:+.0%}")
+            decided = [row for row in mine if better(row) is not None]
+            right, taken = sum(take(row) == better(row) for row in decided), sum(map(take, mine))
+            effects = [row["contrast"]["effects"] for row in mine]
+            won = sum(both[take(row)] for both, row in zip(effects, mine, strict=True)) / sum(
+                both[0] for both in effects
+            )
+            cells += [f"{right} of {len(decided)}", f"{taken} of {len(mine)}", f"{won - 1:+.1%}"]
         yield f"| {name} | {' | '.join(cells)} |"
-
-
-def _mean(values: Sequence[float]) -> str:
-    error = f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.3f}{error}"
 
 
 def main() -> None:

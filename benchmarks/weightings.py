@@ -240,7 +240,7 @@ RULES = {
     "that makes its own targets likelier, to first order": ("all", "likelier", True),
     "of whose loss less is noise": ("all", "noise", False),
 }
-EFFECTS = {"contrast": "contrast", "turn": "after sources"}
+EFFECTS = "contrast", "turn"
 
 
 def picks(row: Row, rule: str) -> int:
@@ -248,12 +248,6 @@ def picks(row: Row, rule: str) -> int:
     where, key, more = RULES[rule]
     equal, other = row[where][key]
     return int(other > equal) if more else int(other < equal)
-
-
-def better(row: Row) -> int | None:
-    """Which weighting has the larger effect; None where the difference is within two errors."""
-    found = row["contrast"]
-    return None if abs(found["difference"]) <= 2 * found["error"] else int(found["difference"] > 0)
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
@@ -270,27 +264,31 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def rules(rows: Sequence[Row]) -> Iterator[str]:
-    """Of the draws with a better one, on how many each rule takes it; and what it wins, on all of them, beside always
-    taking `equal`, by the mean effect of that."""
-    tasks = list(dict.fromkeys(row["task"] for row in sorted(rows, key=lambda row: list(TASKS).index(row["task"]))))
-    yield f"| take the one | {' | '.join(f'{task}: right | takes `standardised` | wins' for task in tasks)} |"
-    yield "|---|" + "---|" * (3 * len(tasks))
-    fixed: dict[str, Callable[[Row], int]] = {
-        "that is better": lambda row: int(row["contrast"]["difference"] > 0),
-        "called `standardised`": lambda row: 1,
-    }
+    """By each effect, on how many draws a rule takes the weighting that has more of it, however little more; and what
+    that wins beside always taking `equal`, by the mean effect of that."""
+    tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
+    yield f"| take the one | all | {' | '.join(tasks)} |"
+    yield "|---|---|" + "---|" * len(tasks)
+    fixed: dict[str, Callable[[Row], int]] = {"called `standardised`": lambda row: 1}
     for name, take in (fixed | {rule: partial(picks, rule=rule) for rule in RULES}).items():
-        cells = []
+        every, cells = np.zeros(2, int), []
         for task in tasks:
             mine = [row for row in rows if row["task"] == task]
-            decided = [row for row in mine if better(row) is not None]
-            right, taken = sum(take(row) == better(row) for row in decided), sum(map(take, mine))
-            effects = [row["contrast"]["effects"] for row in mine]
-            won = sum(both[take(row)] for both, row in zip(effects, mine, strict=True)) / sum(
-                both[0] for both in effects
-            )
-            cells += [f"{right} of {len(decided)}", f"{taken} of {len(mine)}", f"{won - 1:+.1%}"]
-        yield f"| {name} | {' | '.join(cells)} |"
+            right = np.array([sum(take(row) == better(row, effect) for row in mine) for effect in EFFECTS])
+            won = ", ".join(f"{_won(mine, take, effect):+.0%}" for effect in EFFECTS)
+            every += right
+            cells.append(f"{right[0]}, {right[1]} of {len(mine)}; {won}")
+        yield f"| {name} | {every[0]}, {every[1]} of {len(rows)} | {' | '.join(cells)} |"
+
+
+def better(row: Row, effect: str) -> int:
+    return int(row[effect]["difference"] > 0)
+
+
+def _won(rows: Sequence[Row], take: Callable[[Row], int], effect: str) -> float:
+    effects = [(row[effect]["effects"][0], row[effect]["effects"][take(row)]) for row in rows]
+    equal, taken = np.sum(effects, 0)
+    return float(taken / equal - 1)
 
 
 def main() -> None:

@@ -302,15 +302,16 @@ def test_weightings_are_compared_at_one_price_and_rules_by_what_they_would_take(
         row | {"contrast": {"effects": [0.1, 0.1 + gain], "difference": gain, "error": 0.015}} for gain in (0.05, -0.02)
     ]
     lines = list(weightings.rules(known))
-    assert lines[2] == "| that is better | 1 of 1 | 1 of 2 | +25.0% |", "one is within two errors"
-    assert lines[3] == "| called `standardised` | 1 of 1 | 2 of 2 | +15.0% |"
+    assert lines[2].startswith("| called `standardised` | 1, ")
+    assert " of 2 | 1, " in lines[2]
+    assert " of 2; +15%, " in lines[2]
     page, rows = tmp_path / "page.md", tmp_path / "rows.jsonl"
     names = "weightings", "weightings-rules"
     page.write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in names), encoding="utf-8")
     rows.write_text("".join(json.dumps(one) + "\n" for one in known))
     monkeypatch.setattr(sys, "argv", ["weightings.py", "--json", str(rows), "--write", str(page)])
     weightings.main()
-    assert lines[3] in page.read_text()
+    assert lines[2] in page.read_text()
     assert "| toxicity | 0 | 0.100 | 0.080 | -0.020 ± 0.015 | " in page.read_text()
     capsys.readouterr()
 

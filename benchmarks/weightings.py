@@ -264,11 +264,12 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def rules(rows: Sequence[Row]) -> Iterator[str]:
-    """By each effect, on how many draws a rule takes the weighting that has more of it, however little more; and what
-    that wins beside always taking `equal`, by the mean effect of that."""
+    """By each effect, on how many draws a rule takes the weighting that has more of it, however little more; how often
+    where that is sure, of both effects; and what it wins beside always taking `equal`, by the mean effect of that."""
     tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
-    yield f"| take the one | all | {' | '.join(tasks)} |"
-    yield "|---|---|" + "---|" * len(tasks)
+    sure = [(row, effect) for row in rows for effect in EFFECTS if is_sure(row[effect])]
+    yield f"| take the one | all | where sure | {' | '.join(tasks)} |"
+    yield "|---|---|---|" + "---|" * len(tasks)
     fixed: dict[str, Callable[[Row], int]] = {"called `standardised`": lambda row: 1}
     for name, take in (fixed | {rule: partial(picks, rule=rule) for rule in RULES}).items():
         every, cells = np.zeros(2, int), []
@@ -278,7 +279,13 @@ def rules(rows: Sequence[Row]) -> Iterator[str]:
             won = ", ".join(f"{_won(mine, take, effect):+.0%}" for effect in EFFECTS)
             every += right
             cells.append(f"{right[0]}, {right[1]} of {len(mine)}; {won}")
-        yield f"| {name} | {every[0]}, {every[1]} of {len(rows)} | {' | '.join(cells)} |"
+        certain = sum(take(row) == better(row, effect) for row, effect in sure)
+        yield f"| {name} | {every[0]}, {every[1]} of {len(rows)} | {certain} of {len(sure)} | {' | '.join(cells)} |"
+
+
+def is_sure(found: Row) -> bool:
+    """Whether a difference is more than two of its errors."""
+    return abs(found["difference"]) > 2 * found["error"]
 
 
 def better(row: Row, effect: str) -> int:

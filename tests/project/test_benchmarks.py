@@ -301,10 +301,11 @@ def test_weightings_are_compared_at_one_price_and_rules_by_what_they_would_take(
     known = [
         row | {"contrast": {"effects": [0.1, 0.1 + gain], "difference": gain, "error": 0.015}} for gain in (0.05, -0.02)
     ]
+    known = [one | {"turn": one["contrast"]} for one in known]
     lines = list(weightings.rules(known))
-    assert lines[2].startswith("| called `standardised` | 1, ")
-    assert " of 2 | 1, " in lines[2]
-    assert " of 2; +15%, " in lines[2]
+    assert lines[2] == "| called `standardised` | 1, 1 of 2 | 1 of 1 | 1, 1 of 2; +15%, +15% |", (
+        "one is within two errors"
+    )
     page, rows = tmp_path / "page.md", tmp_path / "rows.jsonl"
     names = "weightings", "weightings-rules"
     page.write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in names), encoding="utf-8")

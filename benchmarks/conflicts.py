@@ -43,11 +43,11 @@ CONCEPTS = ("positive", "casual", "civil", "questions", "past")
 Sides = tuple[list[str], list[str]]
 
 
-def sides(concept: str, draw: int) -> Sides:
-    """Sources and targets, those that are fitted on first."""
+def sides(concept: str, draw: int, count: int = 96) -> Sides:
+    """Sources and targets, those that are fitted on first; of casual tone no more than there are."""
     lots = random.Random(draw)
     if concept == "positive":
-        return lineas.samples.movie_reviews(96, draw)
+        return lineas.samples.movie_reviews(count, draw)
     if concept == "casual":
         return lineas.samples.formal_and_casual(64, draw)
     if concept == "civil":
@@ -56,11 +56,11 @@ def sides(concept: str, draw: int) -> Sides:
         kinds = [[row["text"][:200] for row in rows if (row["is_toxic"] == "1") == toxic] for toxic in (True, False)]
         for kind in kinds:
             lots.shuffle(kind)
-        return kinds[0][:96], kinds[1][:96]
+        return kinds[0][:count], kinds[1][:count]
     plain = list(itertools.product(WHO, DOES, WHERE))
     lots.shuffle(plain)
-    statements = [f"{who} {does}s {where}." for who, does, where in plain[:96]]
-    others = plain[96:192]
+    statements = [f"{who} {does}s {where}." for who, does, where in plain[:count]]
+    others = plain[count : 2 * count]
     if concept == "past":
         return statements, [f"{who} {does.rstrip('e')}ed {where}." for who, does, where in others]
     return statements, [f"Does {who[0].lower()}{who[1:]} {does} {where}?" for who, does, where in others]

@@ -289,6 +289,45 @@ def test_sites_are_compared_once_and_put_into_a_page(monkeypatch, capsys, tmp_pa
     capsys.readouterr()
 
 
+def test_weightings_are_compared_at_one_price_and_rules_by_what_they_would_take(monkeypatch, capsys, tmp_path):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
+    import weightings
+
+    monkeypatch.setattr(weightings, "EVALUATIONS", 3)
+    longer = [[f"{text} as seen in the spring" for text in side] for side in (NEGATIVE, POSITIVE)]
+    texts, held = (tuple(side[part] for side in longer) for part in (slice(8), slice(8, None)))
+    bench = weightings.Bench(tiny("llama"), WordTokenizer(), ["3 4 5 6 7 8", "6 7 8 9 4"])
+    row = weightings.row(bench, "toxicity", 0, texts, held)
+    assert row["kl"] == pytest.approx([0.05, 0.05], rel=0.02)
+    for effect in weightings.EFFECTS:
+        equal, standardised = row[effect]["effects"]
+        assert row[effect]["difference"] == pytest.approx(standardised - equal)
+        assert row[effect]["error"] > 0
+    for where, key, more in weightings.RULES.values():
+        first, second = row[where][key]
+        assert first != second, f"{key}: the weightings are the same fit"
+        rule = next(name for name, known in weightings.RULES.items() if known == (where, key, more))
+        assert weightings.picks(row, rule) == ((second > first) == more)
+    known = [
+        row | {"contrast": {"effects": [0.1, 0.1 + gain], "difference": gain, "error": 0.015}} for gain in (0.05, -0.02)
+    ]
+    known = [one | {"turn": one["contrast"]} for one in known]
+    lines = list(weightings.rules(known))
+    assert lines[2] == "| called `standardised` | 1, 1 of 2 | 1 of 1 | 1, 1 of 2; +15%, +15% |", (
+        "one is within two errors"
+    )
+    page, rows = tmp_path / "page.md", tmp_path / "rows.jsonl"
+    names = "weightings", "weightings-rules"
+    page.write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in names), encoding="utf-8")
+    rows.write_text("".join(json.dumps(one) + "\n" for one in known))
+    monkeypatch.setattr(sys, "argv", ["weightings.py", "--json", str(rows), "--write", str(page)])
+    weightings.main()
+    assert lines[2] in page.read_text()
+    assert "| toxicity | 0 | 0.100 | 0.080 | -0.020 ± 0.015 | " in page.read_text()
+    capsys.readouterr()
+
+
 def test_a_table_takes_the_place_of_the_one_before_and_of_nothing_else(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import _records

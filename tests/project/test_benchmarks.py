@@ -314,8 +314,8 @@ def test_weightings_are_compared_at_one_price_and_rules_by_what_they_would_take(
     ]
     known = [one | {"turn": one["contrast"]} for one in known]
     lines = list(weightings.rules(known))
-    assert lines[2] == "| called `standardised` | 1, 1 of 2 | 1 of 1 | 1, 1 of 2; +15%, +15% |", (
-        "one is within two errors"
+    assert lines[2] == "| called `standardised` | 1, 1 of 2 | 2 of 2 | 1, 1 of 2; +15%, +15% |", (
+        "one draw is within two errors, by both effects"
     )
     page, rows = tmp_path / "page.md", tmp_path / "rows.jsonl"
     names = "weightings", "weightings-rules"

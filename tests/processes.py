@@ -51,5 +51,18 @@ def played(worker: Callable[[int, Path], None], folder: Path, count: int = 2) ->
             process.kill()
 
 
+def refused(run: Callable[[int], object]) -> Callable[[int], str]:
+    """A scene: what the error said that `run` ended in."""
+
+    def scene(rank: int) -> str:
+        try:
+            run(rank)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        raise AssertionError("expected an error")
+
+    return scene
+
+
 def told(folder: Path, name: str, rank: int):
     return json.loads((folder / f"{name}.{rank}.json").read_text())

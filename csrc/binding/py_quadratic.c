@@ -330,6 +330,29 @@ static int open_penalty(penalty_t *p, const model_t *m, int by_site)
     return 0;
 }
 
+/* What a search for the minimum takes beside the arrays that it alone writes; then the model is open. steps: or NULL. */
+static int open_search(arrays_t *all, model_t *m, penalty_t *p, PyObject *pace, PyObject *low, PyObject *high,
+                       PyObject *steps, int by_site, int threads)
+{
+    p->by.biases.ridge = p->by.weights.ridge;
+    if (take(all, pace, "pace", NPY_FLOAT64, 0, 2 + 4 * (npy_intp)m->q.rows, 1) < 0
+        || take_floats(all, m, low, "low", 0) < 0 || take_floats(all, m, high, "high", 0) < 0
+        || (steps && take_floats(all, m, steps, "steps", 0) < 0)
+        || require(p->offsets, "group_offsets", NPY_INT64, 1) < 0
+        || (p->order != Py_None && take(all, p->order, "order", NPY_INT64, 0, (npy_intp)m->q.units, 0) < 0)
+        || take_model(all, m, 0, threads) < 0) return -1;
+    all->arrays[all->count] = p->offsets;
+    all->names[all->count++] = "group_offsets";
+    return open_model(all, m) < 0 ? -1 : open_penalty(p, m, by_site);
+}
+
+static void close_search(model_t *m, penalty_t *p)
+{
+    PyMem_Free(p->ends);
+    PyMem_Free(p->rows);
+    release(m);
+}
+
 static PyObject *py_quadratic_minimise(PyObject *Py_UNUSED(self), PyObject *args)
 {
     model_t m = {0};
@@ -342,18 +365,9 @@ static PyObject *py_quadratic_minimise(PyObject *Py_UNUSED(self), PyObject *args
     if (!PyArg_ParseTuple(args, "OOOOOOOOOddddd" MODEL ":quadratic_minimise", &points, &ahead, &slope, &pace, &low, &high,
                           &steps, &p.offsets, &p.order, &weights->l1, &weights->group, &biases->l1, &biases->group,
                           &weights->ridge, MODEL_ADDRESSES(m, threads))) goto done;
-    biases->ridge = weights->ridge;
     if (require_sizes(&m) < 0 || take(&all, points, "points", NPY_FLOAT32, 3, m.entries, 1) < 0
         || take_floats(&all, &m, ahead, "ahead", 1) < 0 || take_floats(&all, &m, slope, "slope", 1) < 0
-        || take(&all, pace, "pace", NPY_FLOAT64, 0, 2 + 4 * (npy_intp)m.q.rows, 1) < 0
-        || take_floats(&all, &m, low, "low", 0) < 0 || take_floats(&all, &m, high, "high", 0) < 0
-        || take_floats(&all, &m, steps, "steps", 0) < 0
-        || require(p.offsets, "group_offsets", NPY_INT64, 1) < 0
-        || (p.order != Py_None && take(&all, p.order, "order", NPY_INT64, 0, (npy_intp)m.q.units, 0) < 0)
-        || take_model(&all, &m, 0, threads) < 0) goto done;
-    all.arrays[all.count] = p.offsets;
-    all.names[all.count++] = "group_offsets";
-    if (open_model(&all, &m) < 0 || open_penalty(&p, &m, 0) < 0) goto done;
+        || open_search(&all, &m, &p, pace, low, high, steps, 0, threads) < 0) goto done;
     if (make_room(&m, m.q.pieces * (2 * m.q.rows + 3) + 6 * p.by.groups) < 0) goto done;
     Py_BEGIN_ALLOW_THREADS
     last = lns_quadratic_minimise(FLOATS((PyArrayObject *)points), FLOATS((PyArrayObject *)ahead),
@@ -363,9 +377,7 @@ static PyObject *py_quadratic_minimise(PyObject *Py_UNUSED(self), PyObject *args
     Py_END_ALLOW_THREADS
     result = PyLong_FromSize_t(last);
 done:
-    PyMem_Free(p.ends);
-    PyMem_Free(p.rows);
-    release(&m);
+    close_search(&m, &p);
     return result;
 }
 
@@ -382,17 +394,9 @@ static PyObject *py_quadratic_solve(PyObject *Py_UNUSED(self), PyObject *args)
     if (!PyArg_ParseTuple(args, "OOOOOOOddddd" MODEL ":quadratic_solve", &out, &pace, &room, &low, &high, &p.offsets,
                           &p.order, &weights->l1, &weights->group, &biases->l1, &biases->group, &weights->ridge,
                           MODEL_ADDRESSES(m, threads))) goto done;
-    biases->ridge = weights->ridge;
     if (require_sizes(&m) < 0 || take_floats(&all, &m, out, "out", 1) < 0
-        || take(&all, pace, "pace", NPY_FLOAT64, 0, 2 + 4 * (npy_intp)m.q.rows, 1) < 0
         || take(&all, room, "room", NPY_FLOAT64, 0, m.entries, 1) < 0
-        || take_floats(&all, &m, low, "low", 0) < 0 || take_floats(&all, &m, high, "high", 0) < 0
-        || require(p.offsets, "group_offsets", NPY_INT64, 1) < 0
-        || (p.order != Py_None && take(&all, p.order, "order", NPY_INT64, 0, (npy_intp)m.q.units, 0) < 0)
-        || take_model(&all, &m, 0, threads) < 0) goto done;
-    all.arrays[all.count] = p.offsets;
-    all.names[all.count++] = "group_offsets";
-    if (open_model(&all, &m) < 0 || open_penalty(&p, &m, 1) < 0) goto done;
+        || open_search(&all, &m, &p, pace, low, high, NULL, 1, threads) < 0) goto done;
     if (p.by.ends) {
         if (make_room(&m, lns_solve_scratch(m.q.rows, p.by.groups, m.q.threads)) < 0) goto done;
         Py_BEGIN_ALLOW_THREADS
@@ -403,9 +407,7 @@ static PyObject *py_quadratic_solve(PyObject *Py_UNUSED(self), PyObject *args)
     }
     result = PyBool_FromLong(is_least);
 done:
-    PyMem_Free(p.ends);
-    PyMem_Free(p.rows);
-    release(&m);
+    close_search(&m, &p);
     return result;
 }
 

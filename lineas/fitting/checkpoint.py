@@ -222,8 +222,8 @@ class Keeper:
         self.pending, self.due = None, end + (end - start) / SHARE
 
 
-class KeptElsewhere(Keeper):
-    """Where another process keeps the checkpoints of a fit that several share."""
+class KeeperElsewhere(Keeper):
+    """In a process that leaves the checkpoints of a fit which several share to another one."""
 
     def __init__(self) -> None:
         pass

@@ -211,8 +211,8 @@ def fitted(given: Mapping[str, Any], minimise: Minimise, name: str = "") -> list
         if keeper or past:
             chosen = None if free is None else identity.digest([torch.from_numpy(free)])
             of_all = facts | {"sites": maps, "units": chosen}
-            if len(parts := world.of_parts(count_of(sources))) > 1:
-                of_all["sources of each process"] = parts
+            if len(counts) > 1:
+                of_all["sources of each process"] = [count for count, _ in counts]
             problem_facts = fingerprint(data, model_facts["weights"], options.penalty, of_all)
         if past:
             refuse_another(problem_facts, past.problem, resume_from)

@@ -10,7 +10,7 @@ from ..maps.algebra import refuse_special
 from ..maps.gate import refuse_gated
 from ..responses.layout import Layout
 from ..steering import Steering
-from .checkpoint import Checkpoint, Keeper, KeptElsewhere, locate, read
+from .checkpoint import Checkpoint, Keeper, KeeperElsewhere, locate, read
 from .distributed import Alone
 
 
@@ -31,7 +31,7 @@ def past_of(
     if len(told := {*world.share((checkpoint_dir is not None, goes_on))}) > 1:
         raise ValueError(f"checkpoint_dir, resume_from: expected paths in every process or in none, got {sorted(told)}")
     keeper, past = world.of_first(lambda: _found(resume_from if goes_on else None, checkpoint_dir))
-    return KeptElsewhere() if keeper and world.rank else keeper, past
+    return KeeperElsewhere() if keeper and world.rank else keeper, past
 
 
 def _found(

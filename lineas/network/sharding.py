@@ -42,16 +42,22 @@ def gathering(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if hasattr(module, "reshard") and is_sharded(module)]
 
 
+def gathered_weights(model: nn.Module) -> tuple[set[int], int]:
+    """The `id` of each weight that `fully_shard` spreads, and over how many dimensions of a mesh, its first ones: as
+    many as the weights have that nothing else splits."""
+    taken: list[Any] = [weight for module in gathering(model) for weight in module.parameters() if is_spread(weight)]
+    return {id(weight) for weight in taken}, min((weight.device_mesh.ndim for weight in taken), default=0)
+
+
 def teammates(model: nn.Module) -> tuple[int, ...]:
     """The processes that compute this one's passes together with it, by their ranks among all; none where each computes
     its own. Modules that tensor parallelism splits compute with parts of weights, and so perhaps parts of units.
 
-    Of a mesh of both, the first dimensions are those over which `fully_shard` spreads: as many as weights have that
-    nothing else splits. ValueError where that cannot be told. Not to be asked within a pass, when weights are gathered.
+    ValueError where `gathered_weights` cannot tell whose dimension is whose. Not to be asked within a pass, when
+    weights are gathered.
     """
-    gathered = {id(weight) for module in gathering(model) for weight in module.parameters()}
+    gathered, first = gathered_weights(model)
     spread: list[Any] = [weight for weight in model.parameters() if is_spread(weight)]
-    first = min((weight.device_mesh.ndim for weight in spread if id(weight) in gathered), default=0)
     teams: set[tuple[int, ...]] = set()
     for weight in spread:
         mesh, own = weight.device_mesh, first if id(weight) in gathered else 0

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .sharding import gathering, is_spread
+from .sharding import gathered_weights, is_spread
 from .state import loaders
 
 FOLDER = "_lineas_folder"  # of a mapping of accelerate: where weights that changed are
@@ -35,16 +35,10 @@ class Weights:
     """
 
     def __init__(self, model: nn.Module | None = None):
-        self._gathered: set[int] = set()  # parameters that `fully_shard` has
-        self._dims = 0  # of a mesh, the first ones: those over which it spreads them
+        self._gathered, self._dims = (set[int](), 0) if model is None else gathered_weights(model)
         self.hooks: dict[nn.Module, tuple[Any, str]] = {}
         if model is None:
             return
-        taken: list[Any] = [
-            weight for module in gathering(model) for weight in module.parameters() if is_spread(weight)
-        ]
-        self._gathered.update(map(id, taken))
-        self._dims = min((weight.device_mesh.ndim for weight in taken), default=0)
         for module in model.modules():
             for hook in loaders(module):
                 parts = module.named_modules() if hook.place_submodules else [("", module)]

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from conftest import NEGATIVE, POSITIVE, WordTokenizer, flat, small_tokenizer, tiny
 from merge_cases import merges
-from processes import PATIENCE, play, played, told
+from processes import PATIENCE, play, played, refused, told
 from test_sharded_weights import LAYERS, UNEVEN, assert_in_parts, by_block, looked_at, same_as_whole, split
 
 import lineas
@@ -78,17 +78,6 @@ EQUAL = {
     "both, linear_act": {"method": "linear_act"},
     "pairs": {"spread": replicated, "steps": 4},
 }
-
-
-def refused(run):
-    def scene(rank):
-        try:
-            run(rank)
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-        raise AssertionError("expected an error")
-
-    return scene
 
 
 def others_in_a_pair(rank):

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from conftest import Mlp, count_hooks, normal, random_maps, snapshot, tiny
 from merge_cases import SITES, assert_same, assert_saved_as, full_state, logits, maps_of, merges
-from processes import play, played, told
+from processes import play, played, refused, told
 from test_merge import script
 
 from lineas import Steering, serving
@@ -233,17 +233,6 @@ def fails(rank):
         if rank == 0:
             assert_same(state, plain)
     return "as expected"
-
-
-def refused(run):
-    def scene(rank):
-        try:
-            run(rank)
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-        return "nothing"
-
-    return scene
 
 
 def older(rank):

@@ -289,6 +289,17 @@ def test_sites_are_compared_once_and_put_into_a_page(monkeypatch, capsys, tmp_pa
     capsys.readouterr()
 
 
+def test_what_works_where_is_found_by_running_it_and_written_into_a_page(run, tmp_path):
+    pytest.importorskip("accelerate")
+    page, found, where = tmp_path / "page.md", tmp_path / "found.jsonl", SCRIPT.with_name("where.py")
+    page.write_text("<!-- places -->\n<!-- end of places -->\n", encoding="utf-8")
+    run("--only", "disk_offload", "--write", page, script=where)
+    assert "`disk_offload` | same bits | same bits | same bits |" in page.read_text()
+    run("--only", "dynamic", "--write", page, "--json", found, script=where)
+    assert "| refused | to " in page.read_text()
+    assert "without a backward pass" in json.loads(found.read_text())["fit"]
+
+
 def test_weightings_are_compared_at_one_price_and_rules_by_what_they_would_take(monkeypatch, capsys, tmp_path):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")

@@ -6,12 +6,16 @@
 #include "lns_gram.h"
 #include "lns_piece.h"
 
-enum { PASSES = 12, NORMS = 40, SWEEPS = 30, MOST_WIDTH = 2 * LNS_MOST_ROWS };
+enum { NORMS = 40, SWEEPS = 30, LARGE = 8192, SHARE = 8, MOST_WIDTH = 2 * LNS_MOST_ROWS };
+
+static const double PASSES = 24, SKETCHED = 4;                /* at most, and of these over a share of the units */
+static const double LEAST_PART = 1.0 / 64;                    /* of a Newton step */
 
 static const double TOLERANCE = 3e-4;                         /* of the next step, relative to the way from x */
 static const double NEAR = 0.1;                              /* within it a matrix serves the next step, too */
-static const double ENOUGH = 1e-4;                            /* of a norm's step: what is left is about its square */
-static const double SETTLED = 1e-10;                          /* of a unit's step */
+static const double ENOUGH = 3e-3;                            /* of a norm's step: what is left is about its square */
+static const double ROUGH = 0.1;                              /* the same, where the factors will still change */
+static const double SETTLED = 1e-7;                           /* of a unit's step: what is left is its rounding */
 
 /* What a call is about. u = x - identity; pull: -gradient + (1 + damping) A u_x - U factors, (2 * units,). */
 typedef struct {
@@ -19,8 +23,16 @@ typedef struct {
     const lns_penalty *penalty;
     const float *low, *high;
     float *out;
-    double *pull, *norms;                                     /* norms: (groups, 2), 0 where a group vanishes */
+    size_t share;                                             /* a pass reads one in so many units of each piece */
+    double *pull, *norms, *curvatures;                        /* norms: (groups, 2), 0 where a group vanishes */
 } search;
+
+static piece part_of(const search *s, size_t k)
+{
+    piece at = piece_of(s->q, (ptrdiff_t)k);
+    at.count = (at.count + s->share - 1) / s->share;
+    return at;
+}
 
 /* ---- the units of a piece, given the norms: each minimises u . (H + more) u / 2 - pull . u + l1 |u|, in the box ---- */
 
@@ -81,6 +93,16 @@ LNS_CLONES static double sweep(double *restrict bias, const double *restrict pul
 typedef struct {
     double square[2], push[2], outside[2], curvature[2], slope[3];
 } measures;
+
+/* To a whole group's, from those of a part of it. */
+static void scale(measures *sums, double ratio)
+{
+    for (int k = 0; k < 2; k++) {
+        sums->square[k] *= ratio;
+        sums->push[k] *= ratio;
+    }
+    for (int k = 0; k < 3; k++) sums->slope[k] *= ratio;
+}
 
 /* u and J, (3, LNS_PIECE), from settled biases; sums |u|^2, u . J u and what pushes at a group that would vanish. */
 LNS_CLONES static void read_off(double *restrict u, double *restrict slopes, measures *sums, const double *restrict bias,
@@ -246,30 +268,30 @@ static void pass_group(double *part, float *tall, const search *s, const double 
     double u[2 * LNS_PIECE], slopes[3 * LNS_PIECE], move[2 * LNS_PIECE], met[2 * LNS_PIECE], pressure[2];
     double *norms = s->norms + 2 * group, *gram = part + 2 + 2 * q->rows, sums[MOST_WIDTH], ridge = penalty->weights.ridge;
     size_t first = (size_t)penalty->ends[group], end = (size_t)penalty->ends[group + 1];
-    size_t count = (size_t)(penalty->offsets[group + 1] - penalty->offsets[group]);
+    size_t count = (size_t)(penalty->offsets[group + 1] - penalty->offsets[group]), read = 0;
     measures m, none = {{0, 0}, {0, 0}, {0, 0}, {0, 0}, {0, 0, 0}};
     memset(part, 0, part_size(q->rows, has_gram) * sizeof *part);
     pressures(pressure, penalty, count);
     int is_settled = !(pressure[0] > 0 || pressure[1] > 0);
     for (size_t k = first; k < end; k++) {
-        piece at = piece_of(q, (ptrdiff_t)k);
+        piece at = part_of(s, k);
         pull_piece(s, factors, at);
-        for (size_t j = at.at; j < at.at + at.count && !is_settled; j++) {
-            none.curvature[0] += q->blocks[j];
-            none.curvature[1] += q->blocks[2 * q->units + j];
-        }
+        read += at.count;
     }
-    for (int k = 0; k < 2 && !is_settled; k++) none.curvature[k] *= (1 + q->damping) / (double)count;
+    if (!count) return;
+    double ratio = (double)count / (double)read;
+    for (int k = 0; k < 2; k++) none.curvature[k] = s->curvatures[2 * group + (size_t)k];
     for (int k = 0; k < NORMS && !is_settled; k++) {
         m = none;
         for (size_t i = first; i < end; i++)
-            settle_units(u, slopes, &m, s, stiffness_of(norms, pressure, ridge), 1, piece_of(q, (ptrdiff_t)i));
-        is_settled = step_norms(norms, &m, pressure) <= ENOUGH;
+            settle_units(u, slopes, &m, s, stiffness_of(norms, pressure, ridge), 1, part_of(s, i));
+        scale(&m, ratio);
+        is_settled = step_norms(norms, &m, pressure) <= (has_gram ? ROUGH : ENOUGH);
     }
     part[1] = is_settled ? 0 : 1;
     m = none;
     for (size_t k = first; k < end; k++) {
-        piece at = piece_of(q, (ptrdiff_t)k);
+        piece at = part_of(s, k);
         settle_units(u, slopes, &m, s, stiffness_of(norms, pressure, ridge), SWEEPS, at);
         for (size_t j = 0; j < at.count; j++) s->out[at.at + j] = (float)(1 + u[j]);
         difference(move, s->out + at.at, q->x + at.at, q->units, at.count);
@@ -279,21 +301,21 @@ static void pass_group(double *part, float *tall, const search *s, const double 
         for (size_t i = 0; i < 2 * q->rows; i++) part[2 + i] += sums[i];
         if (has_gram) lns_gram_add(gram, tall, u, slopes, q, at.at, at.count);
     }
+    scale(&m, ratio);
+    for (size_t i = 0; i < part_size(q->rows, has_gram); i++) part[i] *= i == 1 ? 1 : ratio;
     if (has_gram) add_norms(gram, &m, norms, pressure, q->rows);
 }
 
 /* ---- the few numbers by which units meet ---- */
 
-/* lines = 1 + G M for the upper triangle G in gram, which becomes whole. */
-static void make_lines(double *lines, double *gram, const lns_quadratic *q)
-{
-    size_t width = 2 * q->rows, stride = lns_gram_width(q->rows);
-    for (size_t i = 0; i < width; i++)
-        for (size_t j = 0; j < i; j++) gram[i * stride + j] = gram[j * stride + i];
-    for (size_t i = 0; i < width; i++)
-        for (size_t j = 0; j < width; j++)                    /* M is symmetric */
-            lines[i * width + j] = dot(gram + i * stride, q->correction + j * width, width) + (i == j ? 1 : 0);
-}
+/* Newton's method for them: where it is, the step that led there from `base` and what part of it was taken; the step's
+ * size, and the matrices that it was made with. factors = M guess, which are all 0 unless `any`. */
+typedef struct {
+    double guess[MOST_WIDTH], base[MOST_WIDTH], step[MOST_WIDTH], factors[MOST_WIDTH], part, size;
+    double *gram, *lines;                                     /* G; 1 + G M, decomposed */
+    size_t pivots[MOST_WIDTH];
+    int any, is_under_way;
+} newton;
 
 /* LU with partial pivoting, in place. */
 static void decompose(double *lines, size_t *pivots, size_t width)
@@ -329,7 +351,49 @@ static void substitute(double *p, const double *lines, const size_t *pivots, siz
     }
 }
 
-/* Where the norms begin, and out: at x. */
+/* From the upper triangle of G on. */
+static void take_matrix(newton *n, const double *upper, const lns_quadratic *q)
+{
+    size_t width = 2 * q->rows, stride = lns_gram_width(q->rows);
+    memcpy(n->gram, upper, stride * stride * sizeof *upper);
+    for (size_t i = 0; i < width; i++)
+        for (size_t j = 0; j < i; j++) n->gram[i * stride + j] = n->gram[j * stride + i];
+    for (size_t i = 0; i < width; i++)
+        for (size_t j = 0; j < width; j++)                    /* M is symmetric */
+            n->lines[i * width + j] = dot(n->gram + i * stride, q->correction + j * width, width) + (i == j ? 1 : 0);
+    decompose(n->lines, n->pivots, width);
+}
+
+/* The step that would mend `left`, in its place; returns how far it moves all units, in the metric of the blocks. */
+static double step_for(double *left, const newton *n, const lns_quadratic *q)
+{
+    size_t width = 2 * q->rows, stride = lns_gram_width(q->rows);
+    double turn[MOST_WIDTH], square = 0;
+    substitute(left, n->lines, n->pivots, width);
+    corrected(turn, q, left);
+    for (size_t i = 0; i < width; i++) square += turn[i] * dot(n->gram + i * stride, turn, width);
+    return sqrt(fabs(square));
+}
+
+static void go(newton *n, const lns_quadratic *q)
+{
+    for (size_t i = 0; i < 2 * q->rows; i++) n->guess[i] = n->base[i] - n->part * n->step[i];
+    n->any = corrected(n->factors, q, n->guess);
+}
+
+/* Whether the step went too far: with the same matrix, the next would be hardly shorter. Then half of it is taken. */
+static int takes_back(newton *n, const double *left, const lns_quadratic *q)
+{
+    double next[MOST_WIDTH];
+    if (!n->is_under_way || !(n->part > LEAST_PART)) return 0;
+    memcpy(next, left, 2 * q->rows * sizeof *next);
+    if (step_for(next, n, q) <= (1 - n->part / 4) * n->size) return 0;
+    n->part /= 2;
+    go(n, q);
+    return 1;
+}
+
+/* Where the norms begin, and out: at x. And the groups' mean curvatures. */
 static void begin(const search *s)
 {
     const lns_quadratic *q = s->q;
@@ -337,63 +401,71 @@ static void begin(const search *s)
     memcpy(s->out, q->x, 2 * q->units * sizeof *s->out);
     LNS_PARALLEL_FOR(q->threads)
     for (g = 0; g < (ptrdiff_t)s->penalty->groups; g++) {
-        double squares[2] = {0, 0};
-        for (int64_t j = s->penalty->offsets[g]; j < s->penalty->offsets[g + 1]; j++) {
-            double weight = (double)q->x[j] - 1, bias = (double)q->x[q->units + (size_t)j];
+        size_t first = (size_t)s->penalty->offsets[g], end = (size_t)s->penalty->offsets[g + 1];
+        double squares[2] = {0, 0}, sums[2] = {0, 0};
+        for (size_t j = first; j < end; j++) {
+            double weight = (double)q->x[j] - 1, bias = (double)q->x[q->units + j];
             squares[0] += weight * weight;
             squares[1] += bias * bias;
+            sums[0] += q->blocks[j];
+            sums[1] += q->blocks[2 * q->units + j];
         }
-        for (int k = 0; k < 2; k++) s->norms[2 * g + k] = sqrt(squares[k]);
+        for (int k = 0; k < 2; k++) {
+            s->norms[2 * g + k] = sqrt(squares[k]);
+            s->curvatures[2 * g + k] = (1 + q->damping) * sums[k] / (double)(end > first ? end - first : 1);
+        }
     }
 }
 
 size_t lns_solve_scratch(size_t rows, size_t groups, int threads)
 {
-    return 2 * groups + part_size(rows, 1) * (groups + 1) + lns_gram_width(rows) * lns_gram_width(rows) + 4 * rows * rows
+    return 4 * groups + part_size(rows, 1) * (groups + 1) + lns_gram_width(rows) * lns_gram_width(rows) + 4 * rows * rows
            + (size_t)threads * lns_gram_room(rows) / 2;       /* these are floats */
 }
 
 int lns_quadratic_solve(float *out, double *products, const lns_quadratic *q, const lns_penalty *penalty,
                         const float *low, const float *high, double *room, double *scratch)
 {
-    size_t width = 2 * q->rows, stride = lns_gram_width(q->rows), groups = penalty->groups, pivots[MOST_WIDTH];
-    double *total = scratch + 2 * groups, *gram = total + part_size(q->rows, 1), *lines = gram + stride * stride;
-    double *parts = lines + width * width, *floats = parts + part_size(q->rows, 1) * groups;
-    double guess[MOST_WIDTH], factors[MOST_WIDTH], step[MOST_WIDTH], turn[MOST_WIDTH], before = 0;
-    int has_gram = width > 0, any = 0;
-    float *talls = (float *)floats;
-    const search s = {q, penalty, low, high, out, room, scratch};
+    size_t width = 2 * q->rows, stride = lns_gram_width(q->rows), groups = penalty->groups;
+    double *total = scratch + 4 * groups, *gram = total + part_size(q->rows, 1), *lines = gram + stride * stride;
+    double *parts = lines + width * width, before = 1;
+    float *talls = (float *)(parts + part_size(q->rows, 1) * groups);
+    int has_gram = width > 0;
+    search s = {q, penalty, low, high, out, width && q->units >= LARGE ? SHARE : 1, room, scratch, scratch + 2 * groups};
+    newton n = {.part = 1, .gram = gram, .lines = lines};
     begin(&s);
-    memset(guess, 0, width * sizeof *guess);
     memset(talls, 0, (size_t)q->threads * lns_gram_room(q->rows) * sizeof *talls);
-    for (int k = 0; k < PASSES; k++) {
+    for (double spent = 0; spent < PASSES; spent += 1 / (double)s.share) {
         size_t used = part_size(q->rows, has_gram);
+        double left[MOST_WIDTH];
         ptrdiff_t g;
         LNS_PARALLEL_FOR(q->threads)
         for (g = 0; g < (ptrdiff_t)groups; g++)
             pass_group(parts + (size_t)g * used, talls + (size_t)lns_thread() * lns_gram_room(q->rows), &s,
-                       any ? factors : NULL, has_gram, (size_t)g);
+                       n.any ? n.factors : NULL, has_gram, (size_t)g);
         add_up(total, parts, used, groups);
         if (!(total[1] <= 0)) return 0;                       /* a norm did not settle */
         memcpy(products, total + 2, width * sizeof *products);
         if (!width) return 1;
-        if (has_gram) {
-            memcpy(gram, total + 2 + width, stride * stride * sizeof *gram);
-            make_lines(lines, gram, q);
-            decompose(lines, pivots, width);
-        }
-        for (size_t i = 0; i < width; i++) step[i] = guess[i] - products[i];
-        substitute(step, lines, pivots, width);
-        corrected(turn, q, step);
-        double square = 0;
-        for (size_t i = 0; i < width; i++) square += turn[i] * dot(gram + i * stride, turn, width);
-        if (fabs(square) <= TOLERANCE * TOLERANCE * total[0]) return 1;
-        double error = sqrt(square / total[0]);
+        for (size_t i = 0; i < width; i++) left[i] = n.guess[i] - products[i];
+        if (takes_back(&n, left, q)) continue;
+        if (has_gram) take_matrix(&n, total + 2 + width, q);
+        memcpy(n.step, left, width * sizeof *left);
+        n.size = step_for(n.step, &n, q);
+        if (s.share == 1 && n.size <= TOLERANCE * sqrt(total[0])) return 1;
+        double error = n.size / sqrt(total[0]);
         if (!isfinite(error)) return 0;
         has_gram = error > NEAR || (!has_gram && error > 0.3 * before);
         before = error;
-        for (size_t i = 0; i < width; i++) guess[i] -= step[i];
-        any = corrected(factors, q, guess);
+        n.is_under_way = 1;
+        if (s.share > 1 && (error <= NEAR || spent >= SKETCHED)) {
+            s.share = 1;                                      /* the next step is measured with other units */
+            n.is_under_way = 0;
+            before = 1;
+        }
+        n.part = fmin(1, 2 * n.part);
+        memcpy(n.base, n.guess, width * sizeof *left);
+        go(&n, q);
     }
     return 0;
 }

@@ -8,7 +8,7 @@
 
 enum { NORMS = 40, SWEEPS = 30, LARGE = 8192, SHARE = 8, MOST_WIDTH = 2 * LNS_MOST_ROWS };
 
-static const double PASSES = 24, SKETCHED = 4;                /* at most, and of these over a share of the units */
+static const double PASSES = 48, SKETCHED = 4;                /* at most, and of these over a share of the units */
 static const double LEAST_PART = 1.0 / 64;                    /* of a Newton step */
 
 static const double TOLERANCE = 3e-4;                         /* of the next step, relative to the way from x */

@@ -152,10 +152,11 @@ def test_somebody_elses_penalty_takes_the_same_steps_one_by_one(name, threads, m
     assert 1 < other.calls <= _core.INNER_STEPS
 
 
+@pytest.mark.parametrize("sizes", [(5, 700, 31), (5, 6000, 0, 3000)], ids=["all units", "first a share of them"])
 @pytest.mark.parametrize("name", ["l1", "group", "all", "unit"])
-def test_newtons_method_promises_no_less_than_proximal_steps(name):
+def test_newtons_method_promises_no_less_than_proximal_steps(name, sizes):
     """Under penalties from next to nothing to one that leaves nothing, whole groups and single units."""
-    sizes, gains = (5, 700, 31), []
+    gains = []
     for strength in (0.01, 1.0, 100.0):
         penalty = penalties(round(sum(sizes) / strength))[name]
         for far in (False, True):
@@ -167,6 +168,24 @@ def test_newtons_method_promises_no_less_than_proximal_steps(name):
             assert promises[0] >= (1 - 1e-4) * promises[1]
             gains.append(promises[0] - promises[1])
     assert max(gains) > 0
+
+
+@pytest.mark.parametrize(("sizes", "far"), [((513, 7), 30), ((3000, 3000, 3000), 1000)], ids=["few", "many"])
+def test_newtons_method_settles_where_the_memory_is_stiff(sizes, far):
+    """After a trial that went much too far, some curvatures are 100,000 times what units tell of themselves, and all
+    units want to leave the box: whole Newton steps go round in circles there."""
+    for seed in range(3):
+        known, rng = facts(sizes, 2, far=True, seed=seed), np.random.default_rng(seed)
+        stiff = 1e5 / sum(sizes) * np.abs(rng.normal(size=2 * sum(sizes))) ** 3
+        known["changes"] = (known["changes"] + stiff * known["moves"]).astype(np.float32)
+        known["gradient"] *= np.float32(far)
+        penalty, model = penalties(sum(sizes))["all"], made(sizes, known)
+        held = penalty.value(*np.split(model.x, 2), sizes)
+        there, value = model._solve(penalty, held)
+        by_steps, its_value = model.minimise_by_steps(penalty)
+        assert value + penalty.value(*np.split(there, 2), sizes) <= its_value + penalty.value(
+            *np.split(by_steps, 2), sizes
+        )
 
 
 def test_where_newtons_method_does_not_settle_proximal_steps_take_over(monkeypatch):
@@ -203,7 +222,7 @@ def test_a_subclass_with_its_own_proximal_step_is_asked_for_it():
 
 @pytest.mark.parametrize("name", penalties(1))
 def test_the_bits_do_not_depend_on_threads(name, monkeypatch):
-    sizes, results = (600, 20, 5000, 1300), []
+    sizes, results = (600, 20, 7000, 1300), []
     penalty, known = penalties(sum(sizes))[name], facts(sizes, 9, far=name == "all")
     for threads in THREADS:
         monkeypatch.setattr("lineas.optim.quadratic.thread_count", lambda *_, n=threads: n)

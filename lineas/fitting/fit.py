@@ -137,41 +137,20 @@ def fitted(given: Mapping[str, Any], minimise: Minimise, name: str = "") -> list
     `name`: of the concept, for warnings, where there are several.
     """
     asked = SimpleNamespace(**given)
-    model, component, budget, resume_from = asked.model, asked.component, asked.budget, asked.resume_from
     callbacks = listened(asked.callbacks)
-    options = Options.checked(given, is_denoiser(model, component))
+    options = Options.checked(given, is_denoiser(asked.model, asked.component))
     started = time.perf_counter()
-    inputs = Inputs(model, component=component, call=asked.call, at=asked.at, seed=options.seed)
-    network = inputs.network
-    if asked.distributed and (budget is not None or asked.gate):
-        raise ValueError("budget, gate: expected distributed=False; see to them in one process afterwards")
-    if budget is not None:
-        check_budget(budget, model, asked.src)
-    streams = [name for name in ("src", "tgt") if is_stream(given[name])]
-    if streams and (budget is not None or asked.gate):
-        raise ValueError(
-            f"budget, gate: read {' and '.join(streams)} once more, expected what can be; got a stream. See to them "
-            "afterwards: lineas.calibrate, lineas.fit_gate"
-        )
-    check_gate(asked.gate, asked.neutral, model)
+    inputs = Inputs(asked.model, component=asked.component, call=asked.call, at=asked.at, seed=options.seed)
+    network, formula = inputs.network, options.in_closed_form
+    streams = [key for key in ("src", "tgt") if is_stream(given[key])]
+    _refuse_early(asked, options, streams)
     world = processes(asked.distributed, network)
-    formula = options.in_closed_form
-    if formula and formula.needs_units and asked.units is None:
-        raise ValueError(
-            f"units: expected some, got None; {options.method!r} of all units would leave nothing of a site"
-        )
-    mapped = find_sites(model, asked.sites, component=component)
-    wants_output = isinstance(asked.loss_sites, str) and asked.loss_sites == OUTPUT and not hasattr(network, OUTPUT)
-    compared = mapped
-    if asked.loss_sites is not None and not wants_output:
-        compared = find_sites(model, asked.loss_sites, component=component)
-    gate_site = site_of(asked.gate)
-    behind = None if gate_site is None else find_sites(model, [gate_site])[0]
+    mapped, compared, behind = _sites_of(asked, network)
     device = device_of(network)
     shows = asked.progress and world.rank == 0 and options.fits
     with (
         world,
-        nullcontext(past_of(resume_from, asked.checkpoint_dir, world)) as (keeper, past),
+        nullcontext(past_of(asked.resume_from, asked.checkpoint_dir, world)) as (keeper, past),
         bar_of(options.total, _evaluations(past), shows) as bar,
         reading_bar(bool(streams) and shows) as reading,
         Memory(asked.memory, world, options.fits and options.recipe == "fast") as memory,
@@ -189,7 +168,7 @@ def fitted(given: Mapping[str, Any], minimise: Minimise, name: str = "") -> list
         reading.close()
         data = identity.of_data(world.of_parts((identity.data_digest(sources), identity.data_digest(targets))))
         _check_batches(world.share((len(sources), len(targets))), options.recipe)
-        if wants_output:
+        if compared is None:
             compared = find_sites(network, [output_name(network, sources[0].rows(0, 1))])
         feeding = not inputs.makes_pictures
         runner = _runner(network, mapped, compared, sources, targets, options, are_default, feeding, behind)
@@ -206,18 +185,15 @@ def fitted(given: Mapping[str, Any], minimise: Minimise, name: str = "") -> list
         }  # fmt: skip
         if (told := memory.place_responses(runner, sources, targets, facts["samples"], options.ridge != 0)) and shows:
             bar.write(told)
-        model_facts = identity.of_model(network, world.share)
-        problem_facts: dict[str, Any] = {}
-        if keeper or past:
-            chosen = None if free is None else identity.digest([torch.from_numpy(free)])
-            of_all = facts | {"sites": maps, "units": chosen}
-            if len(counts) > 1:
-                of_all["sources of each process"] = [count for count, _ in counts]
-            problem_facts = fingerprint(data, model_facts["weights"], options.penalty, of_all)
+        of_model = identity.of_model(network, world.share)
+        problem_facts = (
+            _problem_facts(data, of_model["weights"], options, facts, maps, free, counts) if keeper or past else {}
+        )
         if past:
-            refuse_another(problem_facts, past.problem, resume_from)
-        past = past or Checkpoint(problem_facts, start_of(runner.mapped, maps, resume_from))
+            refuse_another(problem_facts, past.problem, asked.resume_from)
+        past = past or Checkpoint(problem_facts, start_of(runner.mapped, maps, asked.resume_from))
         kinds: dict[str, Affine] = {}
+        passes = None
         if formula:
             kind = WithinRange if options.within_range else Affine
             schedule_of_method = str(options.schedule)
@@ -230,27 +206,82 @@ def fitted(given: Mapping[str, Any], minimise: Minimise, name: str = "") -> list
         if past.stopped:
             log.is_over()
         ends = [past] if past.stopped else minimise(runner, sources, targets, free, options, log, world)
-    found = []
-    for end in ends:
-        info = {
-            **model_facts, "data": data, **facts, "ridge": end.ridge,
-            "evaluations": passes if formula else len(end.history["loss"]), "seconds": round(end.seconds, 3),
-            "stopped": end.stopped, **kernel_facts(runner.device), **runner.graphs.facts(),
-        }  # fmt: skip
-        if end.predicted_kl is not None:
-            info["predicted_kl"] = end.predicted_kl
-        found.append(Steering.from_flat(maps, maps.values(), end.maps, kinds=kinds, history=end.history, info=info))
-    is_priced = budget is not None or len(ends) > 1
+    facts = {**of_model, "data": data, **facts}
+    engine = {**kernel_facts(runner.device), **runner.graphs.facts()}
+    found = [
+        Steering.from_flat(
+            maps, maps.values(), end.maps, kinds=kinds, history=end.history, info=_info(end, facts, engine, passes)
+        )
+        for end in ends
+    ]
+    is_priced = asked.budget is not None or len(ends) > 1
     said = doubts(ends[-1], options, facts["samples"], data["src"] == data["tgt"], is_priced=is_priced)
     if world.rank == 0 and said:
         warn(f"{name}: {said}" if name else said)
-    if budget is not None:  # of the maps as such: where the gate is open
-        known = {option: given[option] for option in OF_CALIBRATE}
-        found = [at_budget(one, model, asked.src, budget, **known) for one in found]
-    if asked.gate:
-        known = {option: given[option] for option in OF_GATE}
-        found = [gated(one, model, asked.src, asked.tgt, asked.gate, asked.neutral, **known) for one in found]
-    return found
+    return [_priced_and_gated(one, given) for one in found]
+
+
+def _refuse_early(asked: SimpleNamespace, options: Options, streams: Sequence[str]) -> None:
+    """Options that do not go together, before anything is read or run."""
+    if asked.distributed and (asked.budget is not None or asked.gate):
+        raise ValueError("budget, gate: expected distributed=False; see to them in one process afterwards")
+    if asked.budget is not None:
+        check_budget(asked.budget, asked.model, asked.src)
+    if streams and (asked.budget is not None or asked.gate):
+        raise ValueError(
+            f"budget, gate: read {' and '.join(streams)} once more, expected what can be; got a stream. See to them "
+            "afterwards: lineas.calibrate, lineas.fit_gate"
+        )
+    check_gate(asked.gate, asked.neutral, asked.model)
+    formula = options.in_closed_form
+    if formula and formula.needs_units and asked.units is None:
+        raise ValueError(
+            f"units: expected some, got None; {options.method!r} of all units would leave nothing of a site"
+        )
+
+
+def _sites_of(asked: SimpleNamespace, network: nn.Module) -> tuple[list[Site], list[Site] | None, Site | None]:
+    """Where maps are asked for; where the loss is, None for the output, of which a pass tells; where a gate reads."""
+    mapped = find_sites(asked.model, asked.sites, component=asked.component)
+    compared: list[Site] | None = mapped
+    if isinstance(asked.loss_sites, str) and asked.loss_sites == OUTPUT and not hasattr(network, OUTPUT):
+        compared = None
+    elif asked.loss_sites is not None:
+        compared = find_sites(asked.model, asked.loss_sites, component=asked.component)
+    reads = site_of(asked.gate)
+    return mapped, compared, None if reads is None else find_sites(asked.model, [reads])[0]
+
+
+def _problem_facts(
+    data: Mapping[str, str], weights: str, options: Options, facts: Mapping[str, Any], maps: Mapping[str, int],
+    free: NDArray[np.bool_] | None, counts: Sequence[tuple[int, int]],
+) -> dict[str, Any]:  # fmt: skip
+    """By which a checkpoint knows its fit again."""
+    chosen = None if free is None else identity.digest([torch.from_numpy(free)])
+    of_all = {**facts, "sites": maps, "units": chosen}
+    if len(counts) > 1:
+        of_all["sources of each process"] = [count for count, _ in counts]
+    return fingerprint(data, weights, options.penalty, of_all)
+
+
+def _info(end: Checkpoint, facts: Mapping[str, Any], engine: Mapping[str, Any], passes: int | None) -> dict[str, Any]:
+    """`passes`: over the source, of a closed form; a fit has counted its evaluations."""
+    info = {
+        **facts, "ridge": end.ridge, "evaluations": len(end.history["loss"]) if passes is None else passes,
+        "seconds": round(end.seconds, 3), "stopped": end.stopped, **engine,
+    }  # fmt: skip
+    return info if end.predicted_kl is None else info | {"predicted_kl": end.predicted_kl}
+
+
+def _priced_and_gated(steering: Steering, given: Mapping[str, Any]) -> Steering:
+    """The price is that of the maps as such: where the gate is open."""
+    model, src, tgt = (given[key] for key in ("model", "src", "tgt"))
+    if given["budget"] is not None:
+        steering = at_budget(steering, model, src, given["budget"], **{key: given[key] for key in OF_CALIBRATE})
+    if given["gate"]:
+        known = {key: given[key] for key in OF_GATE}
+        steering = gated(steering, model, src, tgt, given["gate"], given["neutral"], **known)
+    return steering
 
 
 def _evaluations(past: Checkpoint | None) -> int:

@@ -72,7 +72,7 @@ kernels:
 	build/test_kernels_san
 	if command -v valgrind >/dev/null; then valgrind -q --error-exitcode=1 --leak-check=full build/test_kernels; fi
 
-# Instructions of three fixed cases under callgrind, against the record; --update in benchmarks/instructions.py renews it.
+# Instructions of four fixed cases under callgrind, against the record; --update in benchmarks/instructions.py renews it.
 instructions:
 	CC="$(CC)" $(PYTHON) benchmarks/instructions.py
 

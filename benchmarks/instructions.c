@@ -2,6 +2,8 @@
  * it says which clone the loops run in here, and which compiler made them. */
 #include "lns_affine.h"
 #include "lns_prox.h"
+#include "lns_quadratic.h"
+#include "lns_solve.h"
 #include "lns_sort.h"
 #include "lns_wasserstein.h"
 
@@ -56,6 +58,44 @@ static void run_prox(int repetitions)
         lns_proximal_step_f32(c, sums, a, b, NULL, offsets, NULL, by, by, 0.5, parts, NULL, GROUPS, 1976, 1);
 }
 
+/* A step of the default recipe: its model from eight moves, and where that plus a group penalty is least. */
+static int run_solve(int repetitions)
+{
+    enum { N = 12288, SITES = 4, MOVES = 8 };
+    static float x[2 * N], slope[2 * N], moves[MOVES][2 * N], changes[MOVES][2 * N], low[2 * N], high[2 * N], out[2 * N];
+    static double curvature[3 * N], blocks[3 * N], correction[4 * MOVES * MOVES], products[2 * MOVES], pull[2 * N];
+    static const int64_t offsets[SITES + 1] = {0, 3072, 6144, 9216, N};
+    int64_t starts[N / LNS_PIECE + 1], ends[SITES + 1];
+    size_t pieces = lns_pieces(starts, offsets, SITES), most = lns_solve_scratch(MOVES, SITES, 1);
+    size_t others = lns_correction_scratch(MOVES, pieces) + 8 * pieces + 2 * SITES;
+    double *scratch = malloc((most > others ? most : others) * sizeof *scratch);
+    lns_quadratic q = {blocks, correction, x, slope, moves[0], changes[0], starts, 0.2, N, MOVES, pieces, 1};
+    lns_strengths by = {0.01 / N, 0.02 / N, 0};
+    lns_penalty penalty = {offsets, NULL, ends, by, by, SITES, N / SITES, NULL};
+    int failed = !scratch;
+    for (size_t s = 0; s <= SITES; s++) ends[s] = (int64_t)(s * pieces / SITES);
+    fill(slope, 2 * N, 11);
+    fill(moves[0], MOVES * 2 * N, 12);
+    for (size_t j = 0; j < N; j++) x[j] = 1;
+    for (size_t j = 0; j < 2 * N; j++) {
+        double bent = (j % 7 + 1.0) / N;
+        curvature[j < N ? j : N + j] = bent;                  /* of weights, then of biases; they do not meet */
+        slope[j] *= (float)(0.02 * bent);
+        for (size_t k = 0; k < MOVES; k++) {
+            moves[k][j] *= 0.02f;
+            changes[k][j] = (float)((1.5 + 0.5 * (double)(j % 3)) * bent) * moves[k][j];
+        }
+    }
+    lns_quadratic_box(low, high, x, curvature, N, 1);
+    for (int k = 0; k < repetitions && !failed; k++) {
+        lns_quadratic_blocks(blocks, &q, curvature, offsets, SITES, 0, 1.0, scratch);
+        lns_quadratic_correction(correction, &q, 0, scratch);
+        failed = !lns_quadratic_solve(out, products, &q, &penalty, low, high, pull, scratch);
+    }
+    free(scratch);
+    return failed;
+}
+
 int main(int count, char **words)
 {
     if (count != 3) {
@@ -70,5 +110,6 @@ int main(int count, char **words)
     if (!strcmp(words[1], "loss")) return run_loss(repetitions);
     if (!strcmp(words[1], "affine")) return run_affine(repetitions), 0;
     if (!strcmp(words[1], "prox")) return run_prox(repetitions), 0;
+    if (!strcmp(words[1], "solve")) return run_solve(repetitions);
     return 2;
 }

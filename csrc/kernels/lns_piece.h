@@ -66,12 +66,13 @@ static void combine_both(double *out, const float *rows, const double *factors, 
     combine(out + LNS_PIECE, rows + q->units + at.at, factors, 2 * q->units, q->rows, at.count);
 }
 
-/* Of the rows from `first` on. */
-static void dots_both(double *sums, const float *rows, const double *p, size_t first, const lns_quadratic *q, piece at)
+/* sums[first...end - 1] += those with these rows. */
+static void dots_both(double *sums, const float *rows, const double *p, size_t first, size_t end, const lns_quadratic *q,
+                      piece at)
 {
     const float *weights = rows + first * 2 * q->units + at.at;
-    dots(sums, weights, p, 2 * q->units, q->rows - first, at.count);
-    dots(sums, weights + q->units, p + LNS_PIECE, 2 * q->units, q->rows - first, at.count);
+    dots(sums + first, weights, p, 2 * q->units, end - first, at.count);
+    dots(sums + first, weights + q->units, p + LNS_PIECE, 2 * q->units, end - first, at.count);
 }
 
 LNS_CLONES static void times_blocks(double *restrict out, const double *restrict blocks, const double *restrict p,
@@ -127,8 +128,8 @@ static void products(double *sums, const double *p, const lns_quadratic *q, piec
     memset(sums, 0, 2 * q->rows * sizeof *sums);
     if (!q->rows) return;
     times_blocks(pushed, q->blocks + at.at, p, q->units, at.count);
-    dots_both(sums, q->moves, pushed, 0, q, at);
-    dots_both(sums + q->rows, q->changes, p, 0, q, at);
+    dots_both(sums, q->moves, pushed, 0, q->rows, q, at);
+    dots_both(sums + q->rows, q->changes, p, 0, q->rows, q, at);
 }
 
 /* ---- over all pieces ---- */

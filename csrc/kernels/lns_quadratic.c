@@ -159,18 +159,20 @@ static size_t bundles(size_t pieces) { return (pieces + BUNDLE - 1) / BUNDLE; }
 
 size_t lns_correction_scratch(size_t rows, size_t pieces) { return 2 * rows * rows * (bundles(pieces) + 1) + 5 * rows * rows; }
 
-/* [moves . A moves from the diagonal on; moves . changes], (rows, rows) each */
-static void inner_products(double *part, const lns_quadratic *q, piece at)
+/* [moves . A moves from the diagonal on; changes . moves that are no older], (rows, rows) each */
+static void inner_products(double *part, const lns_quadratic *q, size_t oldest, piece at)
 {
     double move[2 * LNS_PIECE], pushed[2 * LNS_PIECE];
     size_t rows = q->rows;
     for (size_t k = 0; k < rows; k++) {
         size_t row = k * 2 * q->units + at.at;
+        double *met = part + (rows + k) * rows;
         widen(move, q->moves + row, q->units, at.count);
         times_blocks(pushed, q->blocks + at.at, move, q->units, at.count);
-        dots_both(part + k * rows + k, q->moves, pushed, k, q, at);
+        dots_both(part + k * rows, q->moves, pushed, k, rows, q, at);
         widen(move, q->changes + row, q->units, at.count);
-        dots_both(part + (rows + k) * rows, q->moves, move, 0, q, at);
+        dots_both(met, q->moves, move, k, k < oldest ? oldest : rows, q, at);
+        if (k >= oldest) dots_both(met, q->moves, move, 0, oldest, q, at);
     }
 }
 
@@ -222,7 +224,7 @@ void lns_quadratic_correction(double *correction, const lns_quadratic *q, size_t
         double *part = parts + (size_t)k * width;
         size_t end = smaller(q->pieces, ((size_t)k + 1) * BUNDLE);
         memset(part, 0, width * sizeof *part);
-        for (size_t i = (size_t)k * BUNDLE; i < end; i++) inner_products(part, q, piece_of(q, (ptrdiff_t)i));
+        for (size_t i = (size_t)k * BUNDLE; i < end; i++) inner_products(part, q, oldest, piece_of(q, (ptrdiff_t)i));
     }
     add_up(total, parts, width, bundles(q->pieces));
     for (size_t i = 0; i < rows; i++)
@@ -289,9 +291,9 @@ static void inner_products_over(double *part, const lns_quadratic *q, double rid
         over_blocks(over, q->blocks + at.at, column, 1 + q->damping, 2 * ridge, q->units, at.count);
         if (k < rows) {
             times_blocks(pushed, q->blocks + at.at, over, q->units, at.count);
-            dots_both(line + k, q->moves, pushed, k, q, at);
-            dots_both(line + rows, q->changes, over, 0, q, at);
-        } else if (k < 2 * rows) dots_both(line + k, q->changes, over, k - rows, q, at);
+            dots_both(line, q->moves, pushed, k, rows, q, at);
+            dots_both(line + rows, q->changes, over, 0, rows, q, at);
+        } else if (k < 2 * rows) dots_both(line + rows, q->changes, over, k - rows, rows, q, at);
         line[2 * rows] += dot_both(slope, over, at.count);
     }
 }

@@ -452,9 +452,9 @@ int lns_quadratic_solve(float *out, double *products, const lns_quadratic *q, co
         if (has_gram) take_matrix(&n, total + 2 + width, q);
         memcpy(n.step, left, width * sizeof *left);
         n.size = step_for(n.step, &n, q);
-        if (s.share == 1 && n.size <= TOLERANCE * sqrt(total[0])) return 1;
-        double error = n.size / sqrt(total[0]);
+        double error = n.size <= 0 ? 0 : n.size / sqrt(total[0]);    /* NaN stays NaN */
         if (!isfinite(error)) return 0;
+        if (s.share == 1 && !has_gram && error <= TOLERANCE) return 1;    /* beside a matrix norms are settled roughly */
         has_gram = error > NEAR || (!has_gram && error > 0.3 * before);
         before = error;
         n.is_under_way = 1;

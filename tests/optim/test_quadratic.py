@@ -188,6 +188,19 @@ def test_newtons_method_settles_where_the_memory_is_stiff(sizes, far):
         )
 
 
+@pytest.mark.parametrize("sizes", [(5, 64, 31), (3000, 6000)], ids=["few", "many"])
+def test_groups_are_settled_where_moves_tell_nothing_new(sizes):
+    """The first matrix is right then, and nothing is left to do but for the norms, which had been settled roughly."""
+    known = facts(sizes, 2)
+    known["curvature"][1] = 0
+    alike = np.array([13 * reference.block_product(known["curvature"], m.astype(float)) for m in known["moves"]])
+    known["changes"] = alike.astype(np.float32)  # what blocks say, which are scaled by 10 at most, and raised by 1.3
+    right, penalty = reference.Quadratic(**known, sizes=sizes), penalties(sum(sizes))["group"]
+    there, _ = made(sizes, known).minimise(penalty)
+    expected = solved(right, penalty)
+    np.testing.assert_allclose(there, expected, atol=1e-5 * np.abs(expected - known["x"]).max(), rtol=0)
+
+
 def test_where_newtons_method_does_not_settle_proximal_steps_take_over(monkeypatch):
     sizes = (5, 64, 31)
     penalty, model = penalties(sum(sizes))["group"], made(sizes, facts(sizes, 6))

@@ -157,7 +157,7 @@ def killed_in(home: Path, case: str, rounds: int, draw: random.Random) -> dict:
         folder = home / f"{k}" / "checkpoints"
         folder.parent.mkdir()
         for life in range(LIVES):
-            timed = life > 0 and draw.random() < 0.6
+            timed = life > 0 and (k >= rounds or draw.random() < 0.6)
             event, seconds = (-1, draw.uniform(0, longest)) if timed else (draw.randint(1, EVENTS), None)
             if life == 0:  # whatever the clock does, the first lives end all over a fit
                 event = 1 + (EVENTS * (k % rounds) + draw.randrange(EVENTS)) // rounds

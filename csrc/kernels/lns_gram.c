@@ -12,31 +12,31 @@ size_t lns_gram_width(size_t rows) { return (2 * rows + 2 + ROUND - 1) / ROUND *
 size_t lns_gram_room(size_t rows) { return lns_gram_width(rows) * 2 * CHUNK; }
 
 /* (4, CHUNK) each: what becomes of a move's and of a change's weight and bias in the two entries of W. */
-LNS_CLONES static void root_of_slopes(float *restrict by_move, float *restrict by_change, const double *restrict slopes,
+LNS_CLONES static void root_of_slopes(double *restrict by_move, double *restrict by_change, const double *restrict slopes,
                                       const double *restrict blocks, size_t units, size_t width)
 {
     const double *both = blocks + units, *bias = blocks + 2 * units;
     for (size_t j = 0; j < width; j++) {
         double square = slopes[j], root = sqrt(square), across = square > 0 ? slopes[LNS_PIECE + j] / root : 0;
         double rest = slopes[2 * LNS_PIECE + j] - across * across, last = sqrt(rest > 0 ? rest : 0);
-        by_change[j] = (float)root;
-        by_change[CHUNK + j] = (float)across;
+        by_change[j] = root;
+        by_change[CHUNK + j] = across;
         by_change[2 * CHUNK + j] = 0;
-        by_change[3 * CHUNK + j] = (float)last;
-        by_move[j] = (float)(root * blocks[j] + across * both[j]);
-        by_move[CHUNK + j] = (float)(root * both[j] + across * bias[j]);
-        by_move[2 * CHUNK + j] = (float)(last * both[j]);
-        by_move[3 * CHUNK + j] = (float)(last * bias[j]);
+        by_change[3 * CHUNK + j] = last;
+        by_move[j] = root * blocks[j] + across * both[j];
+        by_move[CHUNK + j] = root * both[j] + across * bias[j];
+        by_move[2 * CHUNK + j] = last * both[j];
+        by_move[3 * CHUNK + j] = last * bias[j];
     }
 }
 
-LNS_CLONES static void take_root(float *restrict out, const float *restrict by, const float *restrict row, size_t units,
+LNS_CLONES static void take_root(float *restrict out, const double *restrict by, const float *restrict row, size_t units,
                                  size_t width)
 {
     for (size_t j = 0; j < width; j++) {
-        float w = row[j], b = row[units + j];
-        out[j] = by[j] * w + by[CHUNK + j] * b;
-        out[CHUNK + j] = by[2 * CHUNK + j] * w + by[3 * CHUNK + j] * b;
+        double w = (double)row[j], b = (double)row[units + j];
+        out[j] = (float)(by[j] * w + by[CHUNK + j] * b);
+        out[CHUNK + j] = (float)(by[2 * CHUNK + j] * w + by[3 * CHUNK + j] * b);
     }
 }
 
@@ -83,7 +83,7 @@ static int is_any(const double *p, size_t width)
 void lns_gram_add(double *gram, float *tall, const double *u, const double *slopes, const lns_quadratic *q, size_t at,
                   size_t size)
 {
-    float by_move[4 * CHUNK], by_change[4 * CHUNK];
+    double by_move[4 * CHUNK], by_change[4 * CHUNK];
     size_t rows = q->rows, count = lns_gram_width(rows);
     for (size_t first = 0; first < size; first += CHUNK) {
         size_t width = lns_least(size - first, CHUNK), entry = at + first;
@@ -97,10 +97,10 @@ void lns_gram_add(double *gram, float *tall, const double *u, const double *slop
         float *weights = tall + 4 * rows * CHUNK, *biases = weights + 2 * CHUNK;
         for (size_t j = 0; j < width; j++) {
             double w = u[first + j], b = u[LNS_PIECE + first + j];
-            weights[j] = by_change[j] * (float)w;
+            weights[j] = (float)(by_change[j] * w);
             weights[CHUNK + j] = 0;
-            biases[j] = by_change[CHUNK + j] * (float)b;
-            biases[CHUNK + j] = by_change[3 * CHUNK + j] * (float)b;
+            biases[j] = (float)(by_change[CHUNK + j] * b);
+            biases[CHUNK + j] = (float)(by_change[3 * CHUNK + j] * b);
         }
         if (has_weights && width == CHUNK) square_up(gram, tall, count, 2 * CHUNK);
         else {

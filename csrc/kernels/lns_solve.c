@@ -6,7 +6,8 @@
 #include "lns_gram.h"
 #include "lns_piece.h"
 
-enum { NORMS = 40, SWEEPS = 30, LARGE = 8192, SHARE = 8, MOST_WIDTH = 2 * LNS_MOST_ROWS };
+enum { NORMS = 40, SWEEPS = 30, MOST_WIDTH = 2 * LNS_MOST_ROWS };
+enum { LARGE = 8192, SHARE = 8 };                             /* from so many units on, one in so many comes first */
 
 static const double PASSES = 48, SKETCHED = 4;                /* at most, and of these over a share of the units */
 static const double LEAST_PART = 1.0 / 64;                    /* of a Newton step */
@@ -23,7 +24,7 @@ typedef struct {
     const lns_penalty *penalty;
     const float *low, *high;
     float *out;
-    size_t share;                                             /* a pass reads one in so many units of each piece */
+    size_t share;                                             /* of each piece a pass reads the first of so many parts */
     double *pull, *norms, *curvatures;                        /* norms: (groups, 2), 0 where a group vanishes */
 } search;
 
@@ -309,7 +310,8 @@ static void pass_group(double *part, float *tall, const search *s, const double 
 /* ---- the few numbers by which units meet ---- */
 
 /* Newton's method for them: where it is, the step that led there from `base` and what part of it was taken; the step's
- * size, and the matrices that it was made with. factors = M guess, which are all 0 unless `any`. */
+ * size, and the matrices that it was made with. factors = M guess, which are all 0 unless `any`. Until it is under way,
+ * and after the units read have changed, there is no step to compare the next one with. */
 typedef struct {
     double guess[MOST_WIDTH], base[MOST_WIDTH], step[MOST_WIDTH], factors[MOST_WIDTH], part, size;
     double *gram, *lines;                                     /* G; 1 + G M, decomposed */

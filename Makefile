@@ -13,6 +13,8 @@ WORKERS ?= 2
 ONE_THREAD = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 SHARED = -n $(WORKERS) --dist worksteal
 PYTEST = $(ONE_THREAD) $(BIN)/pytest $(SHARED)
+# A hundred processes import lineas, and three suites the tests: compiled once, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
 # Another build in the place of the installed one: first on the path, and the tests check that it is the one they got.
 PYTEST_ON = PYTHONPATH=$(1) LINEAS_EXPECT_BUILD=$(1) $(PYTEST) -q -m "not slow" -o addopts=--strict-markers $(2)
 
@@ -81,8 +83,9 @@ build-sanitize: $(VENV)/.environment
 	rm -rf build/sanitize && mkdir -p build/sanitize
 	LINEAS_SANITIZE=1 LINEAS_WERROR=1 $(BIN)/python setup.py --quiet build --build-base build/sanitize/tmp --build-lib build/sanitize/lib
 
+# Of each block of memory two callers are kept; ASAN_OPTIONS=detect_leaks=0:malloc_context_size=30 tells more.
 sanitize: build-sanitize
-	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS="$${ASAN_OPTIONS:-detect_leaks=0:malloc_context_size=2}" LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 	$(call PYTEST_ON,build/sanitize/lib,tests)
 
 # The tests of the C core, and of fits with it, without OpenMP; the rest of Python does not see the difference.

@@ -95,6 +95,7 @@ def test_the_version_is_that_of_the_package():
     assert run("--version").stdout.split() == ["lineas", lineas.__version__]
 
 
+@pytest.mark.slow
 def test_every_line_of_the_page_runs(there, brief):
     """Without the other programs in its pipes."""
     (there / "prompts.txt").write_text("The movie was\nHis film\n")

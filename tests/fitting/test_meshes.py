@@ -22,6 +22,7 @@ from test_sharded_weights import LAYERS, UNEVEN, assert_in_parts, by_block, look
 import lineas
 
 pytestmark = [
+    pytest.mark.slow,  # four processes, and once for all: what is slow stays together
     pytest.mark.process,
     pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch < 2.6 has no fully_shard"),
 ]
@@ -245,7 +246,6 @@ def kill(torchrun):
     torchrun.wait()
 
 
-@pytest.mark.slow
 def test_one_of_the_recipes_machines_is_killed_and_it_goes_on_to_the_same_bits(folder, machines):
     (first, log), (second, _) = machines()
     until = time.monotonic() + 200

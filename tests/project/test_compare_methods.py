@@ -71,6 +71,7 @@ def test_a_page_keeps_its_words_and_gets_tables_and_a_picture(compare, tmp_path)
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_every_method_is_fitted_and_measured_and_nothing_twice(compare, monkeypatch):
     tokenizer = small_tokenizer()
     model = small_model(len(tokenizer))

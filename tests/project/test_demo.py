@@ -1,7 +1,7 @@
 """The demo's own code on the real model, with little of everything."""
 
 import pytest
-from conftest import load_example
+from conftest import load_example, minding_model, small_tokenizer
 
 import lineas
 
@@ -31,17 +31,23 @@ def test_the_demo_steers_the_real_model(real_model, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_demo_scores_texts_of_the_users_by_a_classifier_of_their_other_half(real_model, tmp_path, capsys):
-    demo = load_example("demo")
+def test_the_demo_scores_texts_of_the_users_by_a_classifier_of_their_other_half(tmp_path, capsys):
+    """SRC=, TGT= and MODEL=, here of a small model that lies in a folder."""
+    demo, tokenizer = load_example("demo"), small_tokenizer()
+    minding_model(len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
     for name, texts in zip(("src", "tgt"), lineas.samples.formal_and_casual(24, 3), strict=True):
         (tmp_path / name).write_text("\n\n".join(texts), encoding="utf-8")
     steering, report = demo.run(
-        src=str(tmp_path / "src"), tgt=str(tmp_path / "tgt"), max_evaluations=2, prompts=["A", "B"], count=2,
-        sentences=2, out=str(tmp_path / "out.png"),
+        src=str(tmp_path / "src"), tgt=str(tmp_path / "tgt"), model_path=str(tmp_path / "model"), max_evaluations=6,
+        prompts=["A", "B"], count=2, sentences=2, out=str(tmp_path / "out.png"),
     )  # fmt: skip
     assert steering.info["samples"] == [12, 12]
+    assert steering.info["model"] == "model"
     assert {"like_target", "perplexity"} <= set(report.measures)
-    assert "like_target (probability)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"Loading {tmp_path / 'model'}" in printed
+    assert "like_target (probability)" in printed
 
 
 def test_few_texts_are_all_for_the_fit():

@@ -19,6 +19,13 @@ def keep(file: Path, row: Row) -> None:
         opened.write(json.dumps(row) + "\n")
 
 
+def rewrite(file: Path, rows: Iterable[Row]) -> None:
+    """All of them, in the place of what the file has."""
+    new = file.with_name(f"{file.name}.tmp")
+    new.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    new.replace(file)
+
+
 def write(page: Path, name: str, lines: Iterable[str]) -> None:
     """Put a table into a page, in the place of what stands between the marks of this name.
 

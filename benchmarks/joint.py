@@ -7,7 +7,8 @@ SmolLM2-135M, 32 + 32 texts a concept, cut at 24 tokens, at most 10 evaluations 
 price of 0.05 nats a token of neutral text. An effect is how much likelier held-out targets become than held-out
 sources, a token, as in `conflicts.py`, whose concepts these are. A row is a pair and a draw: the effects of each fitted
 apart and alone, of both added, of one fit on both sets (at the price of both added), and of the joint ones, together
-and alone. Rows that the file has are not made again. A quarter of an hour on one core for a draw.
+and alone. Rows that the file has are not made again, only given what they lack. A quarter of an hour on one core for
+a draw.
 """
 
 import argparse
@@ -30,69 +31,78 @@ import lineas  # noqa: E402
 from lineas import evaluation  # noqa: E402
 from lineas.fitting.conflict import fisher_rows  # noqa: E402
 
+Row = dict[str, Any]
 JSON = Path(__file__).parent / "data" / "joint.jsonl"
 FITTED, HELD, TOKENS, NATS = 32, 32, 24, 0.05
 PAIRS = (("positive", "past"), ("civil", "questions"), ("casual", "questions"))
 WAYS = ("added", "summed", "joint", "joint_alone")
 
 
-def rows(
-    model: Any, tokenizer: Any, draw: int, pairs: Sequence[tuple[str, str]], summed: bool
-) -> Iterator[dict[str, Any]]:  # fmt: skip
-    names = dict.fromkeys(name for pair in pairs for name in pair)
-    told = {name: conflicts.sides(name, draw) for name in names}
-    fitted = {name: tuple(side[:FITTED] for side in pair) for name, pair in told.items()}
-    held = {name: tuple(side[FITTED : FITTED + HELD] for side in pair) for name, pair in told.items()}
-    options = {"tokenizer": tokenizer, "max_length": TOKENS, "max_evaluations": 10, "progress": False}
-    apart: dict[str, lineas.Steering] = {}
-    base: dict[str, float] = {}
-    form: list[np.ndarray] = []
+class Draw:
+    """The texts of one draw, what steerings of this model cost and do there, and what was fitted to one concept."""
 
-    def price(steering: lineas.Steering) -> float:
-        if not form:
-            how = {"tokenizer": tokenizer, "batch_size": None, "max_length": TOKENS}
-            neutral = lineas.samples.neutral_sentences(32)
-            form.append(fisher_rows(model, neutral, steering.sites, None, None, 0, how)[0])
+    def __init__(self, model: Any, tokenizer: Any, draw: int):
+        self.model, self.draw = model, draw
+        self.read: dict[str, Any] = {"tokenizer": tokenizer, "max_length": TOKENS}
+        self.options = {**self.read, "max_evaluations": 10, "progress": False}
+        self.form: np.ndarray | None = None
+        self.apart: dict[str, lineas.Steering] = {}
+        self.base: dict[str, float] = {}
+
+    def texts(self, name: str) -> tuple[list[str], ...]:
+        return tuple(side[:FITTED] for side in conflicts.sides(name, self.draw))
+
+    def price(self, steering: lineas.Steering) -> float:
+        if self.form is None:
+            neutral, how = lineas.samples.neutral_sentences(32), {**self.read, "batch_size": None}
+            self.form = fisher_rows(self.model, neutral, steering.sites, None, None, 0, how)[0]
         moves = np.concatenate([steering.weights - 1, steering.biases]).astype(np.float64)
-        return float(np.square(form[0] @ moves).mean())
+        return float(np.square(self.form @ moves).mean())
 
-    def at(nats: float, steering: lineas.Steering) -> lineas.Steering:
-        return float(np.sqrt(nats / price(steering))) * steering
+    def at(self, nats: float, steering: lineas.Steering) -> lineas.Steering:
+        return float(np.sqrt(nats / self.price(steering))) * steering
 
-    def contrast(name: str) -> float:
-        read = (evaluation.perplexity(model, s, tokenizer=tokenizer, max_length=TOKENS) for s in held[name])
-        return float(np.subtract(*map(np.log, read)))
+    def contrast(self, name: str) -> float:
+        held = (side[FITTED : FITTED + HELD] for side in conflicts.sides(name, self.draw))
+        return float(np.subtract(*(np.log(evaluation.perplexity(self.model, side, **self.read)) for side in held)))
 
-    def effects(steering: lineas.Steering, *names: str) -> list[float]:
+    def effects(self, steering: lineas.Steering, *names: str) -> list[float]:
         for name in names:
-            if name not in base:
-                base[name] = contrast(name)
-        with steering.apply(model):
-            return [contrast(name) - base[name] for name in names]
+            if name not in self.base:
+                self.base[name] = self.contrast(name)
+        with steering.apply(self.model):
+            return [self.contrast(name) - self.base[name] for name in names]
 
-    for a, b in pairs:
+    def row(self, a: str, b: str) -> Row:
+        """All but the fit on both sets."""
         for name in (a, b):
-            if name not in apart:
-                apart[name] = at(NATS, lineas.fit(model, *fitted[name], **options))
-        jointly = lineas.fit_jointly(model, {name: fitted[name] for name in (a, b)}, **options)
-        jointly = {name: at(NATS, one) for name, one in jointly.items()}
-        both = {"added": apart[a] + apart[b], "joint": jointly[a] + jointly[b]}
-        prices = {how: price(one) for how, one in both.items()}
-        if summed:
-            all_of = [of_a + of_b for of_a, of_b in zip(fitted[a], fitted[b], strict=True)]
-            both["summed"] = at(prices["added"], lineas.fit(model, *all_of, **options))
-        row = {"a": a, "b": b, "draw": draw, "prices": prices, "alone": [effects(apart[n], n)[0] for n in (a, b)]}
-        row["joint_alone"] = [effects(jointly[n], n)[0] for n in (a, b)]
-        yield row | {how: effects(one, a, b) for how, one in both.items()}
+            if name not in self.apart:
+                self.apart[name] = self.at(NATS, lineas.fit(self.model, *self.texts(name), **self.options))
+        jointly = lineas.fit_jointly(self.model, {name: self.texts(name) for name in (a, b)}, **self.options)
+        jointly = {name: self.at(NATS, one) for name, one in jointly.items()}
+        both = {"added": self.apart[a] + self.apart[b], "joint": jointly[a] + jointly[b]}
+        return {
+            "a": a, "b": b, "draw": self.draw, "prices": {how: self.price(one) for how, one in both.items()},
+            "alone": [self.effects(self.apart[name], name)[0] for name in (a, b)],
+            "joint_alone": [self.effects(jointly[name], name)[0] for name in (a, b)],
+            **{how: self.effects(one, a, b) for how, one in both.items()},
+        }  # fmt: skip
+
+    def summed(self, row: Row) -> list[float]:
+        """Effects of one fit on both sets, at the price of both fits apart."""
+        names = row["a"], row["b"]
+        both = [of_a + of_b for of_a, of_b in zip(*map(self.texts, names), strict=True)]
+        fitted = lineas.fit(self.model, *both, **self.options)
+        return self.effects(self.at(row["prices"]["added"], fitted), *names)
 
 
-def table(found: Sequence[dict[str, Any]]) -> Iterator[str]:
+def table(found: Sequence[Row]) -> Iterator[str]:
     """Means over draws, with their standard errors, of what is left of the effects that fits apart have alone. Draw 0,
     on which the method was chosen, stands by itself."""
     yield "| concepts | draws | of | apart, added | one fit on both sets | joint | joint, alone | nats: added, joint |"
     yield "|---|---|---|---|---|---|---|---|"
 
-    def place(row: dict[str, Any]) -> tuple[str, str, bool]:
+    def place(row: Row) -> tuple[str, str, bool]:
         return row["a"], row["b"], row["draw"] > 0
 
     for (a, b, _), group in groupby(sorted(found, key=place), place):
@@ -125,10 +135,15 @@ def main() -> None:
         model, tokenizer = embedded_model.load()
         pairs = [tuple(pair.split("+")) for pair in asked.pairs.split(",")]
         for draw in map(int, asked.draws.split(",")):
-            known = {(row["a"], row["b"]) for row in found if row["draw"] == draw}
-            for row in rows(model, tokenizer, draw, [p for p in pairs if p not in known], not asked.no_summed):
-                found.append(row)
-                _records.keep(asked.json, row)
+            known = {(row["a"], row["b"]): row for row in found if row["draw"] == draw}
+            trial = Draw(model, tokenizer, draw)
+            for pair in pairs:
+                if (row := known.get(pair)) is None:
+                    found.append(row := trial.row(*pair))
+                    _records.keep(asked.json, row)
+                if "summed" not in row and not asked.no_summed:
+                    row["summed"] = trial.summed(row)
+                    _records.rewrite(asked.json, found)
                 print(row, flush=True)
     lines = list(table(found))
     print("\n".join(lines))

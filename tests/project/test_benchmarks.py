@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import NEGATIVE, POSITIVE, ROOT, WordTokenizer, tiny
+from conftest import NEGATIVE, POSITIVE, ROOT, WordTokenizer, minding_model, small_tokenizer, tiny
 
 import lineas
 
@@ -336,6 +336,37 @@ def test_weightings_are_compared_at_one_price_and_rules_by_what_they_would_take(
     weightings.main()
     assert lines[2] in page.read_text()
     assert "| toxicity | 0 | 0.100 | 0.080 | -0.020 ± 0.015 | " in page.read_text()
+    capsys.readouterr()
+
+
+def test_concepts_are_fitted_jointly_and_apart_and_rows_are_given_what_they_lack(monkeypatch, capsys, tmp_path):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
+    import joint
+
+    loaded = SimpleNamespace(load=lambda: (minding_model(500), small_tokenizer()))
+    monkeypatch.setitem(sys.modules, "embedded_model", loaded)
+    pairs = {"positive": (NEGATIVE, POSITIVE), "past": (POSITIVE, NEGATIVE[::-1])}
+    monkeypatch.setattr(joint.conflicts, "sides", lambda name, draw: pairs[name])
+    monkeypatch.setattr(joint, "FITTED", 8)
+    rows, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
+    page.write_text("<!-- joint -->\n<!-- end of joint -->\n", encoding="utf-8")
+    asked = ["joint.py", "--draws", "2", "--pairs", "positive+past", "--json", str(rows), "--write", str(page)]
+    monkeypatch.setattr(sys, "argv", [*asked, "--no-summed"])
+    joint.main()
+    (first,) = map(json.loads, rows.read_text().splitlines())
+    assert set(first) == {"a", "b", "draw", "prices", "alone", "added", "joint", "joint_alone"}
+    assert first["added"] != first["alone"]
+    assert "| positive, past | 2 | positive | " in page.read_text()
+    monkeypatch.setattr(sys, "argv", asked)
+    joint.main()
+    (second,) = map(json.loads, rows.read_text().splitlines())
+    assert second == first | {"summed": second["summed"]}
+    assert second["summed"] not in (first["added"], first["joint"])
+    assert f" | {second['summed'][0] / first['alone'][0]:.2f} | " in page.read_text()
+    before = rows.read_bytes()
+    joint.main()
+    assert rows.read_bytes() == before, "nothing is made again"
     capsys.readouterr()
 
 

@@ -9,9 +9,10 @@ import lineas
 @pytest.mark.slow
 def test_the_demo_steers_the_real_model(real_model, tmp_path, capsys):
     demo = load_example("demo")
+    demo.FIT_ON = 16
     out = tmp_path / "pictures" / "demo.png"
     steering, report = demo.run(max_evaluations=5, prompts=demo.PROMPTS[:4], count=2, sentences=8, out=str(out))
-    assert steering.info["evaluations"] == 5
+    assert (steering.info["samples"], steering.info["evaluations"]) == ([16, 16], 5)
     kept = [loss for loss, accepted in zip(*map(steering.history.get, ("loss", "accepted")), strict=True) if accepted]
     assert kept[-1] < 0.85 * kept[0], "the maps that C learned bring the two sets together"
     assert 0.05 < steering.info["scaled_by"] < 1, "strength 1 as it was fitted is dear"

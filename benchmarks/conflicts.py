@@ -1,23 +1,21 @@
 """Two concepts at once: what is left of each, and whether `lineas.conflict` told so before.
 
-    python benchmarks/conflicts.py [--draws 0] [--json FILE] [--known FILE] [--write docs/strength.md]
+    python benchmarks/conflicts.py [--draws 0,1] [--json FILE] [--known] [--write docs/strength.md]
 
 SmolLM2-135M, five concepts, 32 + 32 texts each, every steering at a predicted price of 0.05 nats a token of neutral
 text. An effect is how much likelier held-out targets become than held-out sources, a token: no sampling, and so little
 noise. A row is a pair: what is left of both effects where the moves are added, where one is composed with the other,
-and what was told before. Half an hour on two cores for a draw.
+and what was told before. Rows that the file has are not made again; half an hour on two cores for a draw.
 """
 
 import argparse
 import csv
 import itertools
-import json
 import os
 import random
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
@@ -66,7 +64,7 @@ def sides(concept: str, draw: int, count: int = 96) -> Sides:
     return statements, [f"Does {who[0].lower()}{who[1:]} {does} {where}?" for who, does, where in others]
 
 
-def rows(draw: int) -> Iterator[dict[str, Any]]:
+def rows(draw: int, pairs: Sequence[tuple[str, str]]) -> Iterator[_records.Row]:
     import embedded_model
 
     model, tokenizer = embedded_model.load()
@@ -87,7 +85,7 @@ def rows(draw: int) -> Iterator[dict[str, Any]]:
             for name in concepts
         ]
 
-    for a, b in itertools.combinations(CONCEPTS, 2):
+    for a, b in pairs:
         found = lineas.conflict(
             steerings[a], steerings[b], model, neutral, sets=(held[a], held[b]), tokenizer=tokenizer
         )
@@ -102,34 +100,52 @@ def rows(draw: int) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def table(found: Sequence[dict[str, Any]]) -> Iterator[str]:
+def table(found: Sequence[_records.Row]) -> Iterator[str]:
+    """A line a pair, with the figures of its draws one after the other."""
     yield "| a, b | kept of a | kept of b | told of a | told of b | alike on the output | alike in maps |"
     yield "|---|---|---|---|---|---|---|"
-    for row in found:
-        figures = (*row["added"], *row["told"], row["on_output"], row["alike"])
-        yield f"| {row['a']}, {row['b']} | " + " | ".join(f"{value:.2f}" for value in figures) + " |"
+
+    def pair(row: _records.Row) -> tuple[int, int]:
+        return CONCEPTS.index(row["a"]), CONCEPTS.index(row["b"])
+
+    for (a, b), draws in itertools.groupby(sorted(found, key=pair), pair):
+        figures = zip(*((*row["added"], *row["told"], row["on_output"], row["alike"]) for row in draws), strict=True)
+        cells = ("; ".join(f"{value:.2f}" for value in values) for values in figures)
+        yield f"| {CONCEPTS[a]}, {CONCEPTS[b]} | " + " | ".join(cells) + " |"
+
+
+def summary(found: Sequence[_records.Row]) -> Iterator[str]:
+    """Of each draw: what is kept, and whether it was told."""
+    for draw in sorted({row["draw"] for row in found}):
+        alike = [row for row in found if row["draw"] == draw]
+        kept, told = (np.ravel([row[name] for row in alike]) for name in ("added", "told"))
+        miss = np.sort(np.abs(kept - told))
+        yield (
+            f"draw {draw}: kept, median {np.median(kept):.2f}, at least 0.8 by {np.sum(kept >= 0.8)} of {len(kept)}; "
+            f"told misses by {miss[:-1].mean():.2f} but for the largest, {miss[-1]:.2f}"
+        )
+        for name in ("told", "on_output", "alike"):
+            values = np.ravel([np.broadcast_to(row[name], 2) for row in alike])
+            yield f"draw {draw}: rank correlation of what is kept with {name}: {spearmanr(kept, values)[0]:.2f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", default="0", help="numbers, separated by commas")
-    parser.add_argument("--json", type=Path, default=JSON, help="a line for each pair")
+    parser.add_argument("--draws", default="0,1", help="numbers, separated by commas")
+    parser.add_argument("--json", type=Path, default=JSON, help="a line for each pair and draw")
     parser.add_argument("--known", action="store_true", help="only what the file has")
     parser.add_argument("--write", metavar="PAGE", type=Path, help="put the table into this page, between its marks")
     asked = parser.parse_args()
-    if not asked.known:
-        with asked.json.open("w") as file:
-            for draw in map(int, asked.draws.split(",")):
-                for row in rows(draw):
-                    file.write(json.dumps(row) + "\n")
-                    file.flush()
-                    print(row)
     found = _records.read(asked.json)
-    print("\n".join(table(found)))
-    kept = np.ravel([row["added"] for row in found])
-    for name in ("told", "on_output", "alike"):
-        values = np.ravel([np.broadcast_to(row[name], 2) for row in found])
-        print(f"rank correlation of what is kept with {name}: {spearmanr(kept, values)[0]:.2f}")
+    if not asked.known:
+        for draw in map(int, asked.draws.split(",")):
+            known = {(row["a"], row["b"]) for row in found if row["draw"] == draw}
+            pairs = [pair for pair in itertools.combinations(CONCEPTS, 2) if pair not in known]
+            for row in rows(draw, pairs) if pairs else ():
+                found.append(row)
+                _records.keep(asked.json, row)
+                print(row, flush=True)
+    print("\n".join([*table(found), *summary(found)]))
     if asked.write:
         _records.write(asked.write, "conflicts", table(found))
 

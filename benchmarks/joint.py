@@ -31,7 +31,7 @@ import lineas  # noqa: E402
 from lineas import evaluation  # noqa: E402
 from lineas.fitting.conflict import fisher_rows  # noqa: E402
 
-Row = dict[str, Any]
+Row = _records.Row
 JSON = Path(__file__).parent / "data" / "joint.jsonl"
 FITTED, HELD, TOKENS, NATS = 32, 32, 24, 0.05
 PAIRS = (("positive", "past"), ("civil", "questions"), ("casual", "questions"))

@@ -32,7 +32,7 @@ OPPOSED = -0.5  # cosine of two contrasts from which on one is the other's undoi
 
 
 def fit_jointly(model: Any, concepts: Mapping[str, Sequence[Any]], **options: Any) -> dict[str, Steering]:
-    """Fit one steering a concept, so that they go together: none undoes what another is for.
+    """Fit one steering a concept, each held back from what undoes another, as far as their texts tell.
 
     Parameters
     ----------
@@ -70,8 +70,9 @@ def fit_jointly(model: Any, concepts: Mapping[str, Sequence[Any]], **options: An
     q's contrast: of a causal language model how much likelier a token of q's targets is than one of its sources, of
     other networks minus q's loss. So c may help q, and may not hurt it. g_q . m_c is, to first order, what c does to
     q's effect; of steerings fitted apart that is what tells how much of an effect is lost while both are on
-    (`lineas.conflict`). Distances of responses do not tell it: for a language model a wall of q's loss changed nothing
-    (`docs/strength.md`). What it does for other networks was looked at in small ones alone.
+    (`lineas.conflict`). Distances of responses do not tell it: on one draw of a language model civil comments left 0.21
+    of the effect of questions behind a wall of their loss, 0.24 without one, and 1.11 behind that of their likelihood.
+    What it does for other networks was looked at in small ones alone.
 
     A wall is a half-space with the identity on its face: neither scaling a steering nor leaving one out brings another
     to the wrong side, and so `budget` scales each by its own dial. Given the contrasts, the sum of all problems falls

@@ -83,9 +83,10 @@ build-sanitize: $(VENV)/.environment
 	rm -rf build/sanitize && mkdir -p build/sanitize
 	LINEAS_SANITIZE=1 LINEAS_WERROR=1 $(BIN)/python setup.py --quiet build --build-base build/sanitize/tmp --build-lib build/sanitize/lib
 
-# Of each block of memory two callers are kept; ASAN_OPTIONS=detect_leaks=0:malloc_context_size=30 tells more.
+# Of each block of memory CALLERS are kept, which take time; CALLERS=30 tells more of what was found.
+CALLERS ?= 2
 sanitize: build-sanitize
-	ASAN_OPTIONS="$${ASAN_OPTIONS:-detect_leaks=0:malloc_context_size=2}" LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:malloc_context_size=$(CALLERS) LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 	$(call PYTEST_ON,build/sanitize/lib,tests)
 
 # The tests of the C core, and of fits with it, without OpenMP; the rest of Python does not see the difference.

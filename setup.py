@@ -3,7 +3,7 @@
 LINEAS_WERROR=1    warnings are errors (development and CI; a user's newer compiler may know newer warnings)
 LINEAS_SANITIZE=1  AddressSanitizer and UndefinedBehaviorSanitizer (see docs/development.md)
 LINEAS_OPENMP=0    a serial build, also made wherever the compiler has no OpenMP
-LINEAS_OPTIMIZE=0  a tenth of the compiler's time, for what must build but need not be fast
+LINEAS_OPTIMIZE=1  a third of the compiler's time, 0 a tenth and fewer warnings, for what need not be fast
 """
 
 import glob

@@ -16,6 +16,7 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
@@ -64,11 +65,8 @@ def sides(concept: str, draw: int, count: int = 96) -> Sides:
     return statements, [f"Does {who[0].lower()}{who[1:]} {does} {where}?" for who, does, where in others]
 
 
-def rows(draw: int, pairs: Sequence[tuple[str, str]]) -> Iterator[_records.Row]:
-    import embedded_model
-
-    model, tokenizer = embedded_model.load()
-    told = {concept: sides(concept, draw) for concept in CONCEPTS}
+def rows(model: Any, tokenizer: Any, draw: int, pairs: Sequence[tuple[str, str]]) -> Iterator[_records.Row]:
+    told = {concept: sides(concept, draw) for concept in dict.fromkeys(itertools.chain(*pairs))}
     held = {concept: tuple(side[FITTED:] for side in pair) for concept, pair in told.items()}
     neutral = lineas.samples.neutral_sentences(32)
     steerings = {}
@@ -137,11 +135,17 @@ def main() -> None:
     parser.add_argument("--write", metavar="PAGE", type=Path, help="put the table into this page, between its marks")
     asked = parser.parse_args()
     found = _records.read(asked.json)
-    if not asked.known:
-        for draw in map(int, asked.draws.split(",")):
-            known = {(row["a"], row["b"]) for row in found if row["draw"] == draw}
-            pairs = [pair for pair in itertools.combinations(CONCEPTS, 2) if pair not in known]
-            for row in rows(draw, pairs) if pairs else ():
+    known = {(row["draw"], row["a"], row["b"]) for row in found}
+    missing = {
+        draw: [pair for pair in itertools.combinations(CONCEPTS, 2) if (draw, *pair) not in known]
+        for draw in map(int, asked.draws.split(","))
+    }
+    if any(missing.values()) and not asked.known:
+        import embedded_model
+
+        model, tokenizer = embedded_model.load()
+        for draw, pairs in missing.items():
+            for row in rows(model, tokenizer, draw, pairs):
                 found.append(row)
                 _records.keep(asked.json, row)
                 print(row, flush=True)

@@ -12,6 +12,7 @@ a draw.
 """
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,7 @@ class Draw:
 
     def __init__(self, model: Any, tokenizer: Any, draw: int):
         self.model, self.draw = model, draw
+        self.sides = functools.cache(lambda name: conflicts.sides(name, draw))
         self.read: dict[str, Any] = {"tokenizer": tokenizer, "max_length": TOKENS}
         self.options = {**self.read, "max_evaluations": 10, "progress": False}
         self.form: np.ndarray | None = None
@@ -50,7 +52,7 @@ class Draw:
         self.base: dict[str, float] = {}
 
     def texts(self, name: str) -> tuple[list[str], ...]:
-        return tuple(side[:FITTED] for side in conflicts.sides(name, self.draw))
+        return tuple(side[:FITTED] for side in self.sides(name))
 
     def price(self, steering: lineas.Steering) -> float:
         if self.form is None:
@@ -63,7 +65,7 @@ class Draw:
         return float(np.sqrt(nats / self.price(steering))) * steering
 
     def contrast(self, name: str) -> float:
-        held = (side[FITTED : FITTED + HELD] for side in conflicts.sides(name, self.draw))
+        held = (side[FITTED : FITTED + HELD] for side in self.sides(name))
         return float(np.subtract(*(np.log(evaluation.perplexity(self.model, side, **self.read)) for side in held)))
 
     def effects(self, steering: lineas.Steering, *names: str) -> list[float]:

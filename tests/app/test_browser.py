@@ -3,6 +3,7 @@
 import json
 import re
 import time
+import warnings
 from contextlib import suppress
 
 import pytest
@@ -77,15 +78,16 @@ def number_box(browser, k):
 
 
 def enter(browser, k, number, becomes):
-    """A number typed into a slider's box, and what it becomes; once more where a page that was still being made, on a
-    busy machine, put its own number back."""
+    """A number typed into a slider's box, and what it becomes. It was lost once, on a busy machine, nobody knows why:
+    so it is typed once more, and a warning tells what the box held."""
     for patience in (PATIENCE / 4, PATIENCE):
         box = number_box(browser, k)
         box.clear()
         box.send_keys(number, Keys.TAB)
         with suppress(AssertionError):
             return until(lambda: number_box(browser, k).get_attribute("value") == becomes, patience)
-    raise AssertionError(f"{number} became {number_box(browser, k).get_attribute('value')}, not {becomes}")
+        warnings.warn(f"{number} became {box.get_attribute('value')}, not {becomes}", stacklevel=2)
+    raise AssertionError("no answer")
 
 
 def drag(browser, k, share):

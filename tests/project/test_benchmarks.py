@@ -1,5 +1,6 @@
 """The benchmarks run, at tiny sizes, and write down what they print."""
 
+import importlib
 import json
 import os
 import runpy
@@ -368,6 +369,16 @@ def test_concepts_are_fitted_jointly_and_apart_and_rows_are_given_what_they_lack
     joint.main()
     assert rows.read_bytes() == before, "nothing is made again"
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("name", ["joint", "conflicts"])
+def test_the_page_has_the_table_of_the_rows_that_are_kept(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
+    script = importlib.import_module(name)
+    page = (ROOT / "docs" / "strength.md").read_text(encoding="utf-8")
+    lines = "\n".join(script.table(script._records.read(script.JSON)))
+    assert f"<!-- {name} -->\n{lines}\n<!-- end of {name} -->" in page
 
 
 def test_a_table_takes_the_place_of_the_one_before_and_of_nothing_else(tmp_path, monkeypatch):

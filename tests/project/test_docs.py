@@ -181,7 +181,7 @@ def test_the_kernel_of_the_page_builds_and_passes_its_tests(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     new = follow(ROOT / "docs" / "extending.md", "A kernel", tmp_path)
-    environment = os.environ | {"LINEAS_WERROR": "1", "LINEAS_OPTIMIZE": "0"}
+    environment = os.environ | {"LINEAS_WERROR": "1", "LINEAS_OPTIMIZE": "1"}
     environment |= dict.fromkeys(("PYTHONPATH", "LINEAS_EXPECT_BUILD"), str(tmp_path))
 
     def run(*command: str) -> str:

@@ -17,6 +17,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 NOTEBOOK = Path(__file__).with_name("steer_a_language_model.ipynb")
+LOADER = NOTEBOOK.with_name("embedded_model.py")  # of the model
 EXECUTED = "code_executed"  # in the notebook's metadata: a digest of the code that made its outputs
 
 
@@ -28,12 +29,12 @@ def code_digest(notebook: NotebookNode) -> str:
     return hashlib.sha256("\0".join(cell.source for cell in code_cells(notebook)).encode()).hexdigest()[:16]
 
 
-def execute(notebook: NotebookNode, timeout: int = 3600) -> None:
+def execute(notebook: NotebookNode, timeout: int = 3600, loader: Path = LOADER) -> None:
     """Run all cells in order, in a kernel of their own; nbclient's CellExecutionError where one fails."""
     os.environ["TQDM_DISABLE"] = "1"  # a bar of one moment is no output to keep
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # nor what tqdm says where there are no widgets
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(NOTEBOOK.with_name("embedded_model.py"), folder)
+        shutil.copy(loader, Path(folder, LOADER.name))
         resources = {"metadata": {"path": folder}}
         client = NotebookClient(
             notebook, timeout=timeout, kernel_name="python3", record_timing=False, resources=resources

@@ -7,6 +7,7 @@ bounded`): pytest puts their folder on the path. So no other folder has a confte
 import functools
 import gc
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -27,17 +28,27 @@ IMAGE_CALL = {"num_inference_steps": 1, "guidance_scale": 0.0}  # with which it 
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the one hub model that the pages may name
 
 
-def pytest_collection_modifyitems(items):
-    """What is slow comes first, and of that the last folder, `project`, whose tests are the longest: at the end, two
-    workers wait for each other as long as the last test takes."""
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    items[:] = [*reversed(slow), *(item for item in items if not item.get_closest_marker("slow"))]
+def pytest_collection_modifyitems(config, items):
+    """Each worker begins with its share of what is slow, in whole files, and of that with the last folder, `project`,
+    whose tests are the longest. Who is done takes over from the end of another's queue: what is left there is quick."""
+    slow, quick = {}, []
+    for item in items:
+        (slow.setdefault(item.path, []) if item.get_closest_marker("slow") else quick).append(item)
+    files, rest, ordered = [*slow.values()][::-1], iter(quick), []
+    count = getattr(config, "workerinput", {}).get("workercount", 1)
+    for k in range(count):  # xdist deals the items out in equal parts
+        share = [item for file in files[k::count] for item in file]
+        size = (len(items) - len(ordered)) // (count - k)
+        ordered += [*share, *itertools.islice(rest, max(0, size - len(share)))]
+    items[:] = [*ordered, *rest]
 
 
 def pytest_collection_finish():
-    """What is here by now stays, and is left out of every collection of garbage to come: a tenth of the tests' time."""
+    """What is here by now stays, and is left out of every collection of garbage to come: a tenth of the tests' time.
+    So is to look for the garbage of tests less often."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def count_hooks(model: torch.nn.Module) -> int:
@@ -92,18 +103,18 @@ def tokenizer():
     return WordTokenizer()
 
 
-def tiny(kind: str):
+def tiny(kind: str, layers: int = 3):
     """A random model of a Hugging Face architecture, small enough to run in a millisecond."""
     import transformers as hf
 
-    common = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    common = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2}
     llama = {**common, "intermediate_size": 24, "num_key_value_heads": 1, "max_position_embeddings": 64, "head_dim": 8}
     configs = {
         "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**llama)),
         "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**llama)),
         "gemma2": lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**llama, query_pre_attn_scalar=8)),
         "gpt2": lambda: hf.GPT2LMHeadModel(
-            hf.GPT2Config(vocab_size=64, n_embd=16, n_layer=3, n_head=2, n_positions=64)
+            hf.GPT2Config(vocab_size=64, n_embd=16, n_layer=layers, n_head=2, n_positions=64)
         ),
         "bert": lambda: hf.BertModel(hf.BertConfig(**common, intermediate_size=24, max_position_embeddings=64)),
     }

@@ -125,12 +125,14 @@ def test_who_has_read_enough_ends_it_quietly(there):
 def test_a_gguf_file_becomes_a_plain_checkpoint(there):
     from transformers import AutoConfig, AutoTokenizer
 
-    file = load_example("embedded_model").find_file()
+    example = load_example("embedded_model")
+    file = example.find_file()
     site = "model.layers.0.post_attention_layernorm"
-    (found,) = objects(f"sites {file} --sites {site}")
-    assert (found["name"], found["units"]) == (site, 576)
     lineas.Steering({site: (np.full(576, 1.1), np.full(576, 0.1))}).save_pretrained("other")
-    (merged,) = objects(f"merge {file} --steering other --out merged")
+    with example.gguf_parsed_once():
+        (found,) = objects(f"sites {file} --sites {site}")
+        (merged,) = objects(f"merge {file} --steering other --out merged")
+    assert (found["name"], found["units"]) == (site, 576)
     assert merged["error"] <= 1e-4 < merged["effect"]
     assert AutoConfig.from_pretrained("merged").mlp_bias
     assert AutoTokenizer.from_pretrained("merged")("The movie was")["input_ids"] == [504, 7704, 436]

@@ -4,12 +4,15 @@ import pytest
 from conftest import load_example, minding_model, small_tokenizer
 
 import lineas
+from lineas.evaluation import calibration
 
 
 @pytest.mark.slow
-def test_the_demo_steers_the_real_model(real_model, tmp_path, capsys):
+def test_the_demo_steers_the_real_model(real_model, tmp_path, monkeypatch, capsys):
     demo = load_example("demo")
     demo.FIT_ON = 16
+    for name in ("TEXTS", "TOKENS"):  # that the model writes, on which a strength is priced
+        monkeypatch.setattr(calibration, name, 16)
     out = tmp_path / "pictures" / "demo.png"
     steering, report = demo.run(max_evaluations=5, prompts=demo.PROMPTS[:4], count=2, sentences=8, out=str(out))
     assert (steering.info["samples"], steering.info["evaluations"]) == ([16, 16], 5)

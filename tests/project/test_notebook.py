@@ -1,13 +1,11 @@
 """The notebook: what is stored was made by its own code, and that code still runs, here with little of everything."""
 
 import ast
-import sys
 import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import load_example, minding_model, small_tokenizer
+from conftest import assert_untouched, load_example, minding_model, small_tokenizer, snapshot
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("nbclient")
@@ -15,7 +13,15 @@ nbformat = pytest.importorskip("nbformat")
 runner = load_example("run_notebook")
 if not runner.NOTEBOOK.exists():
     pytest.skip("tests without the source tree", allow_module_level=True)
-SMALL = "SENTENCES, EVALUATIONS, CONTINUATIONS, NEUTRAL, STRENGTHS = 8, 3, 1, 4, [0.0, 1.0]"
+SMALL = "SENTENCES, EVALUATIONS, CONTINUATIONS, NEUTRAL, STRENGTHS = {}"
+LITTLE, LEAST = SMALL.format("8, 3, 1, 4, [0.0, 1.0]"), SMALL.format("4, 2, 1, 2, [1.0]")
+SMALL_LOADER = """
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def load():
+    return AutoModelForCausalLM.from_pretrained({0!r}).eval(), AutoTokenizer.from_pretrained({0!r})
+"""
 
 
 @pytest.fixture
@@ -67,32 +73,37 @@ def test_the_stored_outputs_name_no_place_on_the_machine_that_made_them(stored):
 
 
 def test_the_small_settings_are_those_of_the_notebook(stored):
-    assert assigned(SMALL) == assigned(parameters(stored).source)
+    assert assigned(LITTLE) == assigned(LEAST) == assigned(parameters(stored).source)
 
 
-def test_the_code_runs_on_a_tiny_model(stored, tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_the_code_runs_on_the_real_model(stored, real_model, tmp_path, monkeypatch, capsys):
     pytest.importorskip("vaderSentiment")
-    tokenizer = small_tokenizer()
-    model = minding_model(len(tokenizer))
-    monkeypatch.setitem(sys.modules, "embedded_model", SimpleNamespace(load=lambda: (model, tokenizer)))
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.chdir(tmp_path)
-    parameters(stored).source = SMALL
+    parameters(stored).source = LEAST
     namespace = {"__name__": "notebook"}
+    before = snapshot(real_model[0])
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.filterwarnings("ignore", "FigureCanvasAgg is non-interactive")
         for cell in runner.code_cells(stored):
             exec(compile(cell.source, runner.NOTEBOOK.name, "exec"), namespace)
     namespace["pyplot"].close("all")
+    assert_untouched(real_model[0], before)
     assert "the same logits: True" in capsys.readouterr().out
     assert {"positive-reviews", "smollm2-positive"} <= {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_the_notebook_runs_from_top_to_bottom(stored):
-    parameters(stored).source = SMALL
-    runner.execute(stored)
+def test_the_notebook_runs_in_a_kernel_from_top_to_bottom(stored, tmp_path):
+    """On a small model, which a loader of its own finds in a folder."""
+    tokenizer = small_tokenizer()
+    for part in (minding_model(len(tokenizer)), tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    (tmp_path / "small.py").write_text(SMALL_LOADER.format(str(tmp_path / "model")), encoding="utf-8")
+    parameters(stored).source = LITTLE
+    runner.execute(stored, loader=tmp_path / "small.py")
     assert not outputs(stored, "error")
     assert [cell.execution_count for cell in runner.code_cells(stored)] == list(
         range(1, len(runner.code_cells(stored)) + 1)

@@ -57,6 +57,11 @@ class Control:
         high = round(step * math.floor(_most(self.dial) / step + 1e-9), 10)
         return Span(0.0, high, step, f"{self.name} ({self._scale[0]})")
 
+    def within(self, value: Any, unit: str) -> float:
+        """The nearest that the slider goes to; ValueError for what is no finite number."""
+        span = self.span(unit)
+        return min(max(finite(value, self.name), span.low), span.high)
+
     def strength(self, value: Any, unit: str) -> float:
         """What a slider's value stands for.
 

@@ -15,6 +15,10 @@ __all__ = ["build", "check_address", "serve", "wait"]
 
 MORE = 3  # steerings that a visitor can open beside those that were there
 WAITING = 32  # requests; whoever comes then is told that it is busy
+# A slider's number counts when its box is left; who presses Enter there has done with it, too.
+ENTER = """() => document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && event.target.matches("[id^=slider-] input[type=number]")) event.target.blur();
+})"""
 FONTS = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # of the visitor's own: none is fetched
 
 
@@ -53,9 +57,16 @@ class Page:
         found = self.desk.compare(prompts, strengths, Sampling.of(tokens, heat, seed))
         return shown.comparison(found), shown.figures(strengths, self.desk.report)
 
+    def moved(
+        self, prompts: str, tokens: float, heat: float, seed: float, unit: str, opened: Any, *values: float
+    ) -> tuple[str, str]:
+        """The same, where a number beyond a slider, which comes as it was typed, is the end that the page shows."""
+        return self.make(prompts, tokens, heat, seed, unit, opened, *self._ends(unit, opened, values))
+
     def switch(self, unit: str, before: str, opened: Any, *values: float) -> list[Any]:
         """All sliders in another unit, where they stood."""
         controls = self.controls(opened)
+        values = self._ends(before, opened, values)
         strengths = [c.strength(value, before) for c, value in zip(controls, values, strict=False)]
         sliders = [self._update(c, unit, s) for c, s in zip(controls, strengths, strict=True)]
         return [unit, *sliders, *[self.gr.skip()] * (self.slots - len(sliders))]
@@ -70,6 +81,9 @@ class Page:
         sliders: list[Any] = [self.gr.skip()] * self.slots
         sliders[before] = self._update(opened[-1], unit, 0.0)
         return [opened, "", *sliders]
+
+    def _ends(self, unit: str, opened: Any, values: Sequence[float]) -> tuple[float, ...]:
+        return tuple(c.within(value, unit) for c, value in zip(self.controls(opened), values, strict=False))
 
     def _update(self, control: Control, unit: str, strength: float) -> Any:
         return self.gr.update(visible=True, **_shape(control, unit, strength))
@@ -142,12 +156,12 @@ def build(desk: Desk) -> Any:
         before, opened = gr.State(unit), gr.State([])
         given = [prompts, tokens, heat, seed, units, opened, *sliders]
         how = {"concurrency_limit": 1, "trigger_mode": "always_last"}
-        make, switch, add = map(page.said, (page.make, page.switch, page.open))
+        make, moved, switch, add = map(page.said, (page.make, page.moved, page.switch, page.open))
         hidden = {"api_visibility": "private"}
         blocks.load(make, given, shows, **how, **hidden)
         button.click(make, given, shows, **how, api_name="make")
         for event in (*(s.release for s in sliders), *(n.submit for n in (tokens, heat, seed))):
-            event(make, given, shows, **how, **hidden)
+            event(moved, given, shows, **how, **hidden)
         units.input(switch, [units, before, opened, *sliders], [before, *sliders], queue=False, **hidden)
         folder.submit(add, [folder, units, opened], [opened, folder, *sliders], **hidden)
     return blocks.queue(max_size=WAITING, default_concurrency_limit=1)
@@ -178,7 +192,7 @@ def serve(desk: Desk, *, host: str = "127.0.0.1", port: int | None = None) -> tu
     theme = gr.themes.Default(font=FONTS[0], font_mono=FONTS[1])
     _, address, _ = blocks.launch(
         server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True, inbrowser=False,
-        ssr_mode=False, enable_monitoring=False, max_file_size=1, footer_links=[], theme=theme,
+        ssr_mode=False, enable_monitoring=False, max_file_size=1, footer_links=[], theme=theme, js=ENTER,
     )  # fmt: skip
     return blocks, address
 

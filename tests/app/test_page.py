@@ -138,6 +138,20 @@ def test_switching_units_leaves_sliders_where_they_stand():
     assert (casual["value"], casual["maximum"]) == (5.0, 27.0)
 
 
+def test_a_slider_that_was_moved_beyond_its_end_is_at_its_end_and_a_program_is_told():
+    own = page.Page(desk())
+    for unit, typed, ends in ((PRICE, (1e9, -3.0), (27.0, -1.0)), (STRENGTH, (-3, 5), (-1.0, 2.0))):
+        given = LINES, 8, 1.0, 3, unit, []
+        assert own.moved(*given, *typed)[0] == own.make(*given, *ends)[0]
+        stand = [slider["value"] for slider in own.switch(unit, unit, [], *typed)[1:]]
+        assert stand == [slider["value"] for slider in own.switch(unit, unit, [], *ends)[1:]]
+    with pytest.raises(ValueError, match="expected at most what was measured"):
+        own.make(LINES, 8, 1.0, 3, PRICE, [], 1e9, 0.0)
+    for nothing in (None, float("nan"), "5"):
+        with pytest.raises(ValueError, match="casual: expected a finite number"):
+            own.moved(LINES, 8, 1.0, 3, PRICE, [], nothing, 0.0)
+
+
 def test_an_address_that_nothing_can_listen_on_is_refused_before_any_work(served):
     port = int(served[1].rstrip("/").rpartition(":")[2])
     with pytest.raises(OSError, match=f"expected an address to listen on, got 127.0.0.1, port {port}"):

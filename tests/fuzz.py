@@ -11,6 +11,7 @@ resident memory stands still. Call k depends on the seed and on k alone. Exit st
 import argparse
 import contextlib
 import faulthandler
+import gc
 import math
 import multiprocessing
 import os
@@ -352,6 +353,7 @@ def run(core, calls, seed: int = 0, every: int = 8, at=None) -> Counter:
     work = {name: working_calls(name) for name in names}
     seen: Counter = Counter()
     rng, warm, settled = random.Random(), calls[len(calls) // 4], 0
+    gc.collect()  # arrays of others that went during a call would count as references that it lost
     for k in calls:
         if at is not None:
             at.value = k

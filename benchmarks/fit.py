@@ -265,10 +265,10 @@ def beside_bare(plan: Plan, setting: Setting) -> Row:
 def memory(plan: Plan) -> list[Row]:
     """Peak, beyond the loaded model, of a bare step and of fit; then of fit in micro-batches of 16, any number."""
     rows = []
-    for what in ("bare", "fit in bfloat16") if plan.quick else ("bare", "fit", "fit in bfloat16"):
+    for what in ("bare", "fit", "fit in bfloat16"):
         rows.append({"": what, **peak(plan, what=what)})
         rows[-1]["ratio"] = rows[-1]["peak"] / rows[0]["peak"]
-    for n in (32,) if plan.quick else (32, 256, 1024, 4096):
+    for n in (16, 32) if plan.quick else (32, 256, 1024, 4096):
         rows.append({"": f"micro-batches, n = {n}", **peak(plan, what="micro-batches", n=n)})
     return rows
 

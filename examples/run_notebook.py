@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 NOTEBOOK = Path(__file__).with_name("steer_a_language_model.ipynb")
-LOADER = NOTEBOOK.with_name("embedded_model.py")  # of the model
+LOADER = NOTEBOOK.with_name("embedded_model.py")
 EXECUTED = "code_executed"  # in the notebook's metadata: a digest of the code that made its outputs
 
 
@@ -30,7 +30,10 @@ def code_digest(notebook: NotebookNode) -> str:
 
 
 def execute(notebook: NotebookNode, timeout: int = 3600, loader: Path = LOADER) -> None:
-    """Run all cells in order, in a kernel of their own; nbclient's CellExecutionError where one fails."""
+    """Run all cells in order, in a kernel of their own; nbclient's CellExecutionError where one fails.
+
+    What they import as `embedded_model` is the file `loader`.
+    """
     os.environ["TQDM_DISABLE"] = "1"  # a bar of one moment is no output to keep
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # nor what tqdm says where there are no widgets
     with tempfile.TemporaryDirectory() as folder:

@@ -84,11 +84,10 @@ class Control:
 
     def value(self, strength: float, unit: str) -> float:
         """Where a slider stands at a strength; at its end where that is beyond it."""
-        span = self.span(unit)
         if self.dial is not None and self.unit(unit) == PRICE:
             within = min(max(strength, 0.0), self.dial.strengths[-1])
             strength = self.dial.cost(within).value * self._scale[1]
-        return round(min(max(strength, span.low), span.high), 4)
+        return round(self.within(strength, unit), 4)
 
     def said(self, strength: float) -> str:
         """A strength, and what it costs as far as that was measured."""

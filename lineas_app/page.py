@@ -61,13 +61,13 @@ class Page:
         self, prompts: str, tokens: float, heat: float, seed: float, unit: str, opened: Any, *values: float
     ) -> tuple[str, str]:
         """The same, where a number beyond a slider, which comes as it was typed, is the end that the page shows."""
-        return self.make(prompts, tokens, heat, seed, unit, opened, *self._ends(unit, opened, values))
+        ends = (c.within(value, unit) for c, value in zip(self.controls(opened), values, strict=False))
+        return self.make(prompts, tokens, heat, seed, unit, opened, *ends)
 
     def switch(self, unit: str, before: str, opened: Any, *values: float) -> list[Any]:
         """All sliders in another unit, where they stood."""
         controls = self.controls(opened)
-        values = self._ends(before, opened, values)
-        strengths = [c.strength(value, before) for c, value in zip(controls, values, strict=False)]
+        strengths = [c.strength(c.within(v, before), before) for c, v in zip(controls, values, strict=False)]
         sliders = [self._update(c, unit, s) for c, s in zip(controls, strengths, strict=True)]
         return [unit, *sliders, *[self.gr.skip()] * (self.slots - len(sliders))]
 
@@ -81,9 +81,6 @@ class Page:
         sliders: list[Any] = [self.gr.skip()] * self.slots
         sliders[before] = self._update(opened[-1], unit, 0.0)
         return [opened, "", *sliders]
-
-    def _ends(self, unit: str, opened: Any, values: Sequence[float]) -> tuple[float, ...]:
-        return tuple(c.within(value, unit) for c, value in zip(self.controls(opened), values, strict=False))
 
     def _update(self, control: Control, unit: str, strength: float) -> Any:
         return self.gr.update(visible=True, **_shape(control, unit, strength))

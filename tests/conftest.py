@@ -44,8 +44,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish():
-    """What is here by now stays, and is left out of every collection of garbage to come: a tenth of the tests' time.
-    So is to look for the garbage of tests less often."""
+    """What is here by now stays, and is left out of every collection of garbage to come; and these are rarer than they
+    would be. Each is a tenth of the tests' time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)

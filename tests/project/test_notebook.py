@@ -1,7 +1,9 @@
 """The notebook: what is stored was made by its own code, and that code still runs, here with little of everything."""
 
 import ast
+import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,20 +78,36 @@ def test_the_small_settings_are_those_of_the_notebook(stored):
     assert assigned(LITTLE) == assigned(LEAST) == assigned(parameters(stored).source)
 
 
-@pytest.mark.slow
-def test_the_code_runs_on_the_real_model(stored, real_model, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def tiny_model(monkeypatch):
+    """What the notebook loads, like `real_model`."""
+    tokenizer = small_tokenizer()
+    model = minding_model(len(tokenizer)), tokenizer
+    monkeypatch.setitem(sys.modules, "embedded_model", SimpleNamespace(load=lambda: model))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("loaded", "settings"),
+    [
+        pytest.param("tiny_model", LITTLE, id="tiny"),
+        pytest.param("real_model", LEAST, id="real", marks=pytest.mark.slow),
+    ],
+)
+def test_the_code_runs_and_leaves_the_model_as_it_was(loaded, settings, stored, request, tmp_path, monkeypatch, capsys):
     pytest.importorskip("vaderSentiment")
+    model, _ = request.getfixturevalue(loaded)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.chdir(tmp_path)
-    parameters(stored).source = LEAST
+    parameters(stored).source = settings
     namespace = {"__name__": "notebook"}
-    before = snapshot(real_model[0])
+    before = snapshot(model)
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.filterwarnings("ignore", "FigureCanvasAgg is non-interactive")
         for cell in runner.code_cells(stored):
             exec(compile(cell.source, runner.NOTEBOOK.name, "exec"), namespace)
     namespace["pyplot"].close("all")
-    assert_untouched(real_model[0], before)
+    assert_untouched(model, before)
     assert "the same logits: True" in capsys.readouterr().out
     assert {"positive-reviews", "smollm2-positive"} <= {path.name for path in tmp_path.iterdir()}
 
